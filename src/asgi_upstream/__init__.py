@@ -1,0 +1,30 @@
+"""Share one pooled HTTP client in an ASGI app, and answer with an upstream's response."""
+
+from .dependencies import client_dependency, get_client
+from .errors import (
+    PoolExhausted,
+    UpstreamBodyTooLarge,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    upstream_errors,
+)
+from .lifespan import client_lifespan, combine_lifespans
+from .responses import BufferedResponse, StreamedResponse
+
+__all__ = [
+    "BufferedResponse",
+    "PoolExhausted",
+    "StreamedResponse",
+    "UpstreamBodyTooLarge",
+    "UpstreamConnectError",
+    "UpstreamError",
+    "UpstreamProtocolError",
+    "UpstreamTimeout",
+    "client_dependency",
+    "client_lifespan",
+    "combine_lifespans",
+    "get_client",
+    "upstream_errors",
+]

@@ -1,0 +1,141 @@
+"""Failures of an upstream, as HTTP errors that an app answers without a handler of its own."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import httpx
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger("asgi_upstream")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class UpstreamError(HTTPException):
+    """The upstream failed: 502 Bad Gateway (RFC 9110 15.6.3). The base of all the others.
+
+    `status_code` and `detail` can be read from the class, for FastAPI's `responses=`. The detail
+    names no host, port or URL, since callers see it; the httpx exception is `__cause__`.
+    """
+
+    status_code: int = 502
+    detail: str = "The upstream failed"
+    headers: Mapping[str, str] | None = None
+
+    def __init__(self, detail: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(self.status_code, detail or self.detail, headers or self.headers)
+
+
+class UpstreamConnectError(UpstreamError):
+    """No connection to the upstream: refused, unresolvable, TLS failure, proxy failure. 502."""
+
+    detail = "The upstream cannot be reached"
+
+
+class UpstreamProtocolError(UpstreamError):
+    """The upstream broke off, or what it sent is not the HTTP it should be. 502."""
+
+    detail = "The upstream sent an invalid response"
+
+
+class UpstreamBodyTooLarge(UpstreamError):
+    """The body is longer than the `max_bytes` of a `BufferedResponse`. 502."""
+
+    detail = "The upstream's response is too large"
+
+
+class UpstreamTimeout(UpstreamError):
+    """A connect, read or write timeout, or the deadline, passed: 504 (RFC 9110 15.6.5)."""
+
+    status_code = 504
+    detail = "The upstream did not answer in time"
+
+
+class PoolExhausted(UpstreamError):
+    """No connection of the pool came free in time: 503 with `retry-after` (RFC 9110 15.6.4)."""
+
+    status_code = 503
+    detail = "Too many requests to the upstream are under way"
+    headers = {"retry-after": "1"}  # noqa: RUF012  the base class fixes the type
+
+
+# The first class that fits decides, so the narrow ones stand before the wide.
+_ERRORS: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
+    (httpx.PoolTimeout, PoolExhausted),
+    (httpx.TimeoutException, UpstreamTimeout),
+    (httpx.ConnectError, UpstreamConnectError),
+    (httpx.ProxyError, UpstreamConnectError),
+    (httpx.RequestError, UpstreamProtocolError),
+    (httpx.HTTPStatusError, UpstreamError),
+)
+
+
+def as_upstream_error(exc: Exception) -> UpstreamError | None:
+    """`exc` as one of the errors above, its `__cause__` set; None where it is not httpx's."""
+    for theirs, ours in _ERRORS:
+        if isinstance(exc, theirs):
+            error = ours()
+            error.__cause__ = exc
+            return error
+    return exc if isinstance(exc, UpstreamError) else None
+
+
+def log_failure(error: UpstreamError, host: str) -> None:
+    """Write the one WARNING line of an upstream failure."""
+    cause = error.__cause__ or error
+    logger.warning("upstream %s failed: %s: %s", host, type(cause).__name__, cause)
+
+
+class upstream_errors:
+    """Raise httpx's exceptions as `UpstreamError`s: a context manager, and a decorator.
+
+        with upstream_errors():
+            answer = (await client.get("/item")).raise_for_status()
+
+    Decorates `async def` and plain `def` functions alike. `httpx.HTTPStatusError`, which only
+    `raise_for_status()` raises, becomes a plain `UpstreamError`. Whatever is not httpx's passes.
+    """
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, (httpx.RequestError, httpx.HTTPStatusError)):
+            error = as_upstream_error(exc)
+            assert error is not None
+            log_failure(error, _host_of(exc))
+            raise error from exc
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return awaited  # type: ignore[return-value]
+
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self:
+                return function(*args, **kwargs)
+
+        return called
+
+
+def _host_of(exc: httpx.RequestError | httpx.HTTPStatusError) -> str:
+    try:
+        return exc.request.url.host
+    except RuntimeError:  # raised by code that set no request on it
+        return "(unknown)"

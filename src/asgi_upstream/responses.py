@@ -1,0 +1,237 @@
+"""The responses that endpoints return: descriptions of an exchange that is still to happen."""
+
+from collections.abc import Mapping
+from typing import Self, TypedDict, Unpack, cast
+
+import httpx
+from starlette.background import BackgroundTask
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .exchange import ErrorFrame, Exchange, OnResponse, Options, SendsRequests, Transform
+
+
+class CommonOptions(TypedDict, total=False):
+    """The keyword arguments of both responses."""
+
+    status_code: int | None
+    headers: Mapping[str, str] | None
+    media_type: str | None
+    decode: bool
+    transform: Transform | None
+    on_response: OnResponse | None
+    deadline: float | None
+    background: BackgroundTask | None
+
+
+class StreamedOptions(CommonOptions, total=False):
+    """The keyword arguments of `StreamedResponse`."""
+
+    error_frame: ErrorFrame | None
+
+
+class BufferedOptions(CommonOptions, total=False):
+    """The keyword arguments of `BufferedResponse`."""
+
+    max_bytes: int
+
+
+class _UpstreamResponse(Response):
+    """What both share: the whole exchange happens in the call."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        request: httpx.Request,
+        options: Options,
+        status_code: int | None,
+        headers: Mapping[str, str] | None,
+        media_type: str | None,
+        background: BackgroundTask | None,
+    ) -> None:
+        name = type(self).__name__
+        if not hasattr(client, "aclose"):
+            raise TypeError(
+                f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
+                f"client_lifespan(); or call a sync client in a plain `def` endpoint and return "
+                f"an ordinary Response"
+            )
+        if isinstance(request, HTTPConnection) or not hasattr(request, "extensions"):
+            raise TypeError(
+                f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
+                f"{name}(client, client.build_request('GET', url))"
+            )
+        if options.deadline is not None and not options.deadline > 0:
+            raise ValueError(
+                f"deadline={options.deadline!r}: give seconds above 0, or None for no deadline"
+            )
+        if status_code is not None and not 200 <= status_code < 600:
+            raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
+        self._client = cast(SendsRequests, client)
+        self._request = request
+        self._options = options
+        # An attribute that may be set later, as of any Response; None is for the upstream's.
+        self.status_code = cast(int, status_code)
+        self.media_type = media_type
+        self.background = background
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(
+            self._client, self._request, self.status_code, self.raw_headers, self._options
+        )
+        if await exchange.run(scope, receive, send) and self.background is not None:
+            await self.background()
+
+
+class StreamedResponse(_UpstreamResponse):
+    """Answers with the upstream's response, chunk by chunk as it arrives.
+
+        return StreamedResponse(client, client.build_request("GET", "/report"))
+
+    Nothing is sent or open until the server calls the response. Then the request is sent, and
+    status, end-to-end headers (RFC 9110 7.6.1) and body are relayed, with back-pressure. A caller
+    who leaves cancels the exchange at any moment.
+
+    Arguments:
+        client: the shared client; its auth, event hooks, mounts and proxies apply.
+        request: what to send, from `client.build_request(...)`.
+        status_code: instead of the upstream's.
+        headers: on top of the upstream's, each in place of those of its name. So are headers set
+            on the object later; `set_cookie` adds one.
+        media_type: the content type, instead of the upstream's.
+        decode: relay the decoded body, without its `content-encoding` and `content-length`.
+        transform: a function from an async iterator of decoded bytes to another of bytes.
+        on_response: called with the upstream's `httpx.Response` before anything is sent; async or
+            not. It may raise, change `upstream.headers`, or return a response to send instead.
+        deadline: seconds for the whole exchange, the caller's reading included.
+        error_frame: a function from the exception to the last bytes of a body that fails after
+            its start; the body then ends properly. Implies `decode`, and no `content-length`.
+            Without it the connection to the caller is cut, which is how HTTP shows truncation.
+        background: runs when the server took the whole response; not after an exception, and not
+            for a caller who left.
+
+    Raises:
+        TypeError, ValueError: at once, for arguments that make no sense.
+        UpstreamError: when called, where the upstream fails before the response started: an
+            `HTTPException` with status 502, 503 or 504. After that, to cut the connection.
+        RuntimeError: when called again, if the request's body can be sent only once.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        request: httpx.Request,
+        *,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        decode: bool = False,
+        transform: Transform | None = None,
+        on_response: OnResponse | None = None,
+        deadline: float | None = None,
+        error_frame: ErrorFrame | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        options = Options(
+            decode=decode,
+            transform=transform,
+            on_response=on_response,
+            deadline=deadline,
+            error_frame=error_frame,
+        )
+        super().__init__(client, request, options, status_code, headers, media_type, background)
+
+    @classmethod
+    def adopt(cls, upstream: httpx.Response, **options: Unpack[StreamedOptions]) -> Self:
+        """The same for a response that you opened yourself, with `client.send(stream=True)`.
+
+        It is yours to close until the server calls this response, so return it at once.
+        """
+        return cls(cast(httpx.AsyncClient, _Adopted(upstream)), upstream.request, **options)
+
+
+class BufferedResponse(_UpstreamResponse):
+    """Answers with the upstream's response once all of it is there.
+
+        return BufferedResponse(client, client.build_request("GET", "/item"))
+
+    So every failure of the upstream is a clean error status, and `content-length` is always set.
+    The arguments are those of `StreamedResponse`, except:
+
+    Arguments:
+        max_bytes: the longest body that is read, in bytes, decoded where it is decoded. Past that
+            reading stops and the answer is 502.
+        on_response: called when the body is there, and decoded: `upstream.json()` and `.text`
+            work, and what was decoded is relayed so.
+        error_frame: does not exist here, since nothing is sent before all is well.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        request: httpx.Request,
+        *,
+        max_bytes: int = 10 * 1024 * 1024,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        decode: bool = False,
+        transform: Transform | None = None,
+        on_response: OnResponse | None = None,
+        deadline: float | None = None,
+        error_frame: None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        if error_frame is not None:
+            raise TypeError(
+                "BufferedResponse has no error_frame, for it sends nothing before the whole body "
+                "is there: handle UpstreamError, or use StreamedResponse(error_frame=...)"
+            )
+        if not max_bytes > 0:
+            raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
+        options = Options(
+            decode=decode,
+            transform=transform,
+            on_response=on_response,
+            deadline=deadline,
+            max_bytes=max_bytes,
+        )
+        super().__init__(client, request, options, status_code, headers, media_type, background)
+
+    @classmethod
+    def adopt(cls, upstream: httpx.Response, **options: Unpack[BufferedOptions]) -> Self:
+        """The same for a response that you opened yourself, with `client.send(stream=True)`.
+
+        It is yours to close until the server calls this response, so return it at once.
+        """
+        return cls(cast(httpx.AsyncClient, _Adopted(upstream)), upstream.request, **options)
+
+
+class _Adopted:
+    """In place of a client: hands out a response that is open already, once."""
+
+    def __init__(self, upstream: httpx.Response) -> None:
+        if upstream.is_stream_consumed or upstream.is_closed:
+            try:
+                _ = upstream.content
+            except httpx.ResponseNotRead:
+                raise RuntimeError(
+                    "adopt() needs a response that is open and not read, or read whole: this "
+                    "one's body is gone; open it with client.send(request, stream=True)"
+                ) from None
+        self._upstream: httpx.Response | None = upstream
+
+    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        if self._upstream is None:
+            raise RuntimeError(
+                "an adopted response can be sent to one caller only: make it from a client and a "
+                "request, StreamedResponse(client, request), to have an exchange for each call"
+            )
+        upstream, self._upstream = self._upstream, None
+        return upstream
+
+    async def aclose(self) -> None:
+        if self._upstream is not None:
+            await self._upstream.aclose()
