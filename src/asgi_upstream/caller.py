@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from types import TracebackType
+import time
+import types
+from collections.abc import AsyncIterator, Coroutine, Generator
 from typing import Any, Self
 
 import anyio
-import anyio.abc
 import httpx
+from anyio.abc import TaskGroup
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -23,7 +24,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take once nobody waits for its result."""
 
 CALLER_LEFT = 499
-"""Status sent after a caller who left: nginx's, for access logs; the caller never sees it."""
+"""Status that middleware and access logs see for a caller who left before the start: nginx's."""
 
 
 class CallerLeft(Exception):
@@ -33,12 +34,11 @@ class CallerLeft(Exception):
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_prefix", "_receive", "_send", "has_body", "method", "started")
+    __slots__ = ("_prefix", "_send", "has_body", "method", "started")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive = receive
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
-        # A refused WebSocket handshake is answered by the denial response extension's messages.
+        # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
         self.method: str = scope.get("method", "GET")
         self.has_body = any(
@@ -57,19 +57,19 @@ class Caller:
         await self._message("http.response.body", body=chunk, more_body=more)
 
     async def abort(self) -> None:
-        """Make sure that the exception that leaves the app next cuts the connection.
+        """Make sure that the exception which leaves the app next cuts the connection.
 
-        Starlette's BaseHTTPMiddleware ends the body properly when the app under it raises, which
-        hides the truncation. It fails, as it should, on a message it does not know; and a server
-        that does not know the message either says so here, where it changes nothing.
+        Under Starlette's BaseHTTPMiddleware it would not: that ends the body properly when the app
+        below it raises, and so hides the truncation. But it fails, as it should, on a message that
+        it does not know. A server does not know it either, and says so here, to no effect.
         """
         try:
             await self._message("http.response.abort", reason="the upstream's body broke off")
         except Exception:
-            logger.debug("the server refused to be told of an abort", exc_info=True)
+            logger.debug("the server refused the abort message", exc_info=True)
 
     async def dismiss(self) -> None:
-        """End the ASGI call for a caller who left, so that middleware sees a response."""
+        """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
         if self.started:
             return
         try:
@@ -77,10 +77,6 @@ class Caller:
             await self.body(b"", more=False)
         except Exception:
             logger.debug("the server takes nothing for a caller who left", exc_info=True)
-
-    def watch(self, scope: anyio.CancelScope) -> "Watch":
-        """Watch the caller; `scope` is cancelled when it leaves."""
-        return Watch(self._receive, scope)
 
     async def _message(self, kind: str, **content: Any) -> None:
         try:
@@ -93,42 +89,39 @@ class Watch:
     """Reads `receive` until the caller has left, then cancels a scope.
 
     Servers tell of a disconnect to whoever waits in `receive`; few fail a `send`, and none while
-    nothing is sent. So somebody must wait there, in a task of its own. On asyncio that task is
-    started late, by a timer, since a timer costs a tenth of a task. On trio it is a child task.
+    nothing is sent. So somebody must wait there, in a task of its own. On asyncio a timer starts
+    that task late, for a timer costs a tenth of a task. On trio it is a child task.
 
-    The body of the caller's request comes through the same `receive`. While it is being sent
-    upstream the watch holds back: whoever reads the body learns of the disconnect.
+    The body of the caller's request comes through the same `receive`. The watch begins when it has
+    gone upstream; until then whoever reads it learns of the disconnect.
     """
 
-    __slots__ = ("_group", "_loop", "_receive", "_scope", "_task", "_timer", "left")
+    __slots__ = ("_group", "_receive", "_scope", "_task", "_timer", "left")
 
     def __init__(self, receive: Receive, scope: anyio.CancelScope) -> None:
         self._receive = receive
         self._scope = scope
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._group: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._group: anyio.abc.TaskGroup | None = None
         self.left = False
 
     async def __aenter__(self) -> Self:
         try:
-            self._loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:  # trio
-            self._group = anyio.create_task_group()
-            await self._group.__aenter__()
+            self._group = await anyio.create_task_group().__aenter__()
         return self
 
     def begin(self) -> None:
-        """Start to read `receive`, which from here on nobody else does."""
+        """Start to read `receive`, which from here on nobody else may."""
         if self._group is not None:
             self._group.start_soon(self._listen)
-        elif self._loop is not None and self._timer is None:
-            self._timer = self._loop.call_later(WATCH_AFTER, self._spawn)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._spawn)
 
     def _spawn(self) -> None:
-        assert self._loop is not None
-        self._task = self._loop.create_task(self._listen())
+        self._task = asyncio.get_running_loop().create_task(self._listen())
 
     async def _listen(self) -> None:
         try:
@@ -145,15 +138,10 @@ class Watch:
         self.left = True
         self._scope.cancel()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *exc: Any) -> bool | None:  # noqa: PYI036  passed on as they are
         if self._group is not None:
             self._group.cancel_scope.cancel()
-            return await self._group.__aexit__(exc_type, exc, traceback)
+            return await self._group.__aexit__(*exc)
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None and not self._task.done():
@@ -177,3 +165,55 @@ class Upload(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._body.aclose()
+
+
+async def uninterrupted(coroutine: Coroutine[Any, Any, None], timeout: float) -> bool:
+    """Await it to its end, whoever cancels this task meanwhile. False where that took too long.
+
+    A shielded scope holds off the cancellations of anyio and trio, but not `task.cancel()` of
+    asyncio, which servers use when they stop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # trio
+        with anyio.move_on_after(timeout, shield=True) as scope:
+            await coroutine
+        return not scope.cancelled_caught
+    in_time = False
+    with anyio.CancelScope(shield=True):
+        in_time = await _driven(coroutine, time.monotonic() + timeout)
+    return in_time
+
+
+@types.coroutine
+def _driven(coroutine: Coroutine[Any, Any, None], deadline: float) -> Generator[Any, Any, bool]:
+    """Step through a coroutine on asyncio, and put a cancellation of the task off until after it.
+
+    A task of its own would do the same, but costs each exchange three turns of the event loop.
+    """
+    put_off: asyncio.CancelledError | None = None
+    in_time = True
+    while True:
+        try:
+            future = coroutine.send(None)
+        except StopIteration:
+            break
+        except asyncio.CancelledError:
+            in_time = False
+            break
+        while True:
+            try:
+                if future is None:  # it only lets others run
+                    yield
+                else:
+                    left = deadline - time.monotonic()
+                    yield from asyncio.wait([future], timeout=left).__await__()
+                    future.cancel()  # if it is not done by now
+            except asyncio.CancelledError as exc:
+                put_off = exc
+                if future is not None:
+                    continue
+            break
+    if put_off is not None:
+        raise put_off
+    return in_time

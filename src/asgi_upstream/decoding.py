@@ -6,7 +6,7 @@ The codings that httpx gets from other packages (br, zstd) are left to it, in sm
 """
 
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from functools import cache
 
 import httpx
@@ -14,7 +14,7 @@ import httpx
 from .errors import UpstreamProtocolError
 
 _PIECE = 65536
-_SLICE = 16  # bytes; the other codings may turn each into about a megabyte
+_SLICE = 16  # bytes, which br may turn into some megabytes
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
@@ -27,17 +27,16 @@ def codings_of(response: httpx.Response) -> list[str]:
 @cache
 def can_decode(coding: str) -> bool:
     """Whether the coding can be undone, here or by httpx with what is installed."""
-    if coding in _WBITS:
-        return True
+    probe = b"not coded"
     try:
-        probe = httpx.Response(200, headers={"content-encoding": coding}, content=b"not coded")
+        response = httpx.Response(200, headers={"content-encoding": coding}, content=probe)
     except httpx.DecodingError:
         return True
-    return probe.content != b"not coded"
+    return coding in _WBITS or response.content != probe
 
 
-def decoded(body: AsyncIterable[bytes], codings: list[str]) -> AsyncIterable[bytes]:
-    """`body` with its codings undone, the last applied first.
+def decoded(body: AsyncIterable[bytes], codings: list[str]) -> AsyncIterator[bytes]:
+    """`body` with its codings undone, the last applied first, in pieces of at most 64 KiB.
 
     Raises, while it is read:
         httpx.DecodingError: the body is not what its coding says, or ends too soon.
@@ -46,34 +45,34 @@ def decoded(body: AsyncIterable[bytes], codings: list[str]) -> AsyncIterable[byt
     for coding in reversed(codings):
         if not can_decode(coding):
             raise UpstreamProtocolError
-        body = _inflated(body, _WBITS[coding]) if coding in _WBITS else _by_httpx(body, coding)
-    return body
+        body = _inflated(aiter(body), coding) if coding in _WBITS else _by_httpx(body, coding)
+    return aiter(body)
 
 
-async def _inflated(body: AsyncIterable[bytes], wbits: int) -> AsyncIterator[bytes]:
-    inflate = zlib.decompressobj(wbits)
-    started = False
+async def _inflated(body: AsyncIterator[bytes], coding: str) -> AsyncIterator[bytes]:
+    inflate, head = zlib.decompressobj(_WBITS[coding]), b""
     try:
         async for data in body:
+            if len(head) < 2:
+                head = data = head + data
+                if len(head) < 2:
+                    continue
+                # Some send "deflate" without zlib's two bytes, of which this is the check.
+                if coding == "deflate" and (head[0] & 15 != 8 or int.from_bytes(head[:2]) % 31):
+                    inflate = zlib.decompressobj(-15)
             while data:
                 if inflate.eof:  # another gzip member follows (RFC 1952 2.2)
-                    inflate = zlib.decompressobj(wbits)
-                try:
-                    piece = inflate.decompress(data, _PIECE)
-                except zlib.error:
-                    if started or wbits != 15:
-                        raise
-                    # "deflate" means zlib's format, yet some send the bare stream (9110 8.4.1.2).
-                    inflate = zlib.decompressobj(-15)
-                    piece = inflate.decompress(data, _PIECE)
-                started = True
-                if piece:
+                    inflate = zlib.decompressobj(_WBITS[coding])
+                if piece := inflate.decompress(data, _PIECE):
                     yield piece
                 data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+        if head and not inflate.eof:
+            raise httpx.DecodingError("the compressed body ends too soon")
     except zlib.error as exc:
         raise httpx.DecodingError(str(exc)) from exc
-    if started and not inflate.eof:
-        raise httpx.DecodingError("the compressed body ends too soon")
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()
 
 
 def _by_httpx(body: AsyncIterable[bytes], coding: str) -> AsyncIterator[bytes]:
@@ -82,4 +81,5 @@ def _by_httpx(body: AsyncIterable[bytes], coding: str) -> AsyncIterator[bytes]:
             for start in range(0, len(chunk), _SLICE):
                 yield chunk[start : start + _SLICE]
 
-    return httpx.Response(200, headers={"content-encoding": coding}, content=slices()).aiter_bytes()
+    fields = {"content-encoding": coding}
+    return httpx.Response(200, headers=fields, content=slices()).aiter_bytes()

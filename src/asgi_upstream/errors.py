@@ -4,7 +4,6 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import httpx
@@ -20,7 +19,7 @@ class UpstreamError(HTTPException):
     """The upstream failed: 502 Bad Gateway (RFC 9110 15.6.3). The base of all the others.
 
     `status_code` and `detail` can be read from the class, for FastAPI's `responses=`. The detail
-    names no host, port or URL, since callers see it; the httpx exception is `__cause__`.
+    is for callers, and names no host, port or URL; httpx's exception is the `__cause__`.
     """
 
     status_code: int = 502
@@ -32,7 +31,7 @@ class UpstreamError(HTTPException):
 
 
 class UpstreamConnectError(UpstreamError):
-    """No connection to the upstream: refused, unresolvable, TLS failure, proxy failure. 502."""
+    """No connection to the upstream: refused, unresolvable, a TLS or proxy failure. 502."""
 
     detail = "The upstream cannot be reached"
 
@@ -50,34 +49,33 @@ class UpstreamBodyTooLarge(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """A connect, read or write timeout, or the deadline, passed: 504 (RFC 9110 15.6.5)."""
+    """A connect, read or write timeout, or the deadline, passed. 504 (RFC 9110 15.6.5)."""
 
     status_code = 504
     detail = "The upstream did not answer in time"
 
 
 class PoolExhausted(UpstreamError):
-    """No connection of the pool came free in time: 503 with `retry-after` (RFC 9110 15.6.4)."""
+    """No connection of the pool came free in time. 503 with `retry-after` (RFC 9110 15.6.4)."""
 
     status_code = 503
     detail = "Too many requests to the upstream are under way"
-    headers = {"retry-after": "1"}  # noqa: RUF012  the base class fixes the type
+    headers = {"retry-after": "1"}  # noqa: RUF012  the base class gives its type
 
 
-# The first class that fits decides, so the narrow ones stand before the wide.
-_ERRORS: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
-    (httpx.PoolTimeout, PoolExhausted),
-    (httpx.TimeoutException, UpstreamTimeout),
-    (httpx.ConnectError, UpstreamConnectError),
-    (httpx.ProxyError, UpstreamConnectError),
-    (httpx.RequestError, UpstreamProtocolError),
-    (httpx.HTTPStatusError, UpstreamError),
-)
+_OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits decides
+    httpx.PoolTimeout: PoolExhausted,
+    httpx.TimeoutException: UpstreamTimeout,
+    httpx.ConnectError: UpstreamConnectError,
+    httpx.ProxyError: UpstreamConnectError,
+    httpx.RequestError: UpstreamProtocolError,
+    httpx.HTTPStatusError: UpstreamError,
+}
 
 
 def as_upstream_error(exc: Exception) -> UpstreamError | None:
-    """`exc` as one of the errors above, its `__cause__` set; None where it is not httpx's."""
-    for theirs, ours in _ERRORS:
+    """One of the errors above for one of httpx's, its `__cause__`; None for any other."""
+    for theirs, ours in _OURS.items():
         if isinstance(exc, theirs):
             error = ours()
             error.__cause__ = exc
@@ -97,45 +95,31 @@ class upstream_errors:
         with upstream_errors():
             answer = (await client.get("/item")).raise_for_status()
 
-    Decorates `async def` and plain `def` functions alike. `httpx.HTTPStatusError`, which only
-    `raise_for_status()` raises, becomes a plain `UpstreamError`. Whatever is not httpx's passes.
+    Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which comes only of
+    `raise_for_status()`, becomes a plain `UpstreamError`. What is not httpx's passes unchanged.
     """
 
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(exc, (httpx.RequestError, httpx.HTTPStatusError)):
-            error = as_upstream_error(exc)
-            assert error is not None
-            log_failure(error, _host_of(exc))
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError):
+            error = as_upstream_error(exc) or UpstreamError()
+            try:
+                log_failure(error, exc.request.url.host)
+            except RuntimeError:  # raised by code that set no request on it
+                log_failure(error, "(unknown)")
             raise error from exc
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        if inspect.iscoroutinefunction(function):
-
-            @wraps(function)
-            async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return awaited  # type: ignore[return-value]
-
         @wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with upstream_errors():
                 return function(*args, **kwargs)
 
-        return called
+        @wraps(function)
+        async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with upstream_errors():
+                return await function(*args, **kwargs)  # type: ignore[misc]
 
-
-def _host_of(exc: httpx.RequestError | httpx.HTTPStatusError) -> str:
-    try:
-        return exc.request.url.host
-    except RuntimeError:  # raised by code that set no request on it
-        return "(unknown)"
+        return call_async if inspect.iscoroutinefunction(function) else call  # type: ignore[return-value]

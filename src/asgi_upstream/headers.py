@@ -1,55 +1,36 @@
 """Which header fields cross, as pure functions over raw header lists.
 
-A raw header list is ASGI's: pairs of lower-case name and value, as bytes, repeated fields one by
-one and in order.
+A raw header list is ASGI's: pairs of a name in lower case and a value, as bytes, in order, repeated
+fields one by one.
 """
 
 from collections.abc import Iterable
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+# For one connection only, with those that Connection names (RFC 9110 7.6.1).
 HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
+    b"transfer-encoding upgrade".split()
 )
-"""Fields for one connection only (RFC 9110 7.6.1); those that Connection names go with them."""
-
-_SERVERS_OWN = frozenset({b"date", b"server"})
-"""Single-valued fields that every ASGI server adds to a response by itself."""
-
+# Single-valued, and every ASGI server adds its own.
+_SERVERS_OWN = frozenset((b"date", b"server"))
+# True only of the very bytes that the upstream sent (RFC 9110 8, RFC 9530).
 _OF_THE_EXACT_BYTES = frozenset(
-    {
-        b"accept-ranges",
-        b"content-digest",
-        b"content-encoding",
-        b"content-length",
-        b"content-md5",
-        b"digest",
-        b"repr-digest",
-    }
+    b"accept-ranges content-digest content-encoding content-length content-md5 digest "
+    b"repr-digest".split()
 )
-"""Fields that are true only of the very bytes the upstream sent (RFC 9110 8, RFC 9530)."""
 
 
 def end_to_end(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The fields of `raw` that may cross a hop, their names in lower case (RFC 9110 7.6.1)."""
     fields = [(name.lower(), value) for name, value in raw]
-    dropped: set[bytes] | frozenset[bytes] = HOP_BY_HOP
+    dropped = HOP_BY_HOP
     for name, value in fields:
         if name == b"connection":
-            dropped = dropped.union(token.strip().lower() for token in value.split(b","))
-        elif name == b"transfer-encoding":
-            # RFC 9112 6.3: the coding overrides the length, and a relay removes the length.
-            dropped = dropped | {b"content-length"}
+            dropped |= {token.strip().lower() for token in value.split(b",")}
+        elif name == b"transfer-encoding":  # it overrides the length (RFC 9112 6.3)
+            dropped |= {b"content-length"}
     return [field for field in fields if field[0] not in dropped]
 
 
@@ -72,37 +53,29 @@ def of_a_changed_body(fields: RawHeaders) -> RawHeaders:
 
 def overlaid(fields: RawHeaders, own: RawHeaders) -> RawHeaders:
     """`fields` with `own` on top: each name in `own` replaces, but Set-Cookie is added."""
-    if not own:
-        return fields
     replaced = {name for name, _ in own if name != b"set-cookie"}
     return [field for field in fields if field[0] not in replaced] + own
 
 
-def without(fields: RawHeaders, *names: bytes) -> RawHeaders:
-    """`fields` less those named."""
-    return [field for field in fields if field[0] not in names]
-
-
-def find(fields: RawHeaders, name: bytes) -> bytes | None:
-    """The value of the first field of that name, or None."""
-    return next((value for key, value in fields if key == name), None)
+def without(fields: RawHeaders, name: bytes) -> RawHeaders:
+    """`fields` less those of that name."""
+    return [field for field in fields if field[0] != name]
 
 
 def with_nosniff(fields: RawHeaders) -> RawHeaders:
-    """`fields` with `x-content-type-options: nosniff` where browsers would hold a stream back.
+    """`fields` with `x-content-type-options: nosniff`, if they are of plain text.
 
-    Browsers collect the first bytes of `text/plain` to guess its type before they show any of it
-    (WHATWG MIME Sniffing 7.2).
+    A browser holds back the first bytes of `text/plain` to guess what they truly are, and so a
+    stream (WHATWG MIME Sniffing 7.2).
     """
-    content_type = find(fields, b"content-type") or b""
-    if content_type.split(b";")[0].strip().lower() != b"text/plain":
-        return fields
-    if find(fields, b"x-content-type-options") is not None:
+    values = dict(fields)
+    media_type = values.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if media_type != b"text/plain" or b"x-content-type-options" in values:
         return fields
     return [*fields, (b"x-content-type-options", b"nosniff")]
 
 
 def content_length(fields: RawHeaders) -> int | None:
     """Content-Length in bytes; None where it is absent or not a number (RFC 9110 8.6)."""
-    value = find(fields, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
+    value = dict(fields).get(b"content-length", b"")
+    return int(value) if value.isdigit() else None

@@ -3,7 +3,7 @@
 import inspect
 import keyword
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -18,18 +18,9 @@ logger = logging.getLogger("asgi_upstream")
 CLOSE_TIMEOUT = 10.0
 """Seconds that a client may take to close before shutdown goes on without it."""
 
-
 App = TypeVar("App")
-
 Lifespan = Callable[[App], AbstractAsyncContextManager[Mapping[str, object]]]
 """What Starlette and FastAPI take as `lifespan=`: entered with the app, yields its state."""
-
-
-class _KeepNoCookies(DefaultCookiePolicy):
-    """Sends the cookies that were put into a jar, and never puts one there (RFC 6265 5.3)."""
-
-    def set_ok(self, cookie: Any, request: Any) -> bool:
-        return False
 
 
 def client_lifespan(
@@ -41,18 +32,18 @@ def client_lifespan(
 ) -> Lifespan[object]:
     """A lifespan that shares one client: opened at start-up, closed at shutdown.
 
-    `app = FastAPI(lifespan=client_lifespan(base_url="https://api.example"))`
+        app = FastAPI(lifespan=client_lifespan(base_url="https://api.example"))
+
+    The client keeps no cookies, for what an upstream sets for one caller would be sent for the
+    next. With `cookies=`, even empty, or cookies put there by the factory, it does as httpx does.
 
     Arguments:
-        factory: makes the client, as `factory(**options)`: `httpx.AsyncClient` or a subclass, a
-            function of your own, async too, or `httpx.Client`, which is closed in a worker thread.
-        name: the key of the client in the lifespan state; routes ask for it by
-            `client_dependency(name)`, and `get_client` is the one for "client".
-        options: what the factory takes (`base_url=`, `timeout=`, `limits=`, `headers=`, ...).
-
-    The client keeps no cookies, for what one caller's upstream response sets would be sent with
-    the next caller's request. With `cookies=`, even empty, or with cookies put there by the
-    factory, it keeps them as httpx does.
+        factory: makes the client, as `factory(**options)`: `httpx.AsyncClient`, a subclass, a
+            function; or `httpx.Client`, which a worker thread closes. What an async function
+            returns is taken as open, so it may have used the client.
+        name: the key in the lifespan state, for `client_dependency(name)`; `get_client` is the one
+            for "client".
+        options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
 
     Raises:
         ValueError: at once, where `name` cannot be an attribute of `request.state`.
@@ -65,9 +56,9 @@ def client_lifespan(
         )
 
     @asynccontextmanager
-    async def lifespan(app: object) -> AsyncIterator[dict[str, object]]:
-        client = factory(**options)
-        if inspect.isawaitable(client):
+    async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
+        client: Any = factory(**options)
+        if is_open := inspect.isawaitable(client):
             client = await client
         if not (hasattr(client, "aclose") or hasattr(client, "close")):
             raise TypeError(
@@ -75,9 +66,13 @@ def client_lifespan(
                 f"nor close(); it must return a client, such as httpx.AsyncClient()"
             )
         try:
-            await _open(client)
-            if "cookies" not in options:
-                _keep_no_cookies(client)
+            if hasattr(client, "__aenter__") and not is_open:
+                await client.__aenter__()
+            elif hasattr(client, "__enter__") and not is_open:
+                client.__enter__()
+            jar = getattr(getattr(client, "cookies", None), "jar", None)
+            if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
+                jar.set_policy(_KeepNoCookies())
             yield {name: client}
         finally:
             await _close(name, client)
@@ -91,38 +86,35 @@ def combine_lifespans(
 ) -> Lifespan[App]:
     """One lifespan of several: entered in order, their states merged, left in reverse.
 
-    Each may be a `client_lifespan(...)` or any other that Starlette or FastAPI would take.
-
     Raises:
         RuntimeError: at start-up, where two yield the same key; those entered before are left.
     """
 
     @asynccontextmanager
-    async def lifespan(app: App) -> AsyncIterator[dict[str, object]]:
+    async def lifespan(app: App) -> AsyncGenerator[dict[str, object]]:
         state: dict[str, object] = {}
-        origin: dict[str, str] = {}
+        origins: dict[str, str] = {}
         async with AsyncExitStack() as stack:
             for one in lifespans:
-                described = getattr(one, "__qualname__", repr(one))
-                for key, value in (await stack.enter_async_context(one(app)) or {}).items():
-                    if key in state:
-                        raise RuntimeError(
-                            f"combine_lifespans: {origin[key]} and {described} both yield the "
-                            f"state key {key!r}; give one another name, as in "
-                            f"client_lifespan(name='billing_client')"
-                        )
-                    state[key] = value
-                    origin[key] = described
+                origin = getattr(one, "__qualname__", repr(one))
+                added = await stack.enter_async_context(one(app)) or {}
+                for key in added.keys() & state.keys():
+                    raise RuntimeError(
+                        f"combine_lifespans: {origins[key]} and {origin} both yield the state key "
+                        f"{key!r}; give one another name: client_lifespan(name='billing_client')"
+                    )
+                state.update(added)
+                origins.update(dict.fromkeys(added, origin))
             yield state
 
     return lifespan
 
 
-async def _open(client: Any) -> None:
-    if hasattr(client, "__aenter__"):
-        await client.__aenter__()
-    elif hasattr(client, "__enter__"):
-        client.__enter__()
+class _KeepNoCookies(DefaultCookiePolicy):
+    """Lets the cookies in a jar be sent, and none be put there (RFC 6265 5.3)."""
+
+    def set_ok(self, cookie: object, request: object) -> bool:
+        return False
 
 
 async def _close(name: str, client: Any) -> None:
@@ -134,9 +126,3 @@ async def _close(name: str, client: Any) -> None:
             await anyio.to_thread.run_sync(client.close, abandon_on_cancel=True)
     if scope.cancelled_caught:
         logger.error("closing %r took more than %g s and was given up", name, CLOSE_TIMEOUT)
-
-
-def _keep_no_cookies(client: Any) -> None:
-    jar = getattr(getattr(client, "cookies", None), "jar", None)
-    if isinstance(jar, CookieJar) and not len(jar):
-        jar.set_policy(_KeepNoCookies())

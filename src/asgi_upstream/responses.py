@@ -1,6 +1,7 @@
 """The responses that endpoints return: descriptions of an exchange that is still to happen."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Self, TypedDict, Unpack, cast
 
 import httpx
@@ -9,11 +10,11 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .exchange import ErrorFrame, Exchange, OnResponse, Options, SendsRequests, Transform
+from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Transform
 
 
-class CommonOptions(TypedDict, total=False):
-    """The keyword arguments of both responses."""
+class ResponseOptions(TypedDict, total=False):
+    """The keyword arguments of both responses; `error_frame` is for streamed ones."""
 
     status_code: int | None
     headers: Mapping[str, str] | None
@@ -22,17 +23,12 @@ class CommonOptions(TypedDict, total=False):
     transform: Transform | None
     on_response: OnResponse | None
     deadline: float | None
+    error_frame: ErrorFrame | None
     background: BackgroundTask | None
 
 
-class StreamedOptions(CommonOptions, total=False):
-    """The keyword arguments of `StreamedResponse`."""
-
-    error_frame: ErrorFrame | None
-
-
-class BufferedOptions(CommonOptions, total=False):
-    """The keyword arguments of `BufferedResponse`."""
+class AdoptOptions(ResponseOptions, total=False):
+    """The keyword arguments of `adopt`; `max_bytes` is for buffered responses."""
 
     max_bytes: int
 
@@ -44,43 +40,60 @@ class _UpstreamResponse(Response):
         self,
         client: httpx.AsyncClient,
         request: httpx.Request,
-        options: Options,
-        status_code: int | None,
-        headers: Mapping[str, str] | None,
-        media_type: str | None,
-        background: BackgroundTask | None,
+        *,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        decode: bool = False,
+        transform: Transform | None = None,
+        on_response: OnResponse | None = None,
+        deadline: float | None = None,
+        error_frame: ErrorFrame | None = None,
+        background: BackgroundTask | None = None,
     ) -> None:
         name = type(self).__name__
         if not hasattr(client, "aclose"):
             raise TypeError(
                 f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
-                f"client_lifespan(); or call a sync client in a plain `def` endpoint and return "
-                f"an ordinary Response"
+                f"client_lifespan(), or use a sync client in a `def` endpoint and return a Response"
             )
         if isinstance(request, HTTPConnection) or not hasattr(request, "extensions"):
             raise TypeError(
                 f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
                 f"{name}(client, client.build_request('GET', url))"
             )
-        if options.deadline is not None and not options.deadline > 0:
-            raise ValueError(
-                f"deadline={options.deadline!r}: give seconds above 0, or None for no deadline"
-            )
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
         if status_code is not None and not 200 <= status_code < 600:
             raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
-        self._client = cast(SendsRequests, client)
-        self._request = request
-        self._options = options
+        self._exchange = partial(
+            Exchange,
+            cast(SendsRequests, client),
+            request,
+            decode=decode,
+            transform=transform,
+            on_response=on_response,
+            deadline=deadline,
+            error_frame=error_frame,
+            max_bytes=None,
+        )
         # An attribute that may be set later, as of any Response; None is for the upstream's.
         self.status_code = cast(int, status_code)
         self.media_type = media_type
         self.background = background
         self.init_headers(headers)
 
+    @classmethod
+    def adopt(cls, upstream: httpx.Response, **options: Unpack[AdoptOptions]) -> Self:
+        """The same for a response that you opened yourself, with `client.send(stream=True)`.
+
+        It is yours to close until the server calls this response, so return it at once.
+        """
+        client = cast(httpx.AsyncClient, _Adopted(upstream))
+        return cls(client, upstream.request, **options)  # type: ignore[misc]
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(
-            self._client, self._request, self.status_code, self.raw_headers, self._options
-        )
+        exchange = self._exchange(status=self.status_code, own_headers=self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
 
@@ -114,42 +127,10 @@ class StreamedResponse(_UpstreamResponse):
 
     Raises:
         TypeError, ValueError: at once, for arguments that make no sense.
-        UpstreamError: when called, where the upstream fails before the response started: an
+        UpstreamError: when called, if the upstream fails before the response started: an
             `HTTPException` with status 502, 503 or 504. After that, to cut the connection.
         RuntimeError: when called again, if the request's body can be sent only once.
     """
-
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        request: httpx.Request,
-        *,
-        status_code: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        media_type: str | None = None,
-        decode: bool = False,
-        transform: Transform | None = None,
-        on_response: OnResponse | None = None,
-        deadline: float | None = None,
-        error_frame: ErrorFrame | None = None,
-        background: BackgroundTask | None = None,
-    ) -> None:
-        options = Options(
-            decode=decode,
-            transform=transform,
-            on_response=on_response,
-            deadline=deadline,
-            error_frame=error_frame,
-        )
-        super().__init__(client, request, options, status_code, headers, media_type, background)
-
-    @classmethod
-    def adopt(cls, upstream: httpx.Response, **options: Unpack[StreamedOptions]) -> Self:
-        """The same for a response that you opened yourself, with `client.send(stream=True)`.
-
-        It is yours to close until the server calls this response, so return it at once.
-        """
-        return cls(cast(httpx.AsyncClient, _Adopted(upstream)), upstream.request, **options)
 
 
 class BufferedResponse(_UpstreamResponse):
@@ -158,14 +139,13 @@ class BufferedResponse(_UpstreamResponse):
         return BufferedResponse(client, client.build_request("GET", "/item"))
 
     So every failure of the upstream is a clean error status, and `content-length` is always set.
-    The arguments are those of `StreamedResponse`, except:
+    The arguments are those of `StreamedResponse`, without `error_frame`, and with these:
 
     Arguments:
         max_bytes: the longest body that is read, in bytes, decoded where it is decoded. Past that
             reading stops and the answer is 502.
         on_response: called when the body is there, and decoded: `upstream.json()` and `.text`
             work, and what was decoded is relayed so.
-        error_frame: does not exist here, since nothing is sent before all is well.
     """
 
     def __init__(
@@ -174,39 +154,17 @@ class BufferedResponse(_UpstreamResponse):
         request: httpx.Request,
         *,
         max_bytes: int = 10 * 1024 * 1024,
-        status_code: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        media_type: str | None = None,
-        decode: bool = False,
-        transform: Transform | None = None,
-        on_response: OnResponse | None = None,
-        deadline: float | None = None,
-        error_frame: None = None,
-        background: BackgroundTask | None = None,
+        **options: Unpack[ResponseOptions],
     ) -> None:
-        if error_frame is not None:
+        if options.get("error_frame") is not None:
             raise TypeError(
                 "BufferedResponse has no error_frame, for it sends nothing before the whole body "
                 "is there: handle UpstreamError, or use StreamedResponse(error_frame=...)"
             )
         if not max_bytes > 0:
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
-        options = Options(
-            decode=decode,
-            transform=transform,
-            on_response=on_response,
-            deadline=deadline,
-            max_bytes=max_bytes,
-        )
-        super().__init__(client, request, options, status_code, headers, media_type, background)
-
-    @classmethod
-    def adopt(cls, upstream: httpx.Response, **options: Unpack[BufferedOptions]) -> Self:
-        """The same for a response that you opened yourself, with `client.send(stream=True)`.
-
-        It is yours to close until the server calls this response, so return it at once.
-        """
-        return cls(cast(httpx.AsyncClient, _Adopted(upstream)), upstream.request, **options)
+        super().__init__(client, request, **options)
+        self._exchange = partial(self._exchange, max_bytes=max_bytes)
 
 
 class _Adopted:
@@ -218,8 +176,8 @@ class _Adopted:
                 _ = upstream.content
             except httpx.ResponseNotRead:
                 raise RuntimeError(
-                    "adopt() needs a response that is open and not read, or read whole: this "
-                    "one's body is gone; open it with client.send(request, stream=True)"
+                    "adopt() needs a response that is open and not read, or read whole, and this "
+                    "one's body is gone: open it with client.send(request, stream=True)"
                 ) from None
         self._upstream: httpx.Response | None = upstream
 
@@ -233,5 +191,4 @@ class _Adopted:
         return upstream
 
     async def aclose(self) -> None:
-        if self._upstream is not None:
-            await self._upstream.aclose()
+        """Only says that this is no sync client; whoever opened the response closes it."""

@@ -1,0 +1,87 @@
+# Needs python3 (3.11 or newer) and make. Everything else is set up in .venv by the first target
+# that needs it, and again only after pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip --disable-pip-version-check --quiet
+LISTS := pyproject.toml constraints.txt
+
+# Stamps: each says that a step of the set-up is done.
+MADE := $(VENV)/.made
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+NGINX := $(VENV)/.nginx-tried
+
+# pyright: take the Node.js that was installed with it, and do not ask for newer versions.
+export PYRIGHT_PYTHON_GLOBAL_NODE := 0
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check serve bench clean nginx
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(DEMO) ## show what the library does, on real input, in half a minute
+	@$(RUN) examples.demo
+
+test: $(DEV) nginx ## run the tests
+	@$(RUN) pytest
+
+check: $(DEV) ## check format, lint and types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) pyright
+
+serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to try
+	@$(RUN) examples.demo --serve
+
+bench: $(DEV) ## measure processor time per request against the hand-written relay
+	@$(RUN) tests.benchmarks.relay
+
+clean: ## remove the virtual environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "This needs Python 3.11 or newer, and '$(PYTHON)' is not; try: make PYTHON=python3.12" >&2; \
+	    exit 1; \
+	}
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { \
+	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is the package python3-venv" >&2; \
+	    exit 1; \
+	}
+	@$(PIP) install 'pip>=25.1' # the first that knows dependency groups
+	@touch $@
+
+$(DEMO): $(MADE) $(LISTS)
+	@echo "installing the package and what the demo needs"
+	@$(PIP) install -c constraints.txt -e . fastapi uvicorn
+	@touch $@
+
+$(DEV): $(DEMO)
+	@echo "installing what the tests and checks need"
+	@$(PIP) install -c constraints.txt -e . --group dev
+	@touch $@
+
+# Some tests run a real nginx. Where it cannot be had they are skipped, and say so.
+nginx: | $(MADE)
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test -e $(NGINX) || $(MAKE) -s $(NGINX)
+
+$(NGINX): | $(MADE)
+	@touch $@
+	@command -v apt-get >/dev/null || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then as_root=; \
+	elif sudo -n true 2>/dev/null; then as_root="sudo -n"; \
+	else exit 0; fi; \
+	echo "installing nginx, which some tests run"; \
+	apt() { timeout 300 $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$$@"; }; \
+	{ apt install nginx-light || { apt update && apt install nginx-light; } || apt install nginx; } \
+	    >$(VENV)/nginx.log 2>&1 </dev/null \
+	    || echo "nginx could not be installed ($(VENV)/nginx.log says why); its tests are skipped"

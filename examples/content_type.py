@@ -1,0 +1,40 @@
+"""The content type is the upstream's; streamed plain text shows in a browser as it comes.
+
+    uvicorn examples.content_type:app
+
+Open http://127.0.0.1:8000/slow-text in a browser: the lines appear one by one. Browsers hold back
+plain text to guess its type, unless the response says `x-content-type-options: nosniff`. A
+StreamedResponse of text/plain says it by itself.
+"""
+
+import os
+from typing import Annotated
+
+import httpx
+from fastapi import Depends, FastAPI
+
+from asgi_upstream import StreamedResponse, client_lifespan, get_client
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+
+app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
+Client = Annotated[httpx.AsyncClient, Depends(get_client)]
+
+
+@app.get("/item")
+async def item(client: Client) -> StreamedResponse:
+    """The upstream says application/json, and so does this."""
+    return StreamedResponse(client, client.build_request("GET", "/item"))
+
+
+@app.get("/slow-text")
+async def slow_text(client: Client) -> StreamedResponse:
+    """The upstream says text/plain; the browser is told not to guess."""
+    return StreamedResponse(client, client.build_request("GET", "/slow-text"))
+
+
+@app.get("/item-as-text")
+async def item_as_text(client: Client) -> StreamedResponse:
+    """A content type of the author's own wins over the upstream's."""
+    request = client.build_request("GET", "/item")
+    return StreamedResponse(client, request, media_type="text/plain")

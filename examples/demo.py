@@ -1,0 +1,343 @@
+"""Shows what the library does, on real input: `make demo`, or `python -m examples.demo`.
+
+Starts two processes on loopback, `examples.upstream` and the app `examples.demo_app` that relays
+it, and plays the callers. The exit status is 0 if all held. With `--serve` both keep running.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+MB = 1_000_000
+FILE_SIZE = 200 * MB
+MEMORY_GROWTH = 10 * MB  # at most, of the app while the file passes; uvloop reads 8 MB at once
+NOTICED_WITHIN = 1.0  # seconds, of a caller who left
+STEP_TIMEOUT = 20.0  # seconds for each part of the demo
+START_TIMEOUT = 20.0  # seconds for a server to start
+STOP_TIMEOUT = 5.0  # seconds for a server to stop by itself
+
+UTF8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+TICK, CROSS = ("✓", "✗") if UTF8 else ("ok", "FAILED")
+GREEN, RED, PLAIN = ("\x1b[32m", "\x1b[31m", "\x1b[0m") if sys.stdout.isatty() else ("", "", "")
+
+
+class Failed(Exception):
+    """A part of the demo that cannot go on."""
+
+
+@dataclass
+class Server:
+    """An ASGI app under uvicorn, in a process and process group of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    port: int
+    log: Path
+
+    def memory(self) -> int | None:
+        """Resident memory in bytes; None where the system has no /proc."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return None
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        return int(lines["VmRSS"].split()[0]) * 1024
+
+
+@contextlib.asynccontextmanager
+async def running(app: str, log: Path, **environment: str) -> AsyncIterator[Server]:
+    """Serve `app` on a free port; the process is gone afterwards, whatever happened."""
+    process = start(app, log, environment)
+    # No await since the process exists: a cancellation cannot come between.
+    try:
+        port = await port_of(process, log)
+        yield Server(process, f"http://127.0.0.1:{port}", port, log)
+    finally:
+        stop(process)
+
+
+def start(app: str, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Begin a process, and process group, that serves `app`."""
+    command = [sys.executable, "-m", "uvicorn", app, "--port", "0"]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*command, "--timeout-graceful-shutdown", "1"],
+            env={**os.environ, **environment, "NO_PROXY": "*", "no_proxy": "*"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+async def port_of(process: subprocess.Popen[bytes], log: Path) -> int:
+    """The port that the server chose, once it listens."""
+    give_up = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < give_up:
+        if (port := port_in(log)) is not None:
+            return port
+        await asyncio.sleep(0.05)
+    raise Failed(f"a server did not start; its log:\n{text_of(log)}")
+
+
+def port_in(log: Path) -> int | None:
+    found = re.search(r"running on http://127\.0\.0\.1:(\d+)", text_of(log))
+    return int(found[1]) if found else None
+
+
+def text_of(log: Path) -> str:
+    return log.read_text(errors="replace")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process group. Blocks, so that nothing interrupts it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT)
+
+
+def caller_of(server: Server) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10)
+
+
+@dataclass
+class Demo:
+    """The two servers, who calls them, and what was seen."""
+
+    upstream: Server
+    app: Server
+    caller: httpx.AsyncClient
+    direct: httpx.AsyncClient
+    failures: list[str] = field(default_factory=list[str])
+
+    def held(self, ok: bool, what: str, seen: str) -> None:
+        """Print one line of the demo, with its tick or cross."""
+        mark = f"{GREEN}{TICK}{PLAIN}" if ok else f"{RED}{CROSS}{PLAIN}"
+        print(f"  {mark} {what:<44} {seen}", flush=True)
+        if not ok:
+            self.failures.append(what)
+
+    async def at_upstream(self) -> tuple[int, list[float]]:
+        """Exchanges open at the upstream; and when callers left early, by time.monotonic()."""
+        answer = (await self.direct.get("/open")).raise_for_status().json()
+        return answer["open"], [caller["at"] for caller in answer["left"]]
+
+    async def until_open(self, count: int) -> bool:
+        """Wait until so many exchanges are open at the upstream."""
+        give_up = time.monotonic() + 5
+        while time.monotonic() < give_up:
+            if (await self.at_upstream())[0] == count:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+
+async def the_file(demo: Demo) -> None:
+    # A little of the same first, so that what is loaded once does not count.
+    await demo.caller.get("/file", params={"size": 5 * MB})
+    before = most = demo.app.memory()
+    digest, size, measured_at = hashlib.sha256(), 0, 0
+    begun = time.monotonic()
+    async with demo.caller.stream("GET", "/file", params={"size": FILE_SIZE}) as answer:
+        async for chunk in answer.aiter_raw():
+            digest.update(chunk)
+            size += len(chunk)
+            if size - measured_at > 5 * MB:
+                measured_at, now = size, demo.app.memory()
+                most = max(most, now) if most and now else None
+    took = time.monotonic() - begun
+    whole = size == FILE_SIZE == int(answer.headers["content-length"])
+    demo.held(whole, "a file arrives whole", f"{size / MB:.0f} MB in {took:.1f} s")
+    expected = answer.headers["x-sha256"]
+    demo.held(digest.hexdigest() == expected, "its checksum is right", f"sha256 {expected[:16]}...")
+    if before is None or most is None:
+        print("    the app's memory: not measured, for there is no /proc here")
+    else:
+        seen = f"{before / MB:.1f} MB before, {most / MB:.1f} MB at most"
+        demo.held(most - before < MEMORY_GROWTH, "the app's memory stays flat", seen)
+
+
+async def the_events(demo: Demo) -> None:
+    delays: list[float] = []
+    begun = time.monotonic()
+    async with demo.caller.stream("GET", "/events", params={"count": 8}) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data:"):
+                delays.append(time.time() - json.loads(line[5:])["sent"])
+                print(f"      at {time.monotonic() - begun:5.3f} s   {line}", flush=True)
+    demo.held(len(delays) == 8, "events arrive one by one", f"{len(delays)} of 8")
+    worst = max(delays, default=0.0) * 1000
+    demo.held(worst < 50, "each as soon as it was sent", f"{worst:.1f} ms at most")
+
+
+async def callers_who_leave(demo: Demo) -> None:
+    for path, what in (
+        ("/never", "a caller leaves before the first byte"),
+        ("/events?count=1000", "a caller leaves in the middle of the body"),
+    ):
+        _, earlier = await demo.at_upstream()
+        reader, writer = await asyncio.open_connection("127.0.0.1", demo.app.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: demo\r\n\r\n".encode())
+        reached = await demo.until_open(1)
+        if path != "/never":
+            await reader.read(1)
+        writer.close()
+        left_at = time.monotonic()
+        closed = await demo.until_open(0)
+        _, later = await demo.at_upstream()
+        if reached and closed and len(later) > len(earlier):
+            took = later[-1] - left_at
+            seen = f"the upstream noticed after {took * 1000:.0f} ms"
+            demo.held(took < NOTICED_WITHIN, what, seen)
+        else:
+            demo.held(False, what, "the upstream did not notice")
+
+
+async def an_upstream_that_dies(demo: Demo) -> None:
+    size, cut = 0, ""
+    try:
+        async with demo.caller.stream("GET", "/dies") as answer:
+            async for chunk in answer.aiter_raw():
+                size += len(chunk)
+    except httpx.RemoteProtocolError as exc:
+        cut = type(exc).__name__
+    demo.held(bool(cut), "the caller is told: its connection is cut", f"{size} bytes, then {cut}")
+    told = (await demo.caller.get("/dies/told")).text
+    last = " ".join(told[told.rfind("event:") :].split("\n")).strip()
+    demo.held("event: error" in told, "or by a last event, with error_frame", last)
+
+
+async def errors_told_apart(demo: Demo) -> None:
+    await expect(demo, 502, "/refused", "nobody listens")
+    busy = asyncio.create_task(demo.caller.get("/narrow/never"))
+    try:
+        await demo.until_open(1)
+        await expect(demo, 503, "/narrow/item", "every connection of the pool is taken")
+    finally:
+        busy.cancel()
+        await asyncio.wait([busy])
+    await expect(demo, 504, "/never/timeout", "no answer within the read timeout")
+    await expect(demo, 504, "/never/deadline", "no answer within the deadline")
+    await expect(demo, 418, "/status/418", "the upstream's own error is relayed")
+
+
+async def expect(demo: Demo, status: int, path: str, what: str) -> None:
+    answer = await demo.caller.get(path)
+    retry = answer.headers.get("retry-after")
+    seen = f"{answer.status_code} {answer.reason_phrase}" + (
+        f", retry-after: {retry}" * bool(retry)
+    )
+    demo.held(answer.status_code == status and bool(retry) is (status == 503), what, seen)
+
+
+async def nothing_left_open(demo: Demo) -> None:
+    await demo.until_open(0)
+    count, _ = await demo.at_upstream()
+    demo.held(count == 0, "upstream connections left open", str(count))
+
+
+PARTS: tuple[tuple[str, Callable[[Demo], Awaitable[None]]], ...] = (
+    ("A file of 200 MB", the_file),
+    ("An event stream, an event every 100 ms", the_events),
+    ("Callers who hang up", callers_who_leave),
+    ("An upstream that dies half-way", an_upstream_that_dies),
+    ("Errors told apart", errors_told_apart),
+    ("At the end", nothing_left_open),
+)
+
+
+async def show(demo: Demo) -> int:
+    """Run every part; 0 if all held."""
+    print("An app relays an upstream to its callers; all of them run on this machine.")
+    for title, part in PARTS:
+        print(f"\n{title}", flush=True)
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT):
+                await part(demo)
+        except Exception as exc:
+            demo.held(False, "this part broke off", f"{type(exc).__name__}: {exc}")
+    if not demo.failures:
+        print("\nAll of it held.")
+        return 0
+    for server in (demo.upstream, demo.app):
+        print(f"\nThe log of {server.log.stem}:\n{text_of(server.log)}")
+    print(f"{len(demo.failures)} did not hold: {', '.join(demo.failures)}")
+    return 1
+
+
+async def serve(demo: Demo) -> int:
+    """Keep both servers running until Ctrl-C."""
+    print(f"The upstream is {demo.upstream.url}, the app that relays it {demo.app.url}. Try:\n")
+    for options, path, what in (
+        ("-o /dev/null", "/file", "200 MB"),
+        ("-N", "/events", "an event every 100 ms"),
+        ("", "/item", "JSON"),
+        ("", "/never", "no answer; Ctrl-C, and see /open"),
+        ("", "/dies", "the upstream dies half-way: curl says so"),
+        ("", "/dies/told", "the same, with an error_frame"),
+        ("-i", "/refused", "502"),
+        ("-i", "/never/deadline", "504"),
+        ("-i", "/status/418", "any status"),
+    ):
+        line = f"curl {options} {demo.app.url}{path}".replace("  ", " ")
+        print(f"  {line:<52} # {what}")
+    line = f"curl {demo.upstream.url}/open"
+    print(f"  {line:<52} # exchanges open at the upstream")
+    print("\nCtrl-C ends both.", flush=True)
+    both = (demo.upstream.process, demo.app.process)
+    while all(process.poll() is None for process in both):  # noqa: ASYNC110  they set no event
+        await asyncio.sleep(0.5)
+    raise Failed("a server ended by itself")
+
+
+async def run(play: Callable[[Demo], Awaitable[int]]) -> int:
+    """Start both servers, play, and stop both."""
+    # Not only Ctrl-C: whatever asks us to end must end the servers too.
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        logs = Path(folder)
+        async with (
+            running("examples.upstream:app", logs / "upstream.log") as upstream,
+            running("examples.demo_app:app", logs / "app.log", UPSTREAM_URL=upstream.url) as app,
+            caller_of(app) as caller,
+            caller_of(upstream) as direct,
+        ):
+            return await play(Demo(upstream, app, caller, direct))
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="Shows what the library does.")
+    arguments.add_argument("--serve", action="store_true", help="keep both servers running")
+    serving = arguments.parse_args().serve
+    try:
+        return asyncio.run(run(serve if serving else show))
+    except asyncio.CancelledError:
+        print("\nStopped.")
+        return 0 if serving else 130
+    except Failed as exc:
+        print(exc, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

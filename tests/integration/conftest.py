@@ -1,0 +1,46 @@
+import ssl
+from collections.abc import Iterator
+
+import pytest
+import trustme
+
+from tests.integration.servers import COMMANDS, Caller, Server, eventually
+from tests.integration.upstream import Upstream
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="session")
+def untrusted() -> Iterator[Upstream]:
+    """An upstream with a certificate that nobody signed whom the app knows."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    with Upstream(tls) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="session", params=COMMANDS)
+def running(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
+    server = Server(request.param, upstream.url)
+    yield server
+    server.stop()
+
+
+NOISE = ("never retrieved", "was destroyed", "loop is closed", "was never awaited")
+
+
+@pytest.fixture
+def server(running: Server, upstream: Upstream) -> Iterator[Server]:
+    """The app on one server. No test may leave an exchange open, or noise in the log."""
+    before = len(running.log())
+    yield running
+    for caller in Caller.open:
+        caller.leave()
+    Caller.open.clear()
+    eventually(lambda: upstream.busy == 0, 2)
+    for noise in NOISE:
+        assert noise not in running.log()[before:]

@@ -1,0 +1,193 @@
+"""The servers, as real processes, and a caller of raw sockets."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.integration.app:app"
+GRACE = 2
+
+COMMANDS: dict[str, list[str]] = {
+    "uvicorn-h11": ["uvicorn", "--http", "h11", "--loop", "asyncio"],
+    "uvicorn-httptools": ["uvicorn", "--http", "httptools", "--loop", "uvloop"],
+    "hypercorn-asyncio": ["hypercorn", "--worker-class", "asyncio"],
+    "hypercorn-trio": ["hypercorn", "--worker-class", "trio"],
+    "granian": ["granian", "--interface", "asgi", "--workers", "1"],
+}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> float:
+    """Wait until it holds; the seconds that took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not within {seconds} s"
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+class Server:
+    """The app under one server."""
+
+    def __init__(self, name: str, upstream_url: str) -> None:
+        self.name = name
+        self.port = free_port()
+        address = ["--host", "127.0.0.1", "--port", str(self.port)]
+        command = COMMANDS[name]
+        if name.startswith("uvicorn"):
+            address += ["--no-proxy-headers", "--timeout-graceful-shutdown", str(GRACE)]
+            address += ["--no-access-log"]
+        elif name.startswith("hypercorn"):
+            address = ["--bind", f"127.0.0.1:{self.port}", "--graceful-timeout", str(GRACE)]
+        else:
+            address += ["--workers-kill-timeout", str(GRACE), "--backpressure", "2000"]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-m", *command, *address, APP],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "UPSTREAM_URL": upstream_url,
+                "PYTHONPATH": f"{ROOT}/src",
+                "PYTHONWARNINGS": "ignore",
+            },
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            eventually(self._answers, 30)
+        except BaseException:
+            self.process.kill()
+            raise AssertionError(self.log()) from None
+        self.pid: int = self.state()["pid"]
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.state())
+        except OSError:
+            assert self.process.poll() is None
+            return False
+
+    def log(self) -> str:
+        if not self._log.closed:
+            self._text = os.pread(self._log.fileno(), 10_000_000, 0).decode(errors="replace")
+        return self._text
+
+    def stop(self) -> float:
+        """SIGTERM; the seconds until the process ended."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(GRACE + 8)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.log()
+            self._log.close()
+        return time.monotonic() - start
+
+    def state(self) -> Any:
+        return json.loads(Caller(self, "/state").read().split(b"\r\n\r\n", 1)[1])
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+class Caller:
+    """One request on one socket."""
+
+    open: ClassVar[list["Caller"]] = []
+
+    def __init__(
+        self,
+        server: Server,
+        path: str,
+        *,
+        method: str = "GET",
+        fields: str = "",
+        body: bytes = b"",
+        **options: Any,
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        head = f"{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n"
+        head += f"x-options: {json.dumps(options)}\r\n{fields}\r\n"
+        self.socket.sendall(head.encode() + body)
+        Caller.open.append(self)
+
+    def read(self, until: bytes | None = None) -> bytes:
+        """All that comes until the end of the connection, or until some bytes have come."""
+        data = b""
+        while until is None or until not in data:
+            try:
+                part = self.socket.recv(65536)
+            except ConnectionResetError:
+                break
+            if not part:
+                break
+            data += part
+        if until is None:
+            self.socket.close()
+        return data
+
+    def leave(self, *, reset: bool = False) -> None:
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.socket.close()
+
+
+class Answer:
+    """A response off the wire, and whether it says that it is whole."""
+
+    def __init__(self, data: bytes) -> None:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        self.status = int(lines[0].split(b" ")[1]) if lines[0] else 0
+        self.fields = [
+            (name.strip().lower(), value.strip())
+            for name, _, value in (line.partition(b":") for line in lines[1:])
+        ]
+        self.body, self.complete = rest, True
+        if self.field(b"transfer-encoding") == b"chunked":
+            self.body, self.complete = self._chunks(rest)
+        elif (length := self.field(b"content-length")) is not None:
+            self.complete = len(rest) == int(length)
+
+    def field(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.fields if key == name), None)
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.fields if key == name]
+
+    @staticmethod
+    def _chunks(rest: bytes) -> tuple[bytes, bool]:
+        body = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            length = int(size or b"0", 16)
+            if length == 0:
+                return body, rest == b"\r\n"
+            body, rest = body + rest[:length], rest[length + 2 :]
+        return body, False
+
+
+def ask(server: Server, path: str, **arguments: Any) -> Answer:
+    return Answer(Caller(server, path, **arguments).read())

@@ -1,0 +1,75 @@
+"""A real nginx as the upstream."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.servers import Server, ask, eventually, free_port
+
+NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+pytestmark = [
+    pytest.mark.nginx,
+    pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine"),
+]
+
+CONFIG = """
+daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    access_log off; gzip on; gzip_types *; gzip_min_length 1; keepalive_requests 3;
+    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    server {{ listen 127.0.0.1:{port}; root {folder}; }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    (folder / "big").write_bytes(os.urandom(5_000_000))
+    (folder / "small").write_bytes(b"0123456789" * 10)
+    (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port))
+    folder.chmod(0o755)
+    os.chmod(folder.parent, 0o755)
+    os.chmod(folder.parent.parent, 0o755)
+    assert NGINX is not None
+    nginx = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
+    server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
+    try:
+        eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 10)
+        yield server, folder
+    finally:
+        server.stop()
+        nginx.terminate()
+        nginx.wait()
+
+
+def test_a_file_arrives_whole(app: tuple[Server, Path]) -> None:
+    server, folder = app
+    answer = ask(server, "/plain/streamed/big", decode=True)
+    assert (answer.status, answer.complete) == (200, True)
+    expected = hashlib.sha256((folder / "big").read_bytes()).digest()
+    assert hashlib.sha256(answer.body).digest() == expected
+
+
+def test_what_nginx_compressed_is_relayed_compressed_or_decoded(app: tuple[Server, Path]) -> None:
+    server, _ = app
+    assert ask(server, "/plain/streamed/small").field(b"content-encoding") == b"gzip"
+    decoded = ask(server, "/plain/buffered/small", decode=True)
+    assert (decoded.body, decoded.field(b"content-length")) == (b"0123456789" * 10, b"100")
+    assert (decoded.field(b"etag") or b"").startswith(b"W/")
+
+
+def test_a_connection_that_nginx_ends_after_three_requests_is_no_error(
+    app: tuple[Server, Path],
+) -> None:
+    server, _ = app
+    for _ in range(20):
+        assert ask(server, "/plain/streamed/small").status == 200

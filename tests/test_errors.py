@@ -1,0 +1,306 @@
+"""Failures of an upstream as HTTP errors: statuses, details, mapping, and the log line."""
+
+import logging
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from asgi_upstream import (
+    PoolExhausted,
+    UpstreamBodyTooLarge,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    upstream_errors,
+)
+
+ALL = [
+    UpstreamError,
+    UpstreamConnectError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    PoolExhausted,
+    UpstreamBodyTooLarge,
+]
+REQUEST = httpx.Request("GET", "http://secret.example:8443/private/path?token=1")
+SECRETS = ("secret", "example", "8443", "http://", "/private", "token", "Traceback", "httpx")
+
+MAPPING: dict[type[httpx.RequestError], type[UpstreamError]] = {
+    httpx.RequestError: UpstreamProtocolError,
+    httpx.TransportError: UpstreamProtocolError,
+    httpx.TimeoutException: UpstreamTimeout,
+    httpx.ConnectTimeout: UpstreamTimeout,
+    httpx.ReadTimeout: UpstreamTimeout,
+    httpx.WriteTimeout: UpstreamTimeout,
+    httpx.PoolTimeout: PoolExhausted,
+    httpx.NetworkError: UpstreamProtocolError,
+    httpx.ConnectError: UpstreamConnectError,
+    httpx.ReadError: UpstreamProtocolError,
+    httpx.WriteError: UpstreamProtocolError,
+    httpx.CloseError: UpstreamProtocolError,
+    httpx.ProxyError: UpstreamConnectError,
+    httpx.UnsupportedProtocol: UpstreamProtocolError,
+    httpx.ProtocolError: UpstreamProtocolError,
+    httpx.LocalProtocolError: UpstreamProtocolError,
+    httpx.RemoteProtocolError: UpstreamProtocolError,
+    httpx.DecodingError: UpstreamProtocolError,
+    httpx.TooManyRedirects: UpstreamProtocolError,
+}
+
+
+def all_below(cls: type[httpx.RequestError]) -> Iterator[type[httpx.RequestError]]:
+    yield cls
+    for sub in cls.__subclasses__():
+        if sub.__module__.startswith("httpx"):
+            yield from all_below(sub)
+
+
+def raised_as(exc: Exception) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught, upstream_errors():
+        raise exc
+    return caught.value
+
+
+# --- the classes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "status"),
+    [
+        (UpstreamError, 502),
+        (UpstreamConnectError, 502),
+        (UpstreamProtocolError, 502),
+        (UpstreamBodyTooLarge, 502),
+        (PoolExhausted, 503),
+        (UpstreamTimeout, 504),
+    ],
+)
+def test_each_error_has_its_status_on_the_class_and_on_the_object(
+    cls: type[UpstreamError], status: int
+) -> None:
+    assert cls.status_code == status
+    assert cls().status_code == status
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_error_is_an_http_exception_of_one_family(cls: type[UpstreamError]) -> None:
+    assert issubclass(cls, UpstreamError)
+    assert issubclass(cls, HTTPException)
+
+
+def test_every_error_says_something_else_to_the_caller() -> None:
+    details = [cls().detail for cls in ALL]
+    assert all(details)
+    assert len(set(details)) == len(ALL)
+
+
+def test_only_an_exhausted_pool_says_when_to_try_again() -> None:
+    headers = {cls: dict(cls().headers or {}) for cls in ALL}
+    assert int(headers.pop(PoolExhausted)["retry-after"]) > 0
+    assert all(other == {} for other in headers.values())
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_an_error_of_ones_own_may_say_more(cls: type[UpstreamError]) -> None:
+    error = cls("own words", headers={"x-own": "1"})
+    assert error.detail == "own words"
+    assert error.headers == {"x-own": "1"}
+    assert error.status_code == cls.status_code
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_an_error_survives_pickling(cls: type[UpstreamError]) -> None:
+    for error in (cls(), cls("own words", headers={"x-own": "1"})):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is cls
+        assert again.status_code == error.status_code
+        assert again.detail == error.detail
+        assert again.headers == error.headers
+
+
+def test_the_errors_document_themselves_in_fastapis_responses() -> None:
+    app = FastAPI()
+
+    documents: dict[int | str, dict[str, Any]] = {
+        cls.status_code: {"description": cls.detail}
+        for cls in (UpstreamTimeout, PoolExhausted, UpstreamConnectError)
+    }
+
+    @app.get("/", responses=documents)
+    async def endpoint() -> None: ...
+
+    documented = app.openapi()["paths"]["/"]["get"]["responses"]
+    assert documented["504"]["description"] == UpstreamTimeout().detail
+    assert documented["503"]["description"] == PoolExhausted().detail
+    assert documented["502"]["description"] == UpstreamConnectError().detail
+
+
+# --- the mapping ---------------------------------------------------------------------------
+
+
+def test_the_table_of_this_test_names_every_exception_of_httpx() -> None:
+    assert set(all_below(httpx.RequestError)) == set(MAPPING)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), MAPPING.items(), ids=lambda cls: cls.__name__)
+def test_every_exception_of_httpx_has_its_error(
+    theirs: type[httpx.RequestError], ours: type[UpstreamError]
+) -> None:
+    exc = theirs("http://secret.example:8443/private refused", request=REQUEST)
+    error = raised_as(exc)
+    assert type(error) is ours
+    assert error.__cause__ is exc
+
+
+@pytest.mark.parametrize("theirs", MAPPING, ids=lambda cls: cls.__name__)
+def test_the_caller_is_told_nothing_of_where_the_upstream_is(
+    theirs: type[httpx.RequestError],
+) -> None:
+    error = raised_as(theirs("http://secret.example:8443/private refused", request=REQUEST))
+    told = f"{error.detail} {error.headers}"
+    assert not [secret for secret in SECRETS if secret in told]
+
+
+def test_a_status_that_the_code_itself_refused_is_an_upstream_error() -> None:
+    with pytest.raises(UpstreamError) as caught, upstream_errors():
+        httpx.Response(500, request=REQUEST).raise_for_status()
+    assert type(caught.value) is UpstreamError
+    assert caught.value.status_code == 502
+    assert isinstance(caught.value.__cause__, httpx.HTTPStatusError)
+    assert "secret" not in caught.value.detail
+
+
+def test_a_subclass_of_an_exception_of_httpx_is_mapped_as_its_parent() -> None:
+    class Own(httpx.ConnectTimeout):
+        pass
+
+    assert type(raised_as(Own("x"))) is UpstreamTimeout
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        ValueError("x"),
+        HTTPException(404),
+        UpstreamTimeout("own words"),
+        httpx.StreamConsumed(),
+        httpx.InvalidURL("x"),
+        OSError("x"),
+    ],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_what_is_not_a_failure_of_httpx_passes_unchanged(exc: Exception) -> None:
+    with pytest.raises(type(exc)) as caught, upstream_errors():
+        raise exc
+    assert caught.value is exc
+    assert exc.__cause__ is None
+
+
+def test_without_a_failure_nothing_happens() -> None:
+    with upstream_errors():
+        done = True
+    assert done
+
+
+# --- as a decorator ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.anyio
+async def test_it_decorates_an_async_function() -> None:
+    @upstream_errors()
+    async def endpoint(number: int, *, fails: bool = False) -> int:
+        """Words of its own."""
+        if fails:
+            raise httpx.ReadTimeout("x", request=REQUEST)
+        return number
+
+    assert await endpoint(3) == 3
+    assert endpoint.__name__ == "endpoint"
+    assert endpoint.__doc__ == "Words of its own."
+    for _ in range(2):
+        with pytest.raises(UpstreamTimeout):
+            await endpoint(3, fails=True)
+
+
+def test_it_decorates_a_plain_function() -> None:
+    @upstream_errors()
+    def endpoint(number: int, *, fails: bool = False) -> int:
+        if fails:
+            raise httpx.PoolTimeout("x", request=REQUEST)
+        return number
+
+    assert endpoint(3) == 3
+    assert endpoint.__name__ == "endpoint"
+    with pytest.raises(PoolExhausted):
+        endpoint(3, fails=True)
+
+
+@pytest.mark.anyio
+async def test_an_app_answers_without_a_handler_of_its_own() -> None:
+    app = FastAPI()
+
+    @app.get("/async/{item}")
+    @upstream_errors()
+    async def is_async(item: int) -> int:
+        raise httpx.PoolTimeout("http://secret.example:8443", request=REQUEST)
+
+    @app.get("/plain/{item}")
+    @upstream_errors()
+    def is_plain(item: int) -> int:
+        raise httpx.ConnectError("http://secret.example:8443", request=REQUEST)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://app"
+    ) as client:
+        busy = await client.get("/async/1")
+        assert busy.status_code == 503
+        assert busy.headers["retry-after"] == "1"
+        assert busy.json() == {"detail": PoolExhausted.detail}
+        down = await client.get("/plain/1")
+        assert down.status_code == 502
+        assert down.json() == {"detail": UpstreamConnectError.detail}
+        assert (await client.get("/plain/word")).status_code == 422
+
+
+# --- the log line --------------------------------------------------------------------------
+
+
+def test_a_failure_is_logged_once_with_its_class_and_host(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        raised_as(httpx.ConnectError("refused", request=REQUEST))
+    (record,) = caplog.records
+    assert record.name == "asgi_upstream"
+    assert record.levelno == logging.WARNING
+    assert "ConnectError" in record.getMessage()
+    assert "secret.example" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None
+
+
+def test_a_failure_without_a_request_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+    raised_as(httpx.ConnectError("refused"))
+    (record,) = caplog.records
+    assert "ConnectError" in record.getMessage()
+
+
+def test_a_failure_within_two_of_them_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UpstreamTimeout), upstream_errors(), upstream_errors():
+        raise httpx.ReadTimeout("x", request=REQUEST)
+    assert len(caplog.records) == 1
+
+
+def test_what_is_not_of_httpx_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="x"), upstream_errors():
+        raise ValueError("x")
+    assert caplog.records == []

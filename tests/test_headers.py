@@ -1,0 +1,252 @@
+"""Which fields cross: cases of the RFCs, and what holds for every list of fields."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_upstream.headers import (
+    end_to_end,
+    of_a_changed_body,
+    overlaid,
+    relayed_response_headers,
+    with_nosniff,
+)
+
+Fields = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = [
+    b"connection",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+]
+KNOWN = [
+    *HOP_BY_HOP,
+    b"content-length",
+    b"content-encoding",
+    b"content-type",
+    b"etag",
+    b"set-cookie",
+    b"date",
+    b"server",
+    b"x-one",
+    b"x-two",
+    b"x-content-type-options",
+]
+
+
+def cased(name: bytes) -> st.SearchStrategy[bytes]:
+    return st.sampled_from([name, name.upper(), name.title()])
+
+
+values = st.one_of(
+    st.binary(max_size=20),
+    st.sampled_from([b"close", b"X-One", b"x-one, X-Two ,close", b",,", b"12", b"text/plain"]),
+    st.sampled_from([b'"tag"', b'W/"tag"', b"chunked", b"a=1; Path=/"]),
+)
+fields_of_any_case: st.SearchStrategy[Fields] = st.lists(
+    st.tuples(st.sampled_from(KNOWN).flatmap(cased), values), max_size=12
+)
+fields_in_lower_case: st.SearchStrategy[Fields] = st.lists(
+    st.tuples(st.sampled_from(KNOWN), values), max_size=12
+)
+
+
+def names(fields: Fields) -> list[bytes]:
+    return [name for name, _ in fields]
+
+
+def is_subsequence(part: Fields, whole: Fields) -> bool:
+    rest = iter(whole)
+    return all(field in rest for field in part)
+
+
+# --- end_to_end ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOP_BY_HOP)
+def test_a_hop_by_hop_field_does_not_cross(name: bytes) -> None:
+    raw = [(name.title(), b"x"), (b"X-Kept", b"1")]
+    assert end_to_end(raw) == [(b"x-kept", b"1")]
+
+
+def test_fields_that_connection_names_do_not_cross_whatever_their_case_and_place() -> None:
+    raw = [
+        (b"X-First", b"1"),
+        (b"Connection", b"close, x-FIRST"),
+        (b"x-second", b"2"),
+        (b"connection", b" X-Second ,"),
+        (b"x-third", b"3"),
+    ]
+    assert end_to_end(raw) == [(b"x-third", b"3")]
+
+
+def test_a_field_whose_name_only_contains_one_that_connection_names_crosses() -> None:
+    raw = [(b"connection", b"x-a"), (b"x-ab", b"1"), (b"x", b"2")]
+    assert end_to_end(raw) == [(b"x-ab", b"1"), (b"x", b"2")]
+
+
+def test_transfer_encoding_takes_the_content_length_with_it() -> None:
+    raw = [(b"content-length", b"5"), (b"Transfer-Encoding", b"chunked"), (b"x", b"1")]
+    assert end_to_end(raw) == [(b"x", b"1")]
+
+
+def test_a_content_length_alone_crosses() -> None:
+    assert end_to_end([(b"Content-Length", b"5")]) == [(b"content-length", b"5")]
+
+
+@given(fields_of_any_case)
+def test_no_field_of_one_hop_crosses_whatever_comes(raw: Fields) -> None:
+    crossed = names(end_to_end(raw))
+    assert not set(crossed) & set(HOP_BY_HOP)
+    named = {
+        token.strip().lower()
+        for name, value in raw
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    assert not set(crossed) & named
+    if b"transfer-encoding" in [name.lower() for name in names(raw)]:
+        assert b"content-length" not in crossed
+
+
+@given(fields_of_any_case)
+def test_what_crosses_keeps_order_repetition_and_every_byte_of_its_values(raw: Fields) -> None:
+    crossed = end_to_end(raw)
+    lowered = [(name.lower(), value) for name, value in raw]
+    assert all(name == name.lower() for name in names(crossed))
+    assert is_subsequence(crossed, lowered)
+    # All fields of one name share one fate: repeated ones cross one by one or not at all.
+    for name in set(names(crossed)):
+        assert [f for f in crossed if f[0] == name] == [f for f in lowered if f[0] == name]
+
+
+@given(fields_of_any_case)
+def test_a_second_hop_takes_nothing_more_away(raw: Fields) -> None:
+    assert end_to_end(end_to_end(raw)) == end_to_end(raw)
+
+
+@given(fields_of_any_case)
+def test_an_ordinary_field_crosses_unless_connection_names_it(raw: Fields) -> None:
+    kept = [f for f in end_to_end([*raw, (b"X-Own", b"\xff v")]) if f[0] == b"x-own"]
+    assert kept == [(b"x-own", b"\xff v")]
+
+
+def test_the_given_list_stays_as_it_was() -> None:
+    raw = [(b"Connection", b"x"), (b"X", b"1"), (b"ETag", b'"t"')]
+    before = list(raw)
+    relayed_response_headers(raw)
+    of_a_changed_body(raw)
+    overlaid(raw, [(b"x", b"2")])
+    with_nosniff(raw)
+    assert raw == before
+
+
+# --- relayed_response_headers --------------------------------------------------------------
+
+
+def test_date_and_server_are_the_servers_own() -> None:
+    raw = [(b"Date", b"now"), (b"Server", b"nginx"), (b"X", b"1"), (b"Connection", b"close")]
+    assert relayed_response_headers(raw) == [(b"x", b"1")]
+
+
+def test_repeated_set_cookie_fields_cross_one_by_one_and_in_order() -> None:
+    raw = [(b"Set-Cookie", b"a=1"), (b"vary", b"a"), (b"set-cookie", b"b=2"), (b"vary", b"b")]
+    assert relayed_response_headers(raw) == [(name.lower(), value) for name, value in raw]
+
+
+@given(fields_of_any_case)
+def test_a_response_relays_all_that_crosses_but_the_servers_own(raw: Fields) -> None:
+    expected = [f for f in end_to_end(raw) if f[0] not in (b"date", b"server")]
+    assert relayed_response_headers(raw) == expected
+
+
+# --- of_a_changed_body ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"accept-ranges",
+        b"content-digest",
+        b"content-encoding",
+        b"content-length",
+        b"content-md5",
+        b"digest",
+        b"repr-digest",
+    ],
+)
+def test_what_is_true_of_the_exact_bytes_goes_with_them(name: bytes) -> None:
+    kept = [(b"content-type", b"text/html"), (b"last-modified", b"x"), (b"vary", b"accept")]
+    assert of_a_changed_body([(name, b"x"), *kept]) == kept
+
+
+def test_a_strong_etag_becomes_a_weak_one() -> None:
+    assert of_a_changed_body([(b"etag", b'"v1"')]) == [(b"etag", b'W/"v1"')]
+
+
+def test_a_weak_etag_stays_as_it_is() -> None:
+    assert of_a_changed_body([(b"etag", b'W/"v1"')]) == [(b"etag", b'W/"v1"')]
+
+
+@given(fields_in_lower_case)
+def test_a_body_changed_twice_has_the_headers_of_one_changed_once(fields: Fields) -> None:
+    once = of_a_changed_body(fields)
+    assert of_a_changed_body(once) == once
+    assert all(value.startswith(b"W/") for name, value in once if name == b"etag")
+    assert not {b"content-length", b"content-encoding"} & set(names(once))
+
+
+# --- overlaid ------------------------------------------------------------------------------
+
+
+def test_an_own_field_stands_in_place_of_all_of_its_name() -> None:
+    fields = [(b"vary", b"a"), (b"x", b"1"), (b"vary", b"b")]
+    assert overlaid(fields, [(b"vary", b"own")]) == [(b"x", b"1"), (b"vary", b"own")]
+
+
+def test_an_own_set_cookie_is_added_to_the_upstreams() -> None:
+    fields = [(b"set-cookie", b"theirs=1")]
+    own = [(b"set-cookie", b"mine=1"), (b"set-cookie", b"mine=2")]
+    assert overlaid(fields, own) == fields + own
+
+
+@given(fields_in_lower_case, fields_in_lower_case)
+def test_own_fields_win_and_the_others_stay(fields: Fields, own: Fields) -> None:
+    result = overlaid(fields, own)
+    replaced = set(names(own)) - {b"set-cookie"}
+    others = [field for field in fields if field[0] not in replaced]
+    assert result == others + own
+
+
+# --- with_nosniff --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [b"text/plain", b"Text/Plain ; charset=utf-8", b"text/plain;x"])
+def test_a_plain_text_stream_is_not_to_be_sniffed(value: bytes) -> None:
+    fields = [(b"content-type", value)]
+    assert with_nosniff(fields) == [*fields, (b"x-content-type-options", b"nosniff")]
+
+
+@pytest.mark.parametrize("value", [b"text/plainer", b"text/html", b"", b"text/event-stream"])
+def test_other_streams_are_left_to_the_upstream(value: bytes) -> None:
+    fields = [(b"content-type", value)]
+    assert with_nosniff(fields) == fields
+
+
+def test_an_upstream_that_says_how_to_sniff_is_not_contradicted() -> None:
+    fields = [(b"content-type", b"text/plain"), (b"x-content-type-options", b"own")]
+    assert with_nosniff(fields) == fields
+
+
+@given(fields_in_lower_case)
+def test_nosniff_is_said_once_and_nothing_else_changes(fields: Fields) -> None:
+    once = with_nosniff(fields)
+    assert with_nosniff(once) == once
+    assert once[: len(fields)] == fields
+    assert len(once) - len(fields) in (0, 1)
