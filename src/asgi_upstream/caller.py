@@ -167,40 +167,41 @@ class Upload(httpx.AsyncByteStream):
         await self._body.aclose()
 
 
-async def uninterrupted(coroutine: Coroutine[Any, Any, None], timeout: float) -> bool:
-    """Await it to its end, whoever cancels this task meanwhile. False where that took too long.
+async def uninterrupted(closing: Coroutine[Any, Any, None]) -> None:
+    """Await it to its end, whoever cancels this task meanwhile, but give up when that takes long.
 
     A shielded scope holds off the cancellations of anyio and trio, but not `task.cancel()` of
     asyncio, which servers use when they stop.
     """
+    in_time = False
     try:
         asyncio.get_running_loop()
     except RuntimeError:  # trio
-        with anyio.move_on_after(timeout, shield=True) as scope:
-            await coroutine
-        return not scope.cancelled_caught
-    in_time = False
-    with anyio.CancelScope(shield=True):
-        in_time = await _driven(coroutine, time.monotonic() + timeout)
-    return in_time
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await closing
+            in_time = True
+    else:
+        with anyio.CancelScope(shield=True):
+            in_time = await _driven(closing)
+    if not in_time:
+        logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
 
 @types.coroutine
-def _driven(coroutine: Coroutine[Any, Any, None], deadline: float) -> Generator[Any, Any, bool]:
+def _driven(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, bool]:
     """Step through a coroutine on asyncio, and put a cancellation of the task off until after it.
 
     A task of its own would do the same, but costs each exchange three turns of the event loop.
     """
+    deadline = time.monotonic() + CLOSE_TIMEOUT
     put_off: asyncio.CancelledError | None = None
-    in_time = True
     while True:
         try:
             future = coroutine.send(None)
-        except StopIteration:
-            break
-        except asyncio.CancelledError:
-            in_time = False
-            break
+        except (StopIteration, asyncio.CancelledError) as exc:
+            if put_off is not None:
+                raise put_off from None
+            return isinstance(exc, StopIteration)
         while True:
             try:
                 if future is None:  # it only lets others run
@@ -214,6 +215,3 @@ def _driven(coroutine: Coroutine[Any, Any, None], deadline: float) -> Generator[
                 if future is not None:
                     continue
             break
-    if put_off is not None:
-        raise put_off
-    return in_time

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
-from .caller import CLOSE_TIMEOUT, Caller, CallerLeft, Upload, Watch, uninterrupted
+from .caller import Caller, CallerLeft, Upload, Watch, uninterrupted
 from .decoding import can_decode, codings_of, decoded
 
 logger = logging.getLogger("asgi_upstream")
@@ -257,5 +257,4 @@ async def _close(*opened: httpx.Response | httpx.AsyncByteStream | AsyncIterator
             except Exception:
                 logger.warning("closing an upstream response failed", exc_info=True)
 
-    if not await uninterrupted(close(), CLOSE_TIMEOUT):
-        logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
+    await uninterrupted(close())
