@@ -83,10 +83,14 @@ def as_upstream_error(exc: Exception) -> UpstreamError | None:
     return exc if isinstance(exc, UpstreamError) else None
 
 
-def log_failure(error: UpstreamError, host: str) -> None:
+def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
     """Write the one WARNING line of an upstream failure."""
     cause = error.__cause__ or error
-    logger.warning("upstream %s failed: %s: %s", host, type(cause).__name__, cause)
+    host = request.url.netloc.decode() if request else "(unknown)"
+    text = str(cause)
+    if isinstance(cause, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
+        text = f"status {cause.response.status_code}"
+    logger.warning("upstream %s failed: %s: %s", host, type(cause).__name__, text)
 
 
 class upstream_errors:
@@ -106,9 +110,9 @@ class upstream_errors:
         if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError):
             error = as_upstream_error(exc) or UpstreamError()
             try:
-                log_failure(error, exc.request.url.host)
-            except RuntimeError:  # raised by code that set no request on it
-                log_failure(error, "(unknown)")
+                log_failure(error, exc.request)
+            except RuntimeError:  # it was raised by code that set no request on it
+                log_failure(error, None)
             raise error from exc
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:

@@ -220,7 +220,7 @@ class Exchange:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
         error = errors.as_upstream_error(failure) or failure
         if isinstance(error, errors.UpstreamError):
-            errors.log_failure(error, self.request.url.host)
+            errors.log_failure(error, self.request)
         if caller.started:
             if self.error_frame is not None:
                 return self.error_frame(error)

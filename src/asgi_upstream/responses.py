@@ -62,6 +62,15 @@ class _UpstreamResponse(Response):
                 f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
                 f"{name}(client, client.build_request('GET', url))"
             )
+        if not request.url.host:
+            raise ValueError(
+                f"the request for {str(request.url)!r} has no host: give the client a base_url=, "
+                f"or the request a full URL"
+            )
+        functions = {"transform": transform, "on_response": on_response, "error_frame": error_frame}
+        for argument, value in functions.items():
+            if value is not None and not callable(value):
+                raise TypeError(f"{argument}={value!r}: give a function")
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
         if status_code is not None and not 200 <= status_code < 600:
