@@ -289,7 +289,6 @@ async def test_where_only_others_are_there_the_error_names_them() -> None:
     assert "'database'" in message
     assert "client_lifespan(name='billing'" in message
     assert "combine_lifespans" in message
-    assert "TestClient" not in message
 
 
 def test_a_test_client_without_with_is_told_of() -> None:

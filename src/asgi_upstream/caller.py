@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import time
-import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import anyio
@@ -20,9 +18,6 @@ logger = logging.getLogger("asgi_upstream")
 WATCH_AFTER = 0.2
 """Seconds until a caller is watched on asyncio. Most exchanges end before, and save the task."""
 
-CLOSE_TIMEOUT = 5.0
-"""Seconds that closing may take once nobody waits for its result."""
-
 CALLER_LEFT = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
 
@@ -34,17 +29,13 @@ class CallerLeft(Exception):
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_prefix", "_send", "has_body", "method", "started")
+    __slots__ = ("_prefix", "_send", "method", "started")
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
         self.method: str = scope.get("method", "GET")
-        self.has_body = any(
-            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-            for name, value in scope["headers"]
-        )
         self.started = False
 
     async def start(self, status: int, headers: RawHeaders) -> None:
@@ -96,7 +87,7 @@ class Watch:
     gone upstream; until then whoever reads it learns of the disconnect.
     """
 
-    __slots__ = ("_group", "_receive", "_scope", "_task", "_timer", "left")
+    __slots__ = ("_begun", "_group", "_receive", "_scope", "_task", "_timer", "left")
 
     def __init__(self, receive: Receive, scope: anyio.CancelScope) -> None:
         self._receive = receive
@@ -104,6 +95,7 @@ class Watch:
         self._group: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._begun = False
         self.left = False
 
     async def __aenter__(self) -> Self:
@@ -115,21 +107,24 @@ class Watch:
 
     def begin(self) -> None:
         """Start to read `receive`, which from here on nobody else may."""
+        if self._begun:
+            return
+        self._begun = True
         if self._group is not None:
             self._group.start_soon(self._listen)
-        elif self._timer is None:
+        else:
             self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._spawn)
 
     def _spawn(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._listen())
 
     async def _listen(self) -> None:
+        more = True
         try:
-            while (await self._receive())["type"] not in (
-                "http.disconnect",
-                "websocket.disconnect",
-            ):
-                pass
+            while not (message := await self._receive())["type"].endswith(".disconnect"):
+                if not more:
+                    return  # it says the same for ever, and has no disconnect to tell
+                more = message.get("more_body", message["type"] != "http.request")
         except OSError:
             pass  # a connection that cannot be read is one that is gone
         except Exception:
@@ -146,8 +141,8 @@ class Watch:
             self._timer.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await asyncio.wait([self._task])
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._task], timeout=1)
         return None
 
 
@@ -165,53 +160,3 @@ class Upload(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._body.aclose()
-
-
-async def uninterrupted(closing: Coroutine[Any, Any, None]) -> None:
-    """Await it to its end, whoever cancels this task meanwhile, but give up when that takes long.
-
-    A shielded scope holds off the cancellations of anyio and trio, but not `task.cancel()` of
-    asyncio, which servers use when they stop.
-    """
-    in_time = False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # trio
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await closing
-            in_time = True
-    else:
-        with anyio.CancelScope(shield=True):
-            in_time = await _driven(closing)
-    if not in_time:
-        logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
-
-
-@types.coroutine
-def _driven(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, bool]:
-    """Step through a coroutine on asyncio, and put a cancellation of the task off until after it.
-
-    A task of its own would do the same, but costs each exchange three turns of the event loop.
-    """
-    deadline = time.monotonic() + CLOSE_TIMEOUT
-    put_off: asyncio.CancelledError | None = None
-    while True:
-        try:
-            future = coroutine.send(None)
-        except (StopIteration, asyncio.CancelledError) as exc:
-            if put_off is not None:
-                raise put_off from None
-            return isinstance(exc, StopIteration)
-        while True:
-            try:
-                if future is None:  # it only lets others run
-                    yield
-                else:
-                    left = deadline - time.monotonic()
-                    yield from asyncio.wait([future], timeout=left).__await__()
-                    future.cancel()  # if it is not done by now
-            except asyncio.CancelledError as exc:
-                put_off = exc
-                if future is not None:
-                    continue
-            break

@@ -7,14 +7,14 @@ The codings that httpx gets from other packages (br, zstd) are left to it, in sm
 
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from functools import cache
+from functools import lru_cache
 
 import httpx
 
 from .errors import UpstreamProtocolError
 
 _PIECE = 65536
-_SLICE = 16  # bytes, which br may turn into some megabytes
+_SLICE = 64  # bytes, which br may turn into some tens of megabytes
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
@@ -24,7 +24,7 @@ def codings_of(response: httpx.Response) -> list[str]:
     return [name for name in map(str.lower, map(str.strip, names)) if name not in ("", "identity")]
 
 
-@cache
+@lru_cache(32)  # not more, for upstreams choose the names
 def can_decode(coding: str) -> bool:
     """Whether the coding can be undone, here or by httpx with what is installed."""
     probe = b"not coded"
@@ -61,7 +61,9 @@ async def _inflated(body: AsyncIterator[bytes], coding: str) -> AsyncIterator[by
                 if coding == "deflate" and (head[0] & 15 != 8 or int.from_bytes(head[:2]) % 31):
                     inflate = zlib.decompressobj(-15)
             while data:
-                if inflate.eof:  # another gzip member follows (RFC 1952 2.2)
+                if inflate.eof:  # another gzip member follows (RFC 1952 2.2), or padding
+                    if not (data := data.lstrip(b"\0")):
+                        break
                     inflate = zlib.decompressobj(_WBITS[coding])
                 if piece := inflate.decompress(data, _PIECE):
                     yield piece

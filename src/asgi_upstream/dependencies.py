@@ -41,18 +41,13 @@ def _client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
         client: httpx.AsyncClient = state[name]
         return client
     argument = "" if name == "client" else f"name={name!r}, "
-    if state:
-        raise RuntimeError(
-            f"there is no client named {name!r} in this app's lifespan state, only "
-            f"{', '.join(map(repr, state))}. Write combine_lifespans(the_lifespan_it_has, "
-            f"client_lifespan({argument}...))."
-        )
     raise RuntimeError(
-        f"there is no client named {name!r}, for this app's lifespan did not run or yielded "
-        f"nothing. Likely causes: (1) the app has none: write "
-        f"app = FastAPI(lifespan=client_lifespan({argument}...)); (2) only a mounted sub-app has "
-        f"it, and Starlette runs the lifespan of the outermost app alone: pass it there; (3) a "
-        f"test client does not run it: write `with TestClient(app) as client:`, or use "
-        f"asgi-lifespan's LifespanManager around httpx.ASGITransport; (4) the server was started "
-        f"with the lifespan off."
+        f"there is no client named {name!r} in this app's lifespan state, which holds "
+        f"{', '.join(map(repr, state)) or 'nothing'}. Likely causes: (1) the app has no such "
+        f"lifespan: write app = FastAPI(lifespan=client_lifespan({argument}...)), or beside "
+        f"another combine_lifespans(the_other, client_lifespan({argument}...)); (2) only a "
+        f"mounted sub-app has it, and Starlette runs the lifespan of the outermost app alone: "
+        f"pass it there; (3) a test client does not run it: write `with TestClient(app) as "
+        f"client:`, or use asgi-lifespan's LifespanManager around httpx.ASGITransport; (4) the "
+        f"server was started with the lifespan off."
     )

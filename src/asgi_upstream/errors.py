@@ -27,7 +27,10 @@ class UpstreamError(HTTPException):
     headers: Mapping[str, str] | None = None
 
     def __init__(self, detail: str | None = None, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(self.status_code, detail or self.detail, headers or self.headers)
+        headers = headers or self.headers
+        super().__init__(
+            self.status_code, detail or self.detail, dict(headers) if headers else None
+        )
 
 
 class UpstreamConnectError(UpstreamError):
@@ -116,6 +119,9 @@ class upstream_errors:
             raise error from exc
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("upstream_errors() decorates no generators: use `with` inside of it")
+
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             with upstream_errors():

@@ -4,11 +4,21 @@ The whole exchange is one structured block, `Exchange.run`. Nothing is open befo
 however it ends: the upstream fails, the caller leaves, a deadline passes, the task is cancelled.
 """
 
+import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+import types
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+)
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import httpx
@@ -17,10 +27,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
-from .caller import Caller, CallerLeft, Upload, Watch, uninterrupted
+from .caller import Caller, CallerLeft, Upload, Watch
 from .decoding import can_decode, codings_of, decoded
 
 logger = logging.getLogger("asgi_upstream")
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing an upstream response may take."""
 
 Transform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 OnResponse = Callable[[httpx.Response], Response | Awaitable[Response | None] | None]
@@ -90,10 +103,10 @@ class Exchange:
 
     async def _open_and_relay(self, caller: Caller, watch: Watch) -> None:
         content = self.request.stream
-        if caller.has_body and not isinstance(content, httpx.ByteStream):
-            self.request.stream = Upload(cast(httpx.AsyncByteStream, content), watch)
-        else:
+        if isinstance(content, httpx.ByteStream):
             watch.begin()
+        else:  # it may come from the caller
+            self.request.stream = Upload(cast(httpx.AsyncByteStream, content), watch)
         try:
             upstream = await self.client.send(self.request, stream=True)
         except httpx.StreamConsumed:
@@ -145,31 +158,27 @@ class Exchange:
                 await caller.body(chunk, more=True)
 
     async def _buffer(self, upstream: httpx.Response, caller: Caller, max_bytes: int) -> None:
-        decode, content = self.decode or self.transform is not None, b""
+        decode = self.decode or self.transform is not None
         if self.on_response is not None:  # it may read `upstream.text`
             decode = decode or all(map(can_decode, codings_of(upstream)))
         body, changed = self._body_of(upstream, decode=decode)
-        if _has_no_content(caller.method, upstream.status_code):
-            await self._read_no_content(upstream)
-        else:
-            content = await _read(body, max_bytes)
-        stream, upstream.stream = upstream.stream, httpx.ByteStream(content)
+        content = await _read(body, max_bytes)
         # What follows may take its time, so the connection is given back before it.
-        await _close(cast(httpx.AsyncByteStream, stream), *self.bodies)
+        await _close(upstream, *self.bodies)
         self.bodies.clear()
-        if changed:
-            upstream.headers.pop("content-encoding", None)
-        await upstream.aread()
-        if await self._is_replaced(upstream):
-            return
+        if self.on_response is not None:
+            upstream = _as_read(upstream, content, decoded=changed)
+            if await self._is_replaced(upstream):
+                return
         if self.transform is not None:
             body = self._read_from(self.transform(self._read_from(_once(content))))
             content, changed = await _read(body, max_bytes), True
         status, fields = self._head(upstream, caller, changed=changed)
         fields = headers.overlaid(fields, self.own_headers)
-        if not _has_no_content(caller.method, status):
+        if not _has_no_content(self.request.method, status):
             fields = headers.without(fields, b"content-length")
             fields.append((b"content-length", str(len(content)).encode()))
+        if not _has_no_content(caller.method, status):
             self.last = content
         await caller.start(status, fields)
 
@@ -180,8 +189,9 @@ class Exchange:
         fields = headers.relayed_response_headers(upstream.headers.raw)
         if changed:
             fields = headers.of_a_changed_body(fields)
-        # RFC 9110 8.6: none with a 204. What the upstream says to HEAD is not true of a GET.
-        if status in (204, 205) or (self.request.method == "HEAD" != caller.method):
+        # RFC 9110 8.6: none with a 204. And what goes with no content is not true of a content.
+        empty = _has_no_content(self.request.method, upstream.status_code)
+        if status in (204, 205) or (empty and not _has_no_content(caller.method, status)):
             fields = headers.without(fields, b"content-length")
         return status, fields
 
@@ -221,9 +231,15 @@ class Exchange:
         error = errors.as_upstream_error(failure) or failure
         if isinstance(error, errors.UpstreamError):
             errors.log_failure(error, self.request)
+        if caller.started and self.error_frame is not None:
+            try:
+                frame = self.error_frame(error)
+                if isinstance(frame, bytes):  # pyright: ignore
+                    return frame
+                error = TypeError(f"error_frame returned {type(frame).__name__}, not bytes")
+            except Exception as exc:
+                error = exc
         if caller.started:
-            if self.error_frame is not None:
-                return self.error_frame(error)
             await caller.abort()
         raise error
 
@@ -231,6 +247,24 @@ class Exchange:
 def _has_no_content(method: str, status: int) -> bool:
     """RFC 9110 6.4.1, and 15.3.6 for 205."""
     return method == "HEAD" or status in (204, 205, 304)
+
+
+def _as_read(upstream: httpx.Response, content: bytes, *, decoded: bool) -> httpx.Response:
+    """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
+    codings = upstream.headers.pop("content-encoding", None)  # or httpx would decode once more
+    response = httpx.Response(
+        upstream.status_code,
+        headers=upstream.headers,
+        content=content,
+        request=upstream.request,
+        extensions=upstream.extensions,
+        history=upstream.history,
+        default_encoding=upstream.default_encoding,
+    )
+    response.elapsed = upstream.elapsed
+    if codings is not None and not decoded:
+        response.headers["content-encoding"] = codings
+    return response
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
@@ -246,15 +280,46 @@ async def _read(body: AsyncIterator[bytes], max_bytes: int) -> bytes:
     return bytes(content)
 
 
-async def _close(*opened: httpx.Response | httpx.AsyncByteStream | AsyncIterator[bytes]) -> None:
+async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
     """Close all, also in a task that is being cancelled, but never wait for long."""
 
     async def close() -> None:
-        for one in opened:
-            try:
-                if not isinstance(one, AsyncIterator) or isinstance(one, AsyncGenerator):
-                    await one.aclose()
-            except Exception:
-                logger.warning("closing an upstream response failed", exc_info=True)
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+            for one in opened:
+                try:
+                    if isinstance(one, httpx.Response | AsyncGenerator):
+                        await one.aclose()
+                except Exception:
+                    logger.warning("closing an upstream response failed", exc_info=True)
+        if scope.cancelled_caught:
+            logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
-    await uninterrupted(close())
+    await _uninterrupted(close())
+
+
+@types.coroutine
+def _uninterrupted(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await it, and put off a cancellation that comes while it only lets others run.
+
+    A shielded scope does not hold off `task.cancel()` of asyncio, which servers and timeouts use.
+    In the one turn of the event loop that closing takes in httpcore, it would leave the connection
+    in the pool for good. Closing in a task of its own would cost each exchange more.
+    """
+    put_off: asyncio.CancelledError | None = None
+    thrown: BaseException | None = None
+    sent: Any = None
+    while True:
+        try:
+            waits_for = coroutine.throw(thrown) if thrown is not None else coroutine.send(sent)
+        except StopIteration:
+            if put_off is not None:
+                raise put_off from None
+            return
+        sent, thrown = None, None
+        try:
+            sent = yield waits_for
+        except BaseException as exc:
+            if waits_for is None and isinstance(exc, asyncio.CancelledError):
+                put_off = exc
+            else:
+                thrown = exc

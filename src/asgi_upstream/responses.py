@@ -126,7 +126,8 @@ class StreamedResponse(_UpstreamResponse):
         decode: relay the decoded body, without its `content-encoding` and `content-length`.
         transform: a function from an async iterator of decoded bytes to another of bytes.
         on_response: called with the upstream's `httpx.Response` before anything is sent; async or
-            not. It may raise, change `upstream.headers`, or return a response to send instead.
+            not. It may raise, change `upstream.headers`, or return a response to send instead, as
+            it is: the arguments here do not apply to that.
         deadline: seconds for the whole exchange, the caller's reading included.
         error_frame: a function from the exception to the last bytes of a body that fails after
             its start; the body then ends properly. Implies `decode`, and no `content-length`.

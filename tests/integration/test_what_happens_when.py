@@ -130,6 +130,11 @@ def test_the_callers_upload_reaches_the_upstream_whole(server: Server) -> None:
     assert answer.body.endswith(b"\r\n\r\n" + body)
 
 
+def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: Server) -> None:
+    answer = ask(server, "/plain/streamed/echo", upload=True)
+    assert answer.status == 200
+
+
 # Callers who leave.
 
 
