@@ -29,6 +29,7 @@ from starlette.types import Receive, Scope, Send
 from . import errors, headers
 from .caller import Caller, CallerLeft, Upload, Watch
 from .decoding import can_decode, codings_of, decoded
+from .stranded import reclaim_stranded
 
 logger = logging.getLogger("asgi_upstream")
 
@@ -114,6 +115,9 @@ class Exchange:
                 "the body of this request is a stream that was sent already, so it cannot be sent "
                 "again: build the request with bytes, or make a new response for each call"
             ) from None
+        except BaseException:
+            await _uninterrupted(reclaim_stranded(self.client, self.request.url))
+            raise
         finally:
             self.request.stream = content
         try:

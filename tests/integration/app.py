@@ -89,6 +89,7 @@ def respond(request: Request, client: httpx.AsyncClient, kind: str, path: str) -
 
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 Narrow = Annotated[httpx.AsyncClient, Depends(client_dependency("narrow"))]
+Fifty = Annotated[httpx.AsyncClient, Depends(client_dependency("fifty"))]
 METHODS = ["GET", "HEAD", "POST", "PUT"]
 
 
@@ -99,6 +100,10 @@ def routes(app: FastAPI) -> FastAPI:
 
     @app.api_route("/narrow/{path:path}", methods=METHODS)
     async def narrow(request: Request, client: Narrow, path: str) -> Response:
+        return respond(request, client, "streamed", path)
+
+    @app.api_route("/fifty/{path:path}", methods=METHODS)
+    async def fifty(request: Request, client: Fifty, path: str) -> Response:
         return respond(request, client, "streamed", path)
 
     @app.api_route("/{kind}/{path:path}", methods=METHODS)
@@ -147,6 +152,7 @@ handling.add_exception_handler(UpstreamError, handled)
 app = FastAPI(
     lifespan=combine_lifespans(
         client_lifespan(limits=httpx.Limits(max_connections=1000), trust_env=False),
+        client_lifespan(name="fifty", limits=httpx.Limits(max_connections=50), trust_env=False),
         client_lifespan(name="narrow", limits=httpx.Limits(max_connections=1), trust_env=False),
     ),
     routes=[

@@ -263,6 +263,23 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
     assert ask(server, "/plain/streamed/item").status == 200
 
 
+@pytest.mark.parametrize("kind", ["plain", "base"])
+def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
+    server: Server, upstream: Upstream, kind: str
+) -> None:
+    def call(number: int) -> Caller:
+        return Caller(server, f"/{kind}/fifty/never")
+
+    with ThreadPoolExecutor(20) as pool:
+        callers = list(pool.map(call, range(200)))
+        eventually(lambda: upstream.busy == 50, 10)
+        time.sleep(0.3)
+        list(pool.map(lambda caller: caller.leave(reset=True), callers))
+    eventually(lambda: upstream.busy == 0, 2)
+    callers = [call(number) for number in range(50)]
+    eventually(lambda: upstream.busy == 50, 2)
+
+
 def test_background_runs_after_a_whole_response_and_not_for_a_caller_who_left(
     server: Server, upstream: Upstream
 ) -> None:

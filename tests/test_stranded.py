@@ -1,0 +1,68 @@
+"""A real pool of one connection, and a request that is cancelled at each of its waits."""
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.asgi import Caller
+from tests.test_responses import AnyClass, both
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
+@types.coroutine
+def cancelled_at(wait: int, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Run it, and cancel its task when it waits for the `wait`th time."""
+    step: Any = coroutine.send
+    value: Any = None
+    while True:
+        try:
+            waits_for = step(value)
+        except StopIteration:
+            return
+        wait -= 1
+        if wait == 0:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        try:
+            step, value = coroutine.send, (yield waits_for)
+        except BaseException as exc:
+            step, value = coroutine.throw, exc
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(cls: AnyClass) -> None:
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    cancelled = 0
+    for wait in range(1, 40):
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(limits=limits, base_url=url, trust_env=False) as client:
+            response = cls(client, client.build_request("GET", "/"))
+            caller = Caller()
+
+            async def run(wait: int = wait, app: Any = response, caller: Caller = caller) -> None:
+                await cancelled_at(wait, app(caller.scope, caller.receive, caller.send))
+
+            task = asyncio.ensure_future(run())
+            await asyncio.wait([task])
+            cancelled += task.cancelled()
+            again = await client.get("/", timeout=httpx.Timeout(5, pool=0.5))
+            assert again.text == "ok", f"after a cancellation at wait {wait}"
+        if not task.cancelled():
+            break
+    assert cancelled > 5
+    server.close()
+    await server.wait_closed()
