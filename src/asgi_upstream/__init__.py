@@ -10,11 +10,13 @@ from .errors import (
     UpstreamTimeout,
     upstream_errors,
 )
+from .forwarding import ForwardApp, forward_request
 from .lifespan import client_lifespan, combine_lifespans
 from .responses import BufferedResponse, StreamedResponse
 
 __all__ = [
     "BufferedResponse",
+    "ForwardApp",
     "PoolExhausted",
     "StreamedResponse",
     "UpstreamBodyTooLarge",
@@ -25,6 +27,7 @@ __all__ = [
     "client_dependency",
     "client_lifespan",
     "combine_lifespans",
+    "forward_request",
     "get_client",
     "upstream_errors",
 ]

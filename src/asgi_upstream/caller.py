@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any, Self
 
 import anyio
-import httpx
 from anyio.abc import TaskGroup
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -87,13 +86,14 @@ class Watch:
     gone upstream; until then whoever reads it learns of the disconnect.
     """
 
-    __slots__ = ("_begun", "_group", "_receive", "_scope", "_task", "_timer", "left")
+    __slots__ = ("_begun", "_group", "_receive", "_scope", "_task", "_ticks", "_timer", "left")
 
     def __init__(self, receive: Receive, scope: anyio.CancelScope) -> None:
         self._receive = receive
         self._scope = scope
         self._group: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ticks: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = False
         self.left = False
@@ -114,6 +114,22 @@ class Watch:
             self._group.start_soon(self._listen)
         else:
             self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._spawn)
+
+    def every(self, seconds: float, look: Callable[[], bool]) -> None:
+        """Call `look` so often, as long as it says True and the watch is not over."""
+
+        async def repeat() -> None:
+            while look():  # noqa: ASYNC110  a socket has no event for this
+                await anyio.sleep(seconds)
+
+        def tick() -> None:
+            if look():
+                self._ticks = asyncio.get_running_loop().call_later(seconds, tick)
+
+        if self._group is not None:
+            self._group.start_soon(repeat)
+        else:
+            tick()
 
     def _spawn(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._listen())
@@ -137,26 +153,11 @@ class Watch:
         if self._group is not None:
             self._group.cancel_scope.cancel()
             return await self._group.__aexit__(*exc)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._ticks):
+            if timer is not None:
+                timer.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([self._task], timeout=1)
         return None
-
-
-class Upload(httpx.AsyncByteStream):
-    """The body of a request on its way up; begins the watch when its last byte was read."""
-
-    def __init__(self, body: httpx.AsyncByteStream, watch: Watch) -> None:
-        self._body = body
-        self._watch = watch
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._body:
-            yield chunk
-        self._watch.begin()
-
-    async def aclose(self) -> None:
-        await self._body.aclose()

@@ -17,7 +17,7 @@ async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
     Raises:
         RuntimeError: there is no such client; the message tells the likely causes.
     """
-    return _client_of(connection, "client")
+    return client_of(connection, "client")
 
 
 @cache
@@ -30,12 +30,13 @@ def client_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.A
         return get_client
 
     async def dependency(connection: HTTPConnection) -> httpx.AsyncClient:
-        return _client_of(connection, name)
+        return client_of(connection, name)
 
     return dependency
 
 
-def _client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
+def client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
+    """The client of that name in the lifespan state of the connection's app."""
     state: dict[str, Any] = connection.scope.get("state") or {}
     if name in state:
         client: httpx.AsyncClient = state[name]

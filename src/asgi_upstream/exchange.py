@@ -27,9 +27,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
-from .caller import Caller, CallerLeft, Upload, Watch
+from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
-from .stranded import reclaim_stranded
+from .httpcore_pool import reclaim_stranded
+from .uploads import Upload
 
 logger = logging.getLogger("asgi_upstream")
 
@@ -44,7 +45,9 @@ ErrorFrame = Callable[[Exception], bytes]
 class SendsRequests(Protocol):
     """All that an exchange needs of a client."""
 
-    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response: ...
+    async def send(
+        self, request: httpx.Request, *, stream: bool, **options: bool
+    ) -> httpx.Response: ...
 
 
 @dataclass(slots=True)
@@ -107,21 +110,27 @@ class Exchange:
         if isinstance(content, httpx.ByteStream):
             watch.begin()
         else:  # it may come from the caller
-            self.request.stream = Upload(cast(httpx.AsyncByteStream, content), watch)
+            body = cast(httpx.AsyncByteStream, content)
+            self.request.stream = Upload(self.client, self.request.url, body, watch)
+        # httpx would send the exact target of a forwarded request for every redirect's.
+        options = {"follow_redirects": False} if "target" in self.request.extensions else {}
         try:
-            upstream = await self.client.send(self.request, stream=True)
+            upstream = await self.client.send(self.request, stream=True, **options)
         except httpx.StreamConsumed:
             raise RuntimeError(
                 "the body of this request is a stream that was sent already, so it cannot be sent "
                 "again: build the request with bytes, or make a new response for each call"
             ) from None
-        except BaseException:
+        except BaseException as exc:
             await _uninterrupted(reclaim_stranded(self.client, self.request.url))
+            if isinstance(exc, UnicodeError):  # httpx, of a Location that no URL is
+                raise errors.UpstreamProtocolError from exc
             raise
         finally:
             self.request.stream = content
         try:
-            watch.begin()
+            if upstream.status_code < 300:
+                watch.begin()  # else an upload that was refused would be read on, to no end
             # A 101 that nobody asked for, or a number that is no status (RFC 9110 15).
             if not 200 <= upstream.status_code < 600:
                 raise errors.UpstreamProtocolError

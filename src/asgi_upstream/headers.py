@@ -4,7 +4,11 @@ A raw header list is ASGI's: pairs of a name in lower case and a value, as bytes
 fields one by one.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -20,6 +24,19 @@ _OF_THE_EXACT_BYTES = frozenset(
     b"accept-ranges content-digest content-encoding content-length content-md5 digest "
     b"repr-digest".split()
 )
+# What a proxy says of its caller: believed only of a proxy that is trusted (RFC 7239).
+_FORWARDED = frozenset(
+    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port "
+    b"x-forwarded-prefix x-forwarded-server x-forwarded-ssl x-forwarded-scheme x-real-ip "
+    b"x-original-url x-rewrite-url".split()
+)
+# Met by this server, or said anew: Host names the upstream (RFC 9110 7.2, 10.1.1). Proxy is no
+# field, but becomes HTTP_PROXY in a CGI program (https://httpoxy.org).
+_OF_THIS_HOP = frozenset((b"host", b"expect", b"http2-settings", b"proxy"))
+# What a caller does not set by way of an underscore either.
+_NOT_BY_UNDERSCORE = HOP_BY_HOP | _FORWARDED | _OF_THIS_HOP | {b"content-length"}
+_TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+_BREAKS = re.compile(rb"[\r\n\0]")
 
 
 def end_to_end(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
@@ -28,7 +45,8 @@ def end_to_end(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     dropped = HOP_BY_HOP
     for name, value in fields:
         if name == b"connection":
-            dropped |= {token.strip().lower() for token in value.split(b",")}
+            # A length that Connection names, as it must not, frames the body nevertheless.
+            dropped |= {token.strip().lower() for token in value.split(b",")} - {b"content-length"}
         elif name == b"transfer-encoding":  # it overrides the length (RFC 9112 6.3)
             dropped |= {b"content-length"}
     return [field for field in fields if field[0] not in dropped]
@@ -79,3 +97,96 @@ def content_length(fields: RawHeaders) -> int | None:
     """Content-Length in bytes; None where it is absent or not a number (RFC 9110 8.6)."""
     value = dict(fields).get(b"content-length", b"")
     return int(value) if value.isdigit() else None
+
+
+def forwarded_request_headers(scope: Mapping[str, Any], *, trust_forwarded: bool) -> RawHeaders:
+    """The fields of a caller's request that the upstream gets, with what this server saw of it.
+
+    A field whose name has an underscore counts as the one with a hyphen, for which many upstreams
+    take it. Framing is kept: Transfer-Encoding, then always chunked, or Content-Length.
+
+    Raises:
+        HTTPException: 400 for a line break or NUL in a field, which would end or split it.
+    """
+    raw: RawHeaders = scope["headers"]
+    chunked = host = None
+    dropped = _OF_THIS_HOP if trust_forwarded else _OF_THIS_HOP | _FORWARDED
+    fields: RawHeaders = []
+    for name, value in end_to_end(raw):
+        hyphened = name.replace(b"_", b"-")
+        if hyphened not in dropped and (hyphened == name or hyphened not in _NOT_BY_UNDERSCORE):
+            fields.append((name, value))
+    check(raw)
+    for name, value in raw:
+        if name == b"host":
+            host = value
+        elif name == b"transfer-encoding":
+            chunked = value
+    cookies = [value for name, value in fields if name == b"cookie"]
+    if len(cookies) > 1 and scope["http_version"] != "1.1":  # RFC 9113 8.2.3
+        fields = [*without(fields, b"cookie"), (b"cookie", b"; ".join(cookies))]
+    if chunked is not None:
+        fields = [*without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
+    seen = _seen(scope, host)
+    return _appended(fields, seen) if trust_forwarded else fields + seen
+
+
+def check(fields: RawHeaders) -> None:
+    """Refuse a name that is none, and a value that would end its field or split it.
+
+    Raises:
+        HTTPException: 400 (RFC 9110 5.1, 5.5).
+    """
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name) or _BREAKS.search(value):
+            raise HTTPException(400, "A header field is malformed")
+
+
+def _seen(scope: Mapping[str, Any], host: bytes | None) -> RawHeaders:
+    """X-Forwarded-*: the peer, the Host and the scheme, as this server saw them."""
+    seen: RawHeaders = []
+    if scope.get("client"):  # none on a unix socket
+        seen.append((b"x-forwarded-for", scope["client"][0].encode("latin-1")))
+    if host is not None:
+        seen.append((b"x-forwarded-host", host))
+    seen.append((b"x-forwarded-proto", scope["scheme"].encode("latin-1")))
+    return seen
+
+
+def _appended(fields: RawHeaders, seen: RawHeaders) -> RawHeaders:
+    """`fields` of a trusted proxy: the list of peers grows, what was asked for first stays."""
+    sent = {name for name, _ in fields}
+    for name, value in seen:
+        if name == b"x-forwarded-for":
+            peers = [old for key, old in fields if key == name]
+            fields = [*without(fields, name), (name, b", ".join([*peers, value]))]
+            if b"forwarded" in sent:
+                node = b'"[%s]"' % value if b":" in value else value
+                fields = [*fields, (b"forwarded", b"for=" + node)]
+        elif name not in sent:
+            fields = [*fields, (name, value)]
+    return fields
+
+
+def overridden(fields: RawHeaders, changes: Mapping[str, str | None]) -> RawHeaders:
+    """`fields` with each of `changes` set, or removed where it is None; with underscore twins."""
+    changed = {name.lower().encode("latin-1"): value for name, value in changes.items()}
+    kept = [field for field in fields if changed.keys().isdisjoint(_twins(field[0]))]
+    return kept + [(k, v.encode("latin-1")) for k, v in changed.items() if v is not None]
+
+
+def _twins(name: bytes) -> tuple[bytes, bytes]:
+    return name, name.replace(b"_", b"-")
+
+
+def with_cookies(fields: RawHeaders, own: bytes) -> RawHeaders:
+    """`fields` with the author's cookies in place of the caller's of those names (RFC 6265 4.2)."""
+    names = {pair.partition(b"=")[0].strip() for pair in own.split(b";")}
+    kept = [
+        pair.strip()
+        for name, value in fields
+        if name == b"cookie"
+        for pair in value.split(b";")
+        if pair.strip() and pair.partition(b"=")[0].strip() not in names
+    ]
+    return [*without(fields, b"cookie"), (b"cookie", b"; ".join([*kept, own]))]

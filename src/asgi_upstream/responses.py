@@ -13,17 +13,22 @@ from starlette.types import Receive, Scope, Send
 from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Transform
 
 
-class ResponseOptions(TypedDict, total=False):
-    """The keyword arguments of both responses; `error_frame` is for streamed ones."""
+class RelayOptions(TypedDict, total=False):
+    """The keyword arguments that an app may hold for all its responses."""
 
     status_code: int | None
-    headers: Mapping[str, str] | None
     media_type: str | None
     decode: bool
     transform: Transform | None
     on_response: OnResponse | None
     deadline: float | None
     error_frame: ErrorFrame | None
+
+
+class ResponseOptions(RelayOptions, total=False):
+    """The keyword arguments of both responses; `error_frame` is for streamed ones."""
+
+    headers: Mapping[str, str] | None
     background: BackgroundTask | None
 
 
@@ -191,7 +196,9 @@ class _Adopted:
                 ) from None
         self._upstream: httpx.Response | None = upstream
 
-    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+    async def send(
+        self, request: httpx.Request, *, stream: bool, **options: bool
+    ) -> httpx.Response:
         if self._upstream is None:
             raise RuntimeError(
                 "an adopted response can be sent to one caller only: make it from a client and a "

@@ -9,7 +9,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan, get_client
+from asgi_upstream import (
+    BufferedResponse,
+    StreamedResponse,
+    client_lifespan,
+    forward_request,
+    get_client,
+)
 
 UPSTREAM = os.environ["UPSTREAM_URL"]
 
@@ -39,9 +45,30 @@ async def buffered(request: Request) -> Response:
     return BufferedResponse(client, client.build_request("GET", UPSTREAM))
 
 
+async def forwarded(request: Request) -> Response:
+    client = await get_client(request)
+    return StreamedResponse(client, forward_request(client, request, prefix="/forwarded"))
+
+
+async def post_by_hand(request: Request) -> Response:
+    client = await get_client(request)
+    length = {"content-length": request.headers["content-length"]}
+    answer = await client.post(UPSTREAM, content=request.stream(), headers=length)
+    return Response(answer.content, answer.status_code)
+
+
+async def post_forwarded(request: Request) -> Response:
+    client = await get_client(request)
+    return StreamedResponse(client, forward_request(client, request, prefix="/post_forwarded"))
+
+
+ENDPOINTS = (alone, idiom, streamed, buffered, forwarded)
+
 app = Starlette(
     routes=[
-        Route(f"/{endpoint.__name__}", endpoint) for endpoint in (alone, idiom, streamed, buffered)
+        *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in ENDPOINTS),
+        Route("/post_by_hand", post_by_hand, methods=["POST"]),
+        Route("/post_forwarded", post_forwarded, methods=["POST"]),
     ],
-    lifespan=client_lifespan(limits=httpx.Limits(max_connections=None)),
+    lifespan=client_lifespan(base_url=UPSTREAM, limits=httpx.Limits(max_connections=None)),
 )

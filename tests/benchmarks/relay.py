@@ -6,9 +6,11 @@ counts are the ratios of the medians.
 
 import asyncio
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from pathlib import Path
 from tests.integration.servers import ROOT, Caller, Server, eventually, free_port
 from tests.integration.upstream import Upstream
 
-WAYS = ("alone", "idiom", "streamed", "buffered")
+WAYS = ("alone", "idiom", "streamed", "buffered", "forwarded")
 ROUNDS = 7
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -88,6 +90,51 @@ def small_bodies(upstream: Upstream) -> None:
             print(f"  {way:10} {median * 1e6:8.0f}   {median / idiom:5.2f}")
 
 
+def uploads(size: int = 512 << 20) -> None:
+    spent: dict[str, list[float]] = {"post_by_hand": [], "post_forwarded": []}
+    with sink(size) as url, relay(url) as (port, pid):
+        for _ in range(ROUNDS):
+            for way, seconds in spent.items():
+                before = processor_seconds(pid)
+                with socket.create_connection(("127.0.0.1", port)) as caller:
+                    head = f"POST /{way} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n"
+                    caller.sendall(head.encode())
+                    for _ in range(size >> 20):
+                        caller.sendall(bytes(1 << 20))
+                    assert b" 200 " in caller.recv(65536)
+                seconds.append(processor_seconds(pid) - before)
+    print(f"upload of {size >> 20} MB: s of processor time (to that by hand)")
+    by_hand = statistics.median(spent["post_by_hand"])
+    for way, seconds in spent.items():
+        median = statistics.median(seconds)
+        print(f"  {way:14} {median:6.2f}   {median / by_hand:5.2f}")
+
+
+@contextmanager
+def sink(size: int) -> Iterator[str]:
+    """An upstream that takes bodies of `size` bytes as fast as they come."""
+
+    def serve() -> None:
+        buffer = bytearray(1 << 20)
+        while True:
+            try:
+                connection = listening.accept()[0]
+            except OSError:
+                return
+            with connection:
+                while head := connection.recv(65536):
+                    while b"\r\n\r\n" not in head:
+                        head += connection.recv(65536)
+                    left = size - len(head.partition(b"\r\n\r\n")[2])
+                    while b"POST" in head and left:
+                        left -= connection.recv_into(buffer)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
 def event_lag(upstream: Upstream) -> None:
     server = Server("uvicorn-httptools", upstream.url)
     try:
@@ -111,3 +158,4 @@ if __name__ == "__main__":
     with Upstream() as upstream:
         small_bodies(upstream)
         event_lag(upstream)
+    uploads()

@@ -21,6 +21,7 @@ from starlette.routing import Mount
 
 from asgi_upstream import (
     BufferedResponse,
+    ForwardApp,
     StreamedResponse,
     UpstreamError,
     client_dependency,
@@ -149,9 +150,11 @@ raced.add_middleware(BaseHTTPMiddleware, dispatch=racing)
 handling = routes(FastAPI())
 handling.add_exception_handler(UpstreamError, handled)
 
+
 app = FastAPI(
     lifespan=combine_lifespans(
         client_lifespan(limits=httpx.Limits(max_connections=1000), trust_env=False),
+        client_lifespan(name="upstream", base_url=UPSTREAM, timeout=TIMEOUT, trust_env=False),
         client_lifespan(name="fifty", limits=httpx.Limits(max_connections=50), trust_env=False),
         client_lifespan(name="narrow", limits=httpx.Limits(max_connections=1), trust_env=False),
     ),
@@ -162,6 +165,7 @@ app = FastAPI(
         Mount("/dropped", dropped),
         Mount("/raced", raced),
         Mount("/handled", handling),
+        Mount("/forward", ForwardApp("upstream")),
     ],
 )
 

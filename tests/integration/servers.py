@@ -45,7 +45,7 @@ def eventually(condition: Callable[[], bool], seconds: float) -> float:
 class Server:
     """The app under one server."""
 
-    def __init__(self, name: str, upstream_url: str) -> None:
+    def __init__(self, name: str, upstream_url: str, *, app: str = APP) -> None:
         self.name = name
         self.port = free_port()
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
@@ -59,7 +59,7 @@ class Server:
             address += ["--workers-kill-timeout", str(GRACE), "--backpressure", "2000"]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-m", *command, *address, APP],
+            [sys.executable, "-X", "dev", "-m", *command, *address, app],
             cwd=ROOT,
             env=os.environ
             | {

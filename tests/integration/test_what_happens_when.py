@@ -138,7 +138,7 @@ def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: S
 # Callers who leave.
 
 
-@kinds
+@pytest.mark.parametrize("kind", [*KINDS, "forward"])
 @leaving
 def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
     server: Server, upstream: Upstream, kind: str, reset: bool
@@ -165,6 +165,8 @@ def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
         ("base/streamed", "silent_mid_body"),
         ("base/streamed", "pour"),
         ("gzip/streamed", "events"),
+        ("forward", "silent_mid_body"),
+        ("forward", "pour"),
     ],
 )
 def test_a_caller_who_leaves_mid_body_frees_the_connection(
@@ -179,7 +181,7 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
     eventually(lambda: upstream.busy == 0, 1)
 
 
-@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed"])
+@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
 def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
@@ -196,7 +198,7 @@ def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
     eventually(lambda: upstream.busy == 0, 1)
 
 
-@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed"])
+@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
 def test_a_caller_who_leaves_within_its_upload_frees_the_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
@@ -326,7 +328,7 @@ BEFORE = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed"])
+@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
 @pytest.mark.parametrize("behaviour", BEFORE)
 def test_an_upstream_that_breaks_before_its_headers_is_502(
     server: Server, upstream: Upstream, kind: str, behaviour: str

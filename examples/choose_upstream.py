@@ -1,0 +1,62 @@
+"""One of several upstreams, chosen for each request: by host, header, tenant or weight.
+
+    uvicorn examples.choose_upstream:app
+    curl -H 'host: beta.example' http://127.0.0.1:8000/by-host/headers
+    curl -H 'x-version: 2' http://127.0.0.1:8000/by-header/headers
+    curl http://127.0.0.1:8000/by-tenant/acme/headers
+    curl http://127.0.0.1:8000/by-weight/headers
+
+Each upstream is a client under a name, and a function of the connection returns the name. What it
+raises is answered as anywhere else: here 404 for a tenant that is not known.
+"""
+
+import os
+import random
+
+import anyio.lowlevel
+from fastapi import FastAPI, HTTPException
+from starlette.requests import HTTPConnection
+
+from asgi_upstream import ForwardApp, client_lifespan, combine_lifespans
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+STABLE_URL = os.environ.get("STABLE_URL", UPSTREAM_URL)
+BETA_URL = os.environ.get("BETA_URL", UPSTREAM_URL)
+
+app = FastAPI(
+    lifespan=combine_lifespans(
+        client_lifespan(name="stable", base_url=STABLE_URL, headers={"x-sent-to": "stable"}),
+        client_lifespan(name="beta", base_url=BETA_URL, headers={"x-sent-to": "beta"}),
+    )
+)
+
+
+def by_host(connection: HTTPConnection) -> str:
+    """The Host that the caller asked. It is the caller's word, so it only picks from a list."""
+    return {"beta.example": "beta"}.get(connection.url.hostname or "", "stable")
+
+
+def by_header(connection: HTTPConnection) -> str:
+    """A field of the caller's."""
+    return "beta" if connection.headers.get("x-version") == "2" else "stable"
+
+
+async def by_tenant(connection: HTTPConnection) -> str:
+    """A part of the path, looked up: async, for such a table is in a database as a rule."""
+    await anyio.lowlevel.checkpoint()  # instead of the database
+    tenants = {"acme": "beta", "umbrella": "stable"}
+    try:
+        return tenants[connection.path_params["tenant"]]
+    except KeyError:
+        raise HTTPException(404, "no such tenant") from None
+
+
+def by_weight(connection: HTTPConnection) -> str:
+    """A canary: one request in ten goes to the new version."""
+    return random.choices(["stable", "beta"], weights=[9, 1])[0]
+
+
+app.mount("/by-host", ForwardApp(by_host))
+app.mount("/by-header", ForwardApp(by_header))
+app.mount("/by-tenant/{tenant}", ForwardApp(by_tenant))  # the tenant is of the mount: not forwarded
+app.mount("/by-weight", ForwardApp(by_weight))

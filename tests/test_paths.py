@@ -1,0 +1,534 @@
+"""The path of a request line: where it is found, what follows a prefix, and what tries to get out.
+
+The filter is held against a reference that knows nothing of it: every way in which an upstream may
+normalise a path, and whether the result is still under its base.
+"""
+
+import contextlib
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin
+
+import httpx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from asgi_upstream import forward_request
+from asgi_upstream.paths import after_prefix, escapes, raw_path_of
+
+# --- raw_path_of ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"/a", b"/a"),
+        (b"/a%2Fb/%zz//c;d='\"[]|{}+", b"/a%2Fb/%zz//c;d='\"[]|{}+"),
+        (b"/%e4%E4", b"/%e4%E4"),
+        (b"/a/", b"/a/"),
+        (b"", b""),
+        (b"*", b"*"),
+    ],
+)
+def test_the_raw_path_is_taken_as_it_is(raw: bytes, expected: bytes) -> None:
+    assert raw_path_of({"path": "/other", "raw_path": raw}) == expected
+
+
+@pytest.mark.parametrize("raw", [b"/a?b=1", b"/a?", b"/a??x", b"http://h/a?b=/c"])
+def test_a_query_that_a_test_client_leaves_in_the_raw_path_is_cut_off(raw: bytes) -> None:
+    assert raw_path_of({"path": "/a", "raw_path": raw}) == b"/a"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"http://evil.example/a/b", b"/a/b"),
+        (b"HTTP://user:pw@evil.example:81/a", b"/a"),
+        (b"http://evil.example", b"/"),
+        (b"http://evil.example?a=/b", b"/"),
+        (b"h2c+x.y-z://[::1]:8/a//b", b"/a//b"),
+        (b"http:///a", b"/a"),
+    ],
+)
+def test_an_absolute_form_request_line_loses_its_scheme_and_host(
+    raw: bytes, expected: bytes
+) -> None:
+    assert raw_path_of({"path": "/a", "raw_path": raw}) == expected
+
+
+@pytest.mark.parametrize("raw", [b"//evil/a", b"/@evil", b"/http://evil/a", b"/http:/evil"])
+def test_a_path_that_only_looks_like_a_url_stays_a_path(raw: bytes) -> None:
+    assert raw_path_of({"path": "/a", "raw_path": raw}) == raw
+
+
+@pytest.mark.parametrize("scope", [{}, {"raw_path": None}])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/a/b", b"/a/b"),
+        ("/café au lait", b"/caf%C3%A9%20au%20lait"),
+        ("/:@!$&'()*+,;=~-._", b"/:@!$&'()*+,;=~-._"),
+        ('/a?b#c"<>[]|{}^`\\', b"/a%3Fb%23c%22%3C%3E%5B%5D%7C%7B%7D%5E%60%5C"),
+        ("/a\0b\r\nc", b"/a%00b%0D%0Ac"),
+    ],
+)
+def test_without_a_raw_path_the_decoded_one_is_encoded_anew(
+    scope: dict[str, None], path: str, expected: bytes
+) -> None:
+    assert raw_path_of({"path": path, **scope}) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/a%2Fb", b"/a%252Fb"), ("/100%", b"/100%25"), ("/%41", b"/%2541")]
+)
+def test_a_percent_of_the_decoded_path_is_encoded_too_for_it_stood_as_25_there(
+    path: str, expected: bytes
+) -> None:
+    assert raw_path_of({"path": path}) == expected
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_what_is_encoded_anew_is_legal_and_decodes_to_the_same_path(path: str) -> None:
+    raw = raw_path_of({"path": "/" + path})
+    assert re.fullmatch(rb"[!-~]+", raw)
+    assert b"?" not in raw
+    assert unquote_to_bytes(raw).decode() == "/" + path
+
+
+# --- after_prefix --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefix", "rest"),
+    [
+        (b"/api/a", b"/api", b"/a"),
+        (b"/api/a", b"/api/", b"/a"),
+        (b"/api/", b"/api", b"/"),
+        (b"/api", b"/api", b""),
+        (b"/api", b"/api/", b""),
+        (b"/api//a", b"/api", b"//a"),
+        (b"/a", b"", b"/a"),
+        (b"/a", b"/", b"/a"),
+        (b"/%61p%69/a", b"/api", b"/a"),
+        (b"/caf%C3%A9/a%c3", b"/caf\xc3\xa9", b"/a%c3"),
+        (b"/caf%c3%a9/a", b"/caf\xc3\xa9", b"/a"),
+        (b"/caf%C3%a9", b"/caf\xc3\xa9/", b""),
+        (b"/caf\xc3\xa9/a", b"/caf\xc3\xa9", b"/a"),
+        (b"/%7euser/a", b"/~user", b"/a"),
+        (b"/100%25/a", b"/100%", b"/a"),
+        (b"/100%/a", b"/100%", b"/a"),
+        (b"/a%2Fb/c", b"/a/b", b"/c"),
+        (b"/api%2Fa", b"/api", b"%2Fa"),
+        (b"/api%2fa", b"/api", b"%2fa"),
+    ],
+)
+def test_what_follows_a_prefix(raw: bytes, prefix: bytes, rest: bytes) -> None:
+    assert after_prefix(raw, prefix) == rest
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefix"),
+    [
+        (b"/api", b"/ap"),
+        (b"/ap", b"/api"),
+        (b"/ap", b"/api/"),
+        (b"/apix/a", b"/api"),
+        (b"/api.a", b"/api"),
+        (b"/api%61/a", b"/api"),
+        (b"/API/a", b"/api"),
+        (b"/a/api", b"/api"),
+        (b"//api/a", b"/api"),
+        (b"/%2561pi/a", b"/api"),
+        (b"/%6", b"/`"),
+        (b"/%", b"/a"),
+        (b"", b"/api"),
+        (b"*", b"/api"),
+        (b"/api/a", b"api"),
+        (b"", b"a"),
+    ],
+)
+def test_a_path_that_does_not_start_with_the_prefix(raw: bytes, prefix: bytes) -> None:
+    assert after_prefix(raw, prefix) is None
+
+
+percents = st.sampled_from(["%{:02x}", "%{:02X}", "plain"])
+
+
+@st.composite
+def encoded_in_any_way(draw: st.DrawFn, text: bytes) -> bytes:
+    forms = [draw(percents) for _ in text]
+    # A `%` that stands for itself is not the start of an escape by accident.
+    plain = [form == "plain" and byte != 0x25 for form, byte in zip(forms, text, strict=True)]
+    return b"".join(
+        bytes([byte])
+        if is_plain
+        else (form if form != "plain" else "%{:02x}").format(byte).encode()
+        for byte, form, is_plain in zip(text, forms, plain, strict=True)
+    )
+
+
+@given(st.data(), st.binary(max_size=8), st.binary(max_size=8))
+def test_a_prefix_is_found_however_it_is_encoded_and_the_rest_keeps_its_bytes(
+    data: st.DataObject, prefix: bytes, rest: bytes
+) -> None:
+    prefix = b"/" + prefix.rstrip(b"/")
+    raw = data.draw(encoded_in_any_way(prefix)) + b"/" + rest
+    if prefix == b"/":  # the prefix of everything, and its slash is the path's
+        assert after_prefix(b"/" + rest, prefix) == b"/" + rest
+    else:
+        assert after_prefix(raw, prefix) == b"/" + rest
+
+
+@given(st.binary(max_size=12), st.binary(max_size=6))
+def test_what_is_returned_is_always_the_end_of_the_path_and_the_start_decodes_to_the_prefix(
+    raw: bytes, prefix: bytes
+) -> None:
+    rest = after_prefix(raw, prefix)
+    if rest is not None:
+        assert raw.endswith(rest)
+        assert unquote_to_bytes(raw[: len(raw) - len(rest)]) == prefix.rstrip(b"/")
+        assert unquote_to_bytes(rest)[:1] in (b"", b"/")
+
+
+# --- escapes: a table ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"..",
+        b"%2e%2e",
+        b"%2E%2e",
+        b".%2e",
+        b"%2E.",
+        b"%252e%252e",
+        b".%252E",
+        b"%25252e%25252e",
+        b"%2525252e.",
+        b"%%32%65.",
+        b"%c0%ae%c0%ae",
+        b".%C0%AE",
+        b"%e0%80%ae.",
+        b"%f0%80%80%ae.",
+        b"..;",
+        b"..;a=b",
+        b"..%3Ba",
+        b"%2e%2e%3b",
+        b"..%00",
+        b"..%00.png",
+        b"..\0",
+        b"..%20",
+        b"..%09",
+        b"%20..",
+        b"..%0d%0a",
+        b".%09.",
+        b"..%3fa",
+        b"..%23a",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [b"/%b", b"/%b/", b"/a/%b", b"/a/%b/b", b"//%b", b"/a%%2f%b%%2Fb", b"/a\\%b", b"%b"]
+)
+def test_a_dot_segment_in_any_disguise_is_found(path: bytes, segment: bytes) -> None:
+    assert escapes(path % segment)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/..\\a",
+        b"/..%5ca",
+        b"/..%5Ca",
+        b"/..%255ca",
+        b"/..%252fa",
+        b"/..%c0%afa",
+        b"/..%c1%9ca",
+        b"/..%e0%80%afa",
+        b"/a%5c..%5cb",
+        b"/;/../a",
+        b"/a;x=%2f../b",
+        b"/a%3b/..",
+    ],
+)
+def test_a_slash_in_any_disguise_is_seen(path: bytes) -> None:
+    assert escapes(path)
+
+
+INNOCENT = [
+    b"...",
+    b"....",
+    b"a..b",
+    b"..a",
+    b"a..",
+    b".well-known",
+    b".",
+    b"%2e",
+    b"%2E",
+    b"v1.2",
+    b"..hidden",
+    b"file..",
+    b"%2e%2ea",
+    b"a%2e%2e",
+    b"...%20",
+    b".;a",
+    b"a;..",
+    b"a;b=..",
+    b"a%3b..",
+    b"+",
+    b"%zz",
+    b"%",
+    b"%25",
+    b"100%25",
+    b"%00",
+    b"%20",
+    b"a%2Fb",
+    b"a%5Cb",
+    b"caf%C3%A9",
+    b"%FF",
+    b"@evil",
+    b"http:",
+    b"[::1]",
+    b"'\"|{}",
+    b"",
+]
+
+
+@pytest.mark.parametrize("segment", INNOCENT)
+@pytest.mark.parametrize("path", [b"/%b", b"/%b/", b"/a/%b/b", b"//%b"])
+def test_an_innocent_path_is_not_refused(path: bytes, segment: bytes) -> None:
+    assert not escapes(path % segment)
+
+
+@given(st.lists(st.sampled_from(INNOCENT), max_size=6))
+def test_no_path_of_innocent_segments_is_refused(segments: list[bytes]) -> None:
+    assert not escapes(b"/" + b"/".join(segments))
+
+
+@given(st.binary(max_size=20).filter(lambda b: b"%" not in b and b"." not in b))
+def test_no_path_without_a_dot_is_refused_once_it_is_encoded(text: bytes) -> None:
+    # The three that are the overlong forms of a dot and of slashes are no UTF-8 at all.
+    if b"\xc0" not in text and b"\xe0" not in text and b"\xf0" not in text:
+        assert not escapes(quote_from_bytes(text, safe="/").encode())
+
+
+# --- escapes: a reference ------------------------------------------------------------------
+
+BASE = "/base/of/the/upstream"
+
+
+def once_decoded(path: bytes) -> bytes:
+    return unquote_to_bytes(path)
+
+
+def with_overlong_read(path: bytes) -> bytes:
+    """As decoders of UTF-8 read it that take any lead byte and count on no shortest form."""
+
+    def short(match: re.Match[bytes]) -> bytes:
+        lead, *rest = match[0]
+        value = lead & (0x7F >> (len(rest) + 1))
+        for byte in rest:
+            value = value << 6 | byte & 0x3F
+        return bytes([value]) if value < 0x80 else match[0]
+
+    form = rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]{2}"
+    return re.sub(form, short, path)
+
+
+def with_slashes_for_backslashes(path: bytes) -> bytes:
+    return path.replace(b"\\", b"/")
+
+
+def without_params(path: bytes) -> bytes:
+    return re.sub(rb";[^/]*", b"", path)
+
+
+def cut_at_nul(path: bytes) -> bytes:
+    return path.split(b"\0")[0]
+
+
+def with_each_segment_cut_at_nul(path: bytes) -> bytes:
+    return b"/".join(segment.split(b"\0")[0] for segment in path.split(b"/"))
+
+
+def with_trimmed_segments(path: bytes) -> bytes:
+    return b"/".join(segment.strip() for segment in path.split(b"/"))
+
+
+def cut_at_a_question_mark(path: bytes) -> bytes:
+    return re.split(rb"[?#]", path)[0]
+
+
+READINGS: list[Callable[[bytes], bytes]] = [
+    with_overlong_read,
+    with_slashes_for_backslashes,
+    without_params,
+    cut_at_nul,
+    with_each_segment_cut_at_nul,
+    with_trimmed_segments,
+    cut_at_a_question_mark,
+]
+
+
+def readings(path: bytes) -> Iterator[bytes]:
+    """Decoded 0 to 3 times, and after each of these in each way that an upstream may go on."""
+    seen = set()
+    for _ in range(4):
+        frontier = [path]
+        for reading in READINGS:
+            frontier += [reading(one) for one in frontier]
+        for one in frontier:
+            if one not in seen:
+                seen.add(one)
+                yield one
+        path = once_decoded(path)
+
+
+def by_posixpath(path: str) -> str:
+    return posixpath.normpath(BASE + path)
+
+
+def by_urljoin(path: str) -> str:
+    return urljoin(f"http://h{BASE}/", "." + path).removeprefix("http://h")
+
+
+def by_httpx(path: str) -> str:
+    return httpx.URL(f"http://h{BASE}{path}").path
+
+
+def as_nginx(path: str) -> str:
+    """Slashes are merged first, then dot segments go, and one too many stops at the root."""
+    kept: list[str] = []
+    for segment in re.sub("/+", "/", BASE + path).split("/"):
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment not in (".", ""):
+            kept.append(segment)
+    return "/" + "/".join(kept)
+
+
+def leaves(path: bytes) -> bool:
+    for reading in readings(path):
+        text = reading.decode("latin-1")
+        if not text.startswith("/"):
+            continue  # cut to nothing, and so at the base
+        if text.count(".") < 2:
+            continue  # nothing to climb with, and the normalising below is slow
+        for normalised in (by_posixpath, by_urljoin, by_httpx, as_nginx):
+            try:
+                result = normalised(text)
+            except (httpx.InvalidURL, ValueError):
+                continue  # who normalises so refuses it
+            if result != BASE and not result.startswith(BASE + "/"):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("path", [b"/..", b"/..;/a", b"/%252e%252e/a", b"/..%5cx", b"/.%c0%ae/"])
+def test_the_reference_knows_what_leaves(path: bytes) -> None:
+    assert leaves(path)
+
+
+@pytest.mark.parametrize("segment", INNOCENT)
+def test_the_reference_knows_what_stays(segment: bytes) -> None:
+    assert not leaves(b"/" + segment + b"/a")
+
+
+dots_and_disguises = st.sampled_from(
+    b". . .. %2e %2E %252e %25252e %c0%ae %e0%80%ae / / // %2f %252F %5c \\ %c0%af %c1%9c ; %3b "
+    b"%00 %09 %0a %0d %20 ? # %3f %23 a b. .b a%2e % %25 2e 5c + .. ..".split()
+)
+paths_that_try = st.lists(dots_and_disguises, max_size=8).map(lambda parts: b"/" + b"".join(parts))
+
+
+@settings(max_examples=250, deadline=None)
+@given(paths_that_try)
+@example(b"/.%09./a")
+@example(b"/%e0%80%ae./a")
+def test_whatever_leaves_the_base_by_any_reading_is_refused(path: bytes) -> None:
+    if leaves(path):
+        assert escapes(path)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=10))
+def test_no_bytes_at_all_leave_the_base_unseen(path: bytes) -> None:
+    if leaves(b"/" + path):
+        assert escapes(b"/" + path)
+
+
+# --- byte for byte -------------------------------------------------------------------------
+
+# What may stand in a request line (RFC 9112 3.2) for h11 and llhttp: every visible character.
+visible = st.lists(st.integers(0x21, 0x7E), max_size=24).map(bytes)
+legal_paths = visible.map(lambda text: b"/" + text.replace(b"?", b"")).filter(
+    lambda path: not escapes(path)
+)
+
+
+no_upstream = httpx.MockTransport(lambda request: httpx.Response(200))
+clients = {
+    base: httpx.AsyncClient(base_url=f"http://u.example{base}/", transport=no_upstream)
+    for base in ("", "/v1")
+}
+
+
+def targeted(raw: bytes, query: bytes, base: str, mount: str) -> httpx.Request:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": mount + unquote_to_bytes(raw).decode("utf-8", "replace"),
+        "raw_path": mount.encode() + raw,
+        "query_string": query,
+        "root_path": mount,
+        "headers": [],
+        "client": None,
+    }
+    return forward_request(clients[base], Request(scope))
+
+
+@settings(deadline=None, max_examples=80)
+@given(legal_paths, visible)
+@example(b"//evil.example/a", b"")
+@example(b"/a%2fb%2Fc%zz%00;d=1/", b"a=%zz&b=+&&c[]='\"|{}")
+@example(b"/http://evil.example/", b"?")
+@example(b"/@evil.example", b"#")
+@example(b"/:80", b"a=1")
+def test_any_path_and_query_of_legal_bytes_reach_the_upstream_byte_for_byte(
+    path: bytes, query: bytes
+) -> None:
+    for base in clients:
+        for mount in ("", "/api"):
+            request = targeted(path, query, base, mount)
+            expected = base.encode() + path + (b"?" + query if query else b"")
+            assert request.extensions["target"] == expected
+            assert (request.url.scheme, request.url.host) == ("http", "u.example")
+            assert request.url.port is None
+            assert request.headers["host"] == "u.example"
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=12), st.binary(max_size=12))
+@example(b"\xff", b"")
+@example(b"", b"q=\xe9")
+@example(b" HTTP/1.1\r\nhost: evil\r\n\r\nGET /", b"")
+@example(b"", b"\r\n")
+@example(b"a b", b"")
+def test_bytes_that_are_illegal_in_a_request_line_are_refused_and_never_sent(
+    path: bytes, query: bytes
+) -> None:
+    # RFC 9112 3.2: a target has no whitespace, control or other byte that is not visible ASCII.
+    illegal = re.compile(rb"[^!-~]")
+    request = None
+    with contextlib.suppress(HTTPException):
+        request = targeted(b"/" + path, query, "", "")
+    if request is not None:
+        assert not illegal.search(request.extensions["target"])
+    else:
+        assert illegal.search(path + query) or escapes(b"/" + path)
