@@ -12,6 +12,7 @@ LISTS := pyproject.toml constraints.txt
 MADE := $(VENV)/.made
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
 NGINX := $(VENV)/.nginx-tried
 
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
@@ -20,7 +21,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check serve bench clean nginx
+.PHONY: help demo test check serve bench fuzz clean nginx
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +30,8 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test: $(DEV) nginx ## run the tests
-	@$(RUN) pytest
+	@$(RUN) pytest -n 4 --dist worksteal -m "not alone"
+	@$(RUN) pytest -m alone
 
 check: $(DEV) ## check format, lint and types
 	$(RUN) ruff format --check .
@@ -40,8 +42,8 @@ check: $(DEV) ## check format, lint and types
 serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to try
 	@$(RUN) examples.demo --serve
 
-bench: $(DEV) ## measure processor time per request against the hand-written relay
-	@$(RUN) tests.benchmarks.relay
+bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performance.md: ten minutes
+	@$(RUN) tests.benchmarks
 
 clean: ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
@@ -68,6 +70,11 @@ $(DEMO): $(MADE) $(LISTS)
 $(DEV): $(DEMO)
 	@echo "installing what the tests and checks need"
 	@$(PIP) install -c constraints.txt -e . --group dev
+	@touch $@
+
+$(BENCH): $(DEV)
+	@echo "installing the peers that the benchmark compares with"
+	@$(PIP) install -c constraints.txt --group bench
 	@touch $@
 
 # Some tests run a real nginx. Where it cannot be had they are skipped, and say so.

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
 from typing import Any, Self
 
 import anyio
@@ -28,12 +30,13 @@ class CallerLeft(Exception):
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_prefix", "_send", "method", "started")
+    __slots__ = ("_body", "_prefix", "_send", "method", "started")
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
+        self._body = self._prefix + "http.response.body"
         self.method: str = scope.get("method", "GET")
         self.started = False
 
@@ -44,7 +47,10 @@ class Caller:
 
     async def body(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the body; returns when the server wants the next (back-pressure)."""
-        await self._message("http.response.body", body=chunk, more_body=more)
+        try:
+            await self._send({"type": self._body, "body": chunk, "more_body": more})
+        except (OSError, ClientDisconnect) as exc:
+            raise CallerLeft from exc
 
     async def abort(self) -> None:
         """Make sure that the exception which leaves the app next cuts the connection.
@@ -76,7 +82,7 @@ class Caller:
 
 
 class Watch:
-    """Reads `receive` until the caller has left, then cancels a scope.
+    """Bounds an exchange: ends it when the caller has left, or when its deadline passes.
 
     Servers tell of a disconnect to whoever waits in `receive`; few fail a `send`, and none while
     nothing is sent. So somebody must wait there, in a task of its own. On asyncio a timer starts
@@ -84,25 +90,54 @@ class Watch:
 
     The body of the caller's request comes through the same `receive`. The watch begins when it has
     gone upstream; until then whoever reads it learns of the disconnect.
+
+    The exchange is ended by a cancel scope, or, where nothing in it is anybody else's, by a plain
+    `Task.cancel()`, which costs a fifth (as `asyncio.timeout` does; no shield holds it off).
     """
 
-    __slots__ = ("_begun", "_group", "_receive", "_scope", "_task", "_ticks", "_timer", "left")
+    __slots__ = (
+        "_begun", "_cancelled", "_cancelling", "_deadline", "_group", "_host", "_loop",
+        "_receive", "_scope", "_stack", "_task", "_ticks", "_timer", "_too_late", "cut",
+        "expired", "left",
+    )  # fmt: skip
 
-    def __init__(self, receive: Receive, scope: anyio.CancelScope) -> None:
+    def __init__(self, receive: Receive, deadline: float | None, *, plain: bool) -> None:
         self._receive = receive
-        self._scope = scope
+        self._deadline = deadline
+        self._scope = None if plain else anyio.CancelScope()
+        self._loop: asyncio.AbstractEventLoop | None = None  # None on trio
+        self._host: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
+        self._cancelling = 0
+        self._cancelled = False
+        self._stack: AsyncExitStack | None = None  # of the scope, and on trio the group in it
         self._group: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._too_late: asyncio.TimerHandle | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = False
         self.left = False
+        self.expired = False
+        self.cut = False  # the exchange was ended before its own end
 
     async def __aenter__(self) -> Self:
         try:
-            asyncio.get_running_loop()
+            self._loop = asyncio.get_running_loop()
         except RuntimeError:  # trio
-            self._group = await anyio.create_task_group().__aenter__()
+            self._scope = self._scope or anyio.CancelScope()
+        if self._scope is not None:
+            if self._deadline is not None:
+                self._scope.deadline = anyio.current_time() + self._deadline
+            self._stack = AsyncExitStack()
+            self._stack.enter_context(self._scope)
+            if self._loop is None:
+                self._group = await self._stack.enter_async_context(anyio.create_task_group())
+        elif self._loop is not None:
+            self._host = asyncio.current_task()
+            assert self._host is not None
+            self._cancelling = self._host.cancelling()
+            if self._deadline is not None:
+                self._too_late = self._loop.call_later(self._deadline, self._expire)
         return self
 
     def begin(self) -> None:
@@ -112,8 +147,8 @@ class Watch:
         self._begun = True
         if self._group is not None:
             self._group.start_soon(self._listen)
-        else:
-            self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._spawn)
+        elif self._loop is not None:
+            self._timer = self._loop.call_later(WATCH_AFTER, self._spawn)
 
     def every(self, seconds: float, look: Callable[[], bool]) -> None:
         """Call `look` so often, as long as it says True and the watch is not over."""
@@ -132,7 +167,8 @@ class Watch:
             tick()
 
     def _spawn(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._listen())
+        assert self._loop is not None
+        self._task = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
         more = True
@@ -147,17 +183,51 @@ class Watch:
             logger.debug("the caller cannot be watched", exc_info=True)
             return
         self.left = True
-        self._scope.cancel()
+        self._end()
 
-    async def __aexit__(self, *exc: Any) -> bool | None:  # noqa: PYI036  passed on as they are
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
-            return await self._group.__aexit__(*exc)
-        for timer in (self._timer, self._ticks):
+    def _expire(self) -> None:
+        self.expired = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+        elif self._host is not None and not self._cancelled:
+            self._cancelled = self._host.cancel()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        for timer in (self._timer, self._ticks, self._too_late):
             if timer is not None:
                 timer.cancel()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([self._task], timeout=1)
-        return None
+        if self._stack is not None and self._scope is not None:
+            self.cut = bool(await self._stack.__aexit__(kind, exc, traceback))
+            self.expired = self._scope.cancel_called and not self.left
+        elif self._cancelled:
+            self.cut = await self._absorb(exc)
+        return self.cut
+
+    async def _absorb(self, exc: BaseException | None) -> bool:
+        """Take back the cancellation of `_end`; True where it is what ended the exchange."""
+        assert self._host is not None
+        late: asyncio.CancelledError | None = None
+        if exc is None:  # it may not have arrived yet
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as now:
+                late = now
+        if self._host.uncancel() > self._cancelling:  # somebody else cancels too
+            if late is not None:
+                raise late
+            return False
+        return isinstance(exc, asyncio.CancelledError)

@@ -29,7 +29,8 @@ from starlette.types import Receive, Scope, Send
 from . import errors, headers
 from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
-from .httpcore_pool import reclaim_stranded
+from .httpcore_pool import clear_up, close_if_more_came
+from .shortcut import send_by, shortcut
 from .uploads import Upload
 
 logger = logging.getLogger("asgi_upstream")
@@ -48,6 +49,30 @@ class SendsRequests(Protocol):
     async def send(
         self, request: httpx.Request, *, stream: bool, **options: bool
     ) -> httpx.Response: ...
+
+
+class Head(Protocol):
+    """Status and fields of a response."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def fields(self) -> headers.RawHeaders: ...
+
+
+class Relayed(Protocol):
+    """A response that was never made an `httpx.Response`."""
+
+    @property
+    def head(self) -> Head: ...
+    def take(self) -> bytes | None: ...
+    async def read(self) -> bytes: ...
+    def end(self) -> bool: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+Relay = Callable[[httpx.Request], Awaitable[Relayed | None]]
 
 
 @dataclass(slots=True)
@@ -76,23 +101,24 @@ class Exchange:
             Exception: whatever `on_response` or `transform` raised.
         """
         caller = Caller(scope, send)
-        cancel_scope = anyio.CancelScope()
-        watch = Watch(receive, cancel_scope)
         failure: Exception | None = None
-        if self.deadline is not None:
-            cancel_scope.deadline = anyio.current_time() + self.deadline
-        with cancel_scope:
-            async with watch:
-                try:
-                    await self._open_and_relay(caller, watch)
-                except Exception as exc:
-                    failure = exc  # raised in here, a task group would make it a group
+        transport = None if self.on_response else shortcut(self.client, self.request)
+        relay: Relay | None = getattr(transport, "relay", None)
+        if self.transform or self.error_frame:
+            relay = None
+        watch = Watch(receive, self.deadline, plain=relay is not None)
+        async with watch:
+            try:
+                if relay is None or not await self._relay_as_it_is(relay, caller, watch):
+                    await self._open_and_relay(transport, caller, watch)
+            except Exception as exc:
+                failure = exc  # raised in here, a task group would make it a group
         # Here nothing is open upstream, and the caller is not watched any more: after the last
         # part of a body servers report a disconnect that is none.
         if watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
             await caller.dismiss()
             return False
-        if cancel_scope.cancelled_caught or (failure and cancel_scope.cancel_called):
+        if watch.expired and (watch.cut or failure):
             failure = errors.UpstreamTimeout()
         if failure is not None:
             self.last = await self._last_words(caller, failure)
@@ -105,24 +131,64 @@ class Exchange:
             return False
         return True
 
-    async def _open_and_relay(self, caller: Caller, watch: Watch) -> None:
+    async def _relay_as_it_is(self, relay: Relay, caller: Caller, watch: Watch) -> bool:
+        """The short way of the usual exchange, with nothing sent up and nothing changed.
+
+        False, and nothing done, where it is not one.
+        """
+        if self.decode or not isinstance(self.request.stream, httpx.ByteStream):
+            return False
+        watch.begin()
+        upstream = await send_by(relay, self.request)
+        if upstream is None:
+            return False
+        try:
+            head = upstream.head
+            if self.max_bytes is not None:
+                _check_status(head.status)
+                content = await _read(aiter(upstream), self.max_bytes)
+                await self._send_whole(
+                    caller, *self._head(head.status, head.fields, caller), content
+                )
+                return True
+            remaining = await self._start(caller, *self._head(head.status, head.fields, caller))
+            if remaining != 0:
+                while chunk := upstream.take() or await upstream.read():
+                    if remaining is not None:
+                        remaining -= len(chunk)
+                    if remaining == 0:
+                        self.last = chunk
+                    else:
+                        await caller.body(chunk, more=True)
+        finally:
+            if not upstream.end():
+                await upstream.aclose()
+        return True
+
+    async def _open_and_relay(
+        self, transport: httpx.AsyncBaseTransport | None, caller: Caller, watch: Watch
+    ) -> None:
         content = self.request.stream
         if isinstance(content, httpx.ByteStream):
             watch.begin()
         else:  # it may come from the caller
             body = cast(httpx.AsyncByteStream, content)
             self.request.stream = Upload(self.client, self.request.url, body, watch)
-        # httpx would send the exact target of a forwarded request for every redirect's.
-        options = {"follow_redirects": False} if "target" in self.request.extensions else {}
         try:
-            upstream = await self.client.send(self.request, stream=True, **options)
+            if transport is not None:
+                upstream = await send_by(transport.handle_async_request, self.request)
+                upstream.request = self.request
+            else:
+                # A forwarded request's redirects are the caller's to follow.
+                relayed = {"follow_redirects": False} if "target" in self.request.extensions else {}
+                upstream = await self.client.send(self.request, stream=True, **relayed)
         except httpx.StreamConsumed:
             raise RuntimeError(
                 "the body of this request is a stream that was sent already, so it cannot be sent "
                 "again: build the request with bytes, or make a new response for each call"
             ) from None
         except BaseException as exc:
-            await _uninterrupted(reclaim_stranded(self.client, self.request.url))
+            await _uninterrupted(clear_up(self.client, self.request.url))
             if isinstance(exc, UnicodeError):  # httpx, of a Location that no URL is
                 raise errors.UpstreamProtocolError from exc
             raise
@@ -131,37 +197,36 @@ class Exchange:
         try:
             if upstream.status_code < 300:
                 watch.begin()  # else an upload that was refused would be read on, to no end
-            # A 101 that nobody asked for, or a number that is no status (RFC 9110 15).
-            if not 200 <= upstream.status_code < 600:
+            _check_status(upstream.status_code)
+            if headers.has_controls(upstream.headers.raw):
                 raise errors.UpstreamProtocolError
             if self.max_bytes is None:
                 await self._stream(upstream, caller)
             else:
                 await self._buffer(upstream, caller, self.max_bytes)
         finally:
-            if self.bodies or not upstream.is_closed:
+            if getattr(upstream.stream, "is_finished", False):
+                pass  # it closed itself at its end, or was never open
+            elif self.bodies or not upstream.is_closed:
                 await _close(upstream, *self.bodies)
+                if upstream.http_version == "HTTP/2":
+                    await _uninterrupted(clear_up(self.client, self.request.url))
 
     async def _stream(self, upstream: httpx.Response, caller: Caller) -> None:
-        if await self._is_replaced(upstream):
+        if self.on_response is not None and await self._is_replaced(upstream):
             return
         # Bytes that the author adds can be read only in a body that is not compressed.
         decode = self.decode or bool(self.transform or self.error_frame)
         body, changed = self._body_of(upstream, decode=decode)
         if self.transform is not None:
             body, changed = self._read_from(self.transform(body)), True
-        status, fields = self._head(upstream, caller, changed=changed)
+        status, fields = self._head_of(upstream, caller, changed=changed)
         if self.error_frame is not None:
             fields = headers.without(fields, b"content-length")
-        fields = headers.with_nosniff(headers.overlaid(fields, self.own_headers))
-        await caller.start(status, fields)
+        remaining = await self._start(caller, status, fields)
         if _has_no_content(caller.method, status):
             await self._read_no_content(upstream)
             return
-        remaining = headers.content_length(fields)
-        if remaining is None:
-            # Some servers hold the head back until there is a body, and a stream may be silent.
-            await caller.body(b"", more=True)
         async for chunk in body:
             if remaining is not None:
                 remaining -= len(chunk)
@@ -169,6 +234,19 @@ class Exchange:
                 self.last += chunk  # sent as the last part, when the upstream is closed
             elif chunk:
                 await caller.body(chunk, more=True)
+
+    async def _start(self, caller: Caller, status: int, fields: headers.RawHeaders) -> int | None:
+        """Send the head; the length of the body that is to follow, where it is known."""
+        if self.own_headers:
+            fields = headers.overlaid(fields, self.own_headers)
+        await caller.start(status, headers.with_nosniff(fields))
+        if _has_no_content(caller.method, status):
+            return 0
+        remaining = headers.content_length(fields)
+        if remaining is None:
+            # Some servers hold the head back until there is a body, and a stream may be silent.
+            await caller.body(b"", more=True)
+        return remaining
 
     async def _buffer(self, upstream: httpx.Response, caller: Caller, max_bytes: int) -> None:
         decode = self.decode or self.transform is not None
@@ -186,7 +264,12 @@ class Exchange:
         if self.transform is not None:
             body = self._read_from(self.transform(self._read_from(_once(content))))
             content, changed = await _read(body, max_bytes), True
-        status, fields = self._head(upstream, caller, changed=changed)
+        status, fields = self._head_of(upstream, caller, changed=changed)
+        await self._send_whole(caller, status, fields, content)
+
+    async def _send_whole(
+        self, caller: Caller, status: int, fields: headers.RawHeaders, content: bytes
+    ) -> None:
         fields = headers.overlaid(fields, self.own_headers)
         if not _has_no_content(self.request.method, status):
             fields = headers.without(fields, b"content-length")
@@ -196,27 +279,32 @@ class Exchange:
         await caller.start(status, fields)
 
     def _head(
-        self, upstream: httpx.Response, caller: Caller, *, changed: bool
+        self, status: int, fields: headers.RawHeaders, caller: Caller
     ) -> tuple[int, headers.RawHeaders]:
-        status = self.status or upstream.status_code
-        fields = headers.relayed_response_headers(upstream.headers.raw)
-        if changed:
-            fields = headers.of_a_changed_body(fields)
+        """Status and fields for the caller, from the upstream's."""
+        _check_status(status)
+        fields = headers.relayed_response_headers(fields)
         # RFC 9110 8.6: none with a 204. And what goes with no content is not true of a content.
-        empty = _has_no_content(self.request.method, upstream.status_code)
+        empty = _has_no_content(self.request.method, status)
+        status = self.status or status
         if status in (204, 205) or (empty and not _has_no_content(caller.method, status)):
             fields = headers.without(fields, b"content-length")
         return status, fields
+
+    def _head_of(
+        self, upstream: httpx.Response, caller: Caller, *, changed: bool
+    ) -> tuple[int, headers.RawHeaders]:
+        status, fields = self._head(upstream.status_code, upstream.headers.raw, caller)
+        return status, headers.of_a_changed_body(fields) if changed else fields
 
     def _body_of(
         self, upstream: httpx.Response, *, decode: bool
     ) -> tuple[AsyncIterator[bytes], bool]:
         """The body, and whether it is other than the upstream sent it."""
-        codings = codings_of(upstream)
         if upstream.is_stream_consumed:  # an event hook or `on_response` read, and decoded, it
-            return self._read_from(_once(upstream.content)), bool(codings)
+            return self._read_from(_once(upstream.content)), bool(codings_of(upstream))
         body = self._read_from(cast(httpx.AsyncByteStream, upstream.stream))
-        if decode and codings:
+        if decode and (codings := codings_of(upstream)):
             return self._read_from(decoded(body, codings)), True
         return body, False
 
@@ -226,7 +314,8 @@ class Exchange:
         return iterator
 
     async def _is_replaced(self, upstream: httpx.Response) -> bool:
-        answer = self.on_response(upstream) if self.on_response is not None else None
+        assert self.on_response is not None
+        answer = self.on_response(upstream)
         self.replacement = await answer if inspect.isawaitable(answer) else answer
         if not isinstance(self.replacement, Response | None):  # pyright: ignore
             kind = type(self.replacement).__name__
@@ -255,6 +344,12 @@ class Exchange:
         if caller.started:
             await caller.abort()
         raise error
+
+
+def _check_status(status: int) -> None:
+    """Refuse a 101 that nobody asked for, and a number that is no status (RFC 9110 15)."""
+    if not 200 <= status < 600:
+        raise errors.UpstreamProtocolError
 
 
 def _has_no_content(method: str, status: int) -> bool:
@@ -300,6 +395,8 @@ async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
             for one in opened:
                 try:
+                    if isinstance(one, httpx.Response):
+                        close_if_more_came(one)
                     if isinstance(one, httpx.Response | AsyncGenerator):
                         await one.aclose()
                 except Exception:

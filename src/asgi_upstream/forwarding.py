@@ -3,16 +3,14 @@
 import inspect
 import re
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
 )
 from functools import cache, partial
-from typing import Any, Unpack
+from typing import Unpack
 from urllib.parse import quote, unquote_plus, unquote_to_bytes
 
 import httpx
@@ -23,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import headers as fields_of
 from .dependencies import client_of
+from .forwarded import CallersBody, ForwardedRequest
 from .headers import RawHeaders
 from .paths import after_prefix, escapes, raw_path_of
 from .responses import RelayOptions, StreamedResponse
@@ -36,6 +35,7 @@ OnRequest = Callable[
 ClientName = str | Callable[[HTTPConnection], str | Awaitable[str]]
 
 _BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
+_NOTHING = httpx.ByteStream(b"")
 _NOT_FORWARDED = "The path is not one that is forwarded"
 _ILLEGAL = re.compile(rb"[^!-~]")  # in a request line (RFC 9112 3.2), though some servers pass it
 _NEVER = frozenset(("CONNECT", "TRACE"))
@@ -77,82 +77,24 @@ def forward_request(
     """
     scope = request.scope
     target, base = _target(client, scope, prefix, url)
-    try:
-        printable = base.copy_with(raw_path=target)
-    except httpx.InvalidURL:  # longer than httpx prints, or with bytes that it does not
-        printable = base
     fields = fields_of.forwarded_request_headers(scope, trust_forwarded=trust_forwarded)
-    fields = _with_the_clients_own(client, fields, printable)
-    if callable(headers):
-        fields = [(name.lower(), value) for name, value in headers(fields)]
-    elif headers is not None:
-        fields = fields_of.overridden(fields, headers)
-    fields_of.check(fields)
+    fields = _with_the_clients_own(client, fields, base)
+    if headers is not None:
+        if callable(headers):
+            fields = [(name.lower(), value) for name, value in headers(fields)]
+        else:
+            fields = fields_of.overridden(fields, headers)
+        fields_of.check(fields)
     stream: httpx.AsyncByteStream
-    if any(name in (b"content-length", b"transfer-encoding") for name, _ in fields):
-        stream = _CallersBody(request)
+    names = dict(fields)
+    if b"content-length" in names or b"transfer-encoding" in names:
+        stream = CallersBody(request, fields_of.content_length(fields))
     elif scope["http_version"] in ("2", "3") and scope["method"] not in _BODYLESS:
         fields.append((b"transfer-encoding", b"chunked"))
-        stream = _CallersBody(request)
+        stream = CallersBody(request, None)
     else:
-        stream = httpx.ByteStream(b"")
-    return _ForwardedRequest(
-        scope["method"],
-        printable,
-        headers=fields,
-        stream=stream,
-        extensions=_Extensions(target=target, timeout=client.timeout.as_dict()),
-    )
-
-
-class _Extensions(dict[str, Any]):
-    """A copy has no target, for httpx makes it for the request that follows a redirect."""
-
-    def keys(self) -> Any:
-        return super().keys() - {"target"}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-
-class _ForwardedRequest(httpx.Request):
-    """Its exact target goes with its URL: whoever sets another URL means to send it there."""
-
-    def __init__(
-        self, method: str, url: httpx.URL, *, extensions: _Extensions, **content: Any
-    ) -> None:
-        super().__init__(method, url, **content)
-        self.extensions = extensions
-        self.method = method  # httpx makes it upper case, and methods are case-sensitive
-
-    @property
-    def url(self) -> httpx.URL:
-        return self._url
-
-    @url.setter
-    def url(self, url: httpx.URL) -> None:
-        before = getattr(self, "_url", url)
-        self._url = url
-        if url != before:
-            self.extensions.pop("target", None)
-            if self.headers.get("host") == before.netloc.decode("ascii"):
-                self.headers["host"] = url.netloc.decode("ascii")
-
-
-class _CallersBody(httpx.AsyncByteStream):
-    """The body of the caller's request, part by part as it arrives; torn where the caller's is."""
-
-    def __init__(self, request: HTTPConnection) -> None:
-        assert isinstance(request, Request), "only a Request has a body to forward"
-        self._request = request
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._request.stream():
-                if chunk:
-                    yield chunk
-        except RuntimeError as exc:  # Starlette's, of a body that is read already
-            raise httpx.StreamConsumed from exc
+        stream = _NOTHING
+    return ForwardedRequest(scope["method"], base, target, fields, stream, client.timeout.as_dict())
 
 
 def _target(
@@ -197,10 +139,12 @@ def _split(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     own = root.removeprefix(servers).encode() if prefix is None else unquote_to_bytes(prefix)
     if prefix in ("", "/"):
         servers = ""
-    for before, after in ((servers.encode(), b""), (b"", quote(servers).encode())):
-        rest = after_prefix(raw, before + own)
-        if rest is not None:
-            return after + raw[: len(raw) - len(rest)].rstrip(b"/"), rest
+    before = b""
+    rest = after_prefix(raw, servers.encode() + own)
+    if rest is None and servers:
+        before, rest = quote(servers).encode(), after_prefix(raw, own)
+    if rest is not None:
+        return before + raw[: len(raw) - len(rest)].rstrip(b"/"), rest
     if not raw.startswith(b"/"):
         raise HTTPException(400, _NOT_FORWARDED)
     raise OutsidePrefix(
@@ -220,9 +164,11 @@ def _is_under(url: httpx.URL, base: httpx.URL, base_path: bytes) -> bool:
 
 def _with_params(query: bytes, params: httpx.QueryParams) -> bytes:
     """The caller's query less what the author's names, and the author's."""
+    if not params:
+        return query
     own = str(params).encode()
-    if not (own and query):
-        return query or own
+    if not query:
+        return own
     kept = [
         pair
         for pair in query.split(b"&")
@@ -235,16 +181,15 @@ def _with_the_clients_own(
     client: httpx.AsyncClient, fields: RawHeaders, url: httpx.URL
 ) -> RawHeaders:
     """What the author put on the client on purpose wins, also over an underscore twin."""
-    own = [
-        (name.lower(), value)
-        for name, value in client.headers.raw
-        if (name.lower(), value) not in _httpx_defaults()
-    ]
-    names = {name.replace(b"_", b"-") for name, _ in own}
-    fields = [field for field in fields if field[0].replace(b"_", b"-") not in names]
+    own, defaults = client.headers.raw, _httpx_defaults()
+    names: set[bytes] = set()
+    if own != defaults:
+        own = [(name.lower(), value) for name, value in own if (name, value) not in defaults]
+        names = {name.replace(b"_", b"-") for name, _ in own}
+        fields = [field for field in fields if field[0].replace(b"_", b"-") not in names]
+        fields += own
     if b"host" not in names:
         fields.insert(0, (b"host", url.netloc))
-    fields += own
     if len(client.cookies.jar):
         probe = httpx.Request("GET", url)
         client.cookies.set_cookie_header(probe)
@@ -254,10 +199,11 @@ def _with_the_clients_own(
 
 
 @cache
-def _httpx_defaults() -> frozenset[tuple[bytes, bytes]]:
+def _httpx_defaults() -> RawHeaders:
     """The fields that httpx puts on every client by itself."""
-    client = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200)))
-    return frozenset((name.lower(), value) for name, value in client.headers.raw)
+    return httpx.Client(
+        transport=httpx.MockTransport(lambda request: httpx.Response(200))
+    ).headers.raw
 
 
 class ForwardApp:

@@ -33,23 +33,37 @@ _FORWARDED = frozenset(
 # Met by this server, or said anew: Host names the upstream (RFC 9110 7.2, 10.1.1). Proxy is no
 # field, but becomes HTTP_PROXY in a CGI program (https://httpoxy.org).
 _OF_THIS_HOP = frozenset((b"host", b"expect", b"http2-settings", b"proxy"))
+_UNTRUSTED = _OF_THIS_HOP | _FORWARDED
 # What a caller does not set by way of an underscore either.
 _NOT_BY_UNDERSCORE = HOP_BY_HOP | _FORWARDED | _OF_THIS_HOP | {b"content-length"}
-_TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+_NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:)*")
+_CONTROLS = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 _BREAKS = re.compile(rb"[\r\n\0]")
 
 
 def end_to_end(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The fields of `raw` that may cross a hop, their names in lower case (RFC 9110 7.6.1)."""
-    fields = [(name.lower(), value) for name, value in raw]
-    dropped = HOP_BY_HOP
-    for name, value in fields:
-        if name == b"connection":
-            # A length that Connection names, as it must not, frames the body nevertheless.
-            dropped |= {token.strip().lower() for token in value.split(b",")} - {b"content-length"}
+    fields: RawHeaders = []
+    dropped: set[bytes] = set()
+    chunked = False
+    for name, value in raw:
+        name = name.lower()
+        if name not in HOP_BY_HOP:
+            fields.append((name, value))
+        elif name == b"connection":
+            dropped.update([token.strip().lower() for token in value.split(b",")])
+            # A length that it names, as it must not, frames the body nevertheless.
+            dropped -= HOP_BY_HOP | {b"content-length"}
         elif name == b"transfer-encoding":  # it overrides the length (RFC 9112 6.3)
-            dropped |= {b"content-length"}
-    return [field for field in fields if field[0] not in dropped]
+            chunked = True
+    if chunked:
+        dropped.add(b"content-length")
+    return [field for field in fields if field[0] not in dropped] if dropped else fields
+
+
+def has_controls(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a value has a byte that none may, and that some servers fail on (RFC 9110 5.5)."""
+    return _CONTROLS.search(b"".join([value for _, value in fields])) is not None
 
 
 def relayed_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
@@ -87,8 +101,10 @@ def with_nosniff(fields: RawHeaders) -> RawHeaders:
     stream (WHATWG MIME Sniffing 7.2).
     """
     values = dict(fields)
-    media_type = values.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if media_type != b"text/plain" or b"x-content-type-options" in values:
+    media_type = values.get(b"content-type", b"")
+    if media_type[:10].lower() != b"text/plain" or b"x-content-type-options" in values:
+        return fields
+    if media_type.split(b";")[0].strip().lower() != b"text/plain":
         return fields
     return [*fields, (b"x-content-type-options", b"nosniff")]
 
@@ -109,24 +125,30 @@ def forwarded_request_headers(scope: Mapping[str, Any], *, trust_forwarded: bool
         HTTPException: 400 for a line break or NUL in a field, which would end or split it.
     """
     raw: RawHeaders = scope["headers"]
-    chunked = host = None
-    dropped = _OF_THIS_HOP if trust_forwarded else _OF_THIS_HOP | _FORWARDED
+    check(raw)
+    dropped = _OF_THIS_HOP if trust_forwarded else _UNTRUSTED
     fields: RawHeaders = []
     for name, value in end_to_end(raw):
-        hyphened = name.replace(b"_", b"-")
-        if hyphened not in dropped and (hyphened == name or hyphened not in _NOT_BY_UNDERSCORE):
-            fields.append((name, value))
-    check(raw)
-    for name, value in raw:
-        if name == b"host":
-            host = value
-        elif name == b"transfer-encoding":
-            chunked = value
-    cookies = [value for name, value in fields if name == b"cookie"]
-    if len(cookies) > 1 and scope["http_version"] != "1.1":  # RFC 9113 8.2.3
-        fields = [*without(fields, b"cookie"), (b"cookie", b"; ".join(cookies))]
-    if chunked is not None:
+        if b"_" in name:
+            passes = name.replace(b"_", b"-") not in _NOT_BY_UNDERSCORE
+        else:
+            passes = name not in dropped
+        if passes:
+            fields.append((name, value.strip(b" \t")))  # which some servers leave (RFC 9110 5.5)
+    first = dict(reversed(raw))  # of each name: some servers put trailers behind (RFC 9110 6.5.1)
+    if scope["http_version"] != "1.1":  # RFC 9113 8.2.3
+        cookies = [value for name, value in fields if name == b"cookie"]
+        if len(cookies) > 1:
+            fields = [*without(fields, b"cookie"), (b"cookie", b"; ".join(cookies))]
+    if b"transfer-encoding" in first:
         fields = [*without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
+    elif b"content-length" in first:
+        lengths = {value for name, value in fields if name == b"content-length"}
+        length = lengths.pop() if len(lengths) == 1 else b""
+        if not (length.isdigit() and len(length) < 20):  # RFC 9112 6.3
+            raise HTTPException(400, "A header field is malformed")
+        fields = [*without(fields, b"content-length"), (b"content-length", length)]
+    host = first.get(b"host")
     seen = _seen(scope, host)
     return _appended(fields, seen) if trust_forwarded else fields + seen
 
@@ -137,9 +159,9 @@ def check(fields: RawHeaders) -> None:
     Raises:
         HTTPException: 400 (RFC 9110 5.1, 5.5).
     """
-    for name, value in fields:
-        if not _TOKEN.fullmatch(name) or _BREAKS.search(value):
-            raise HTTPException(400, "A header field is malformed")
+    names = b"".join([name + b":" for name, _ in fields])
+    if not _NAMES.fullmatch(names) or _BREAKS.search(b"".join([value for _, value in fields])):
+        raise HTTPException(400, "A header field is malformed")
 
 
 def _seen(scope: Mapping[str, Any], host: bytes | None) -> RawHeaders:

@@ -4,11 +4,22 @@ The one place that reads private attributes of httpx and httpcore. Where they ar
 them it does nothing, and a test fails.
 """
 
+import logging
 import socket
 import sys
 from typing import Any
 
 import anyio
+
+logger = logging.getLogger("asgi_upstream")
+
+_CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113 7)
+
+
+async def clear_up(client: Any, url: object) -> None:
+    """What httpcore leaves undone when an exchange ends before its own end."""
+    await reclaim_stranded(client, url)
+    await reset_orphans(client, url)
 
 
 async def reclaim_stranded(client: Any, url: object) -> None:
@@ -35,6 +46,52 @@ async def reclaim_stranded(client: Any, url: object) -> None:
     with anyio.CancelScope(shield=True):
         for connection in closing:
             await connection.aclose()
+
+
+def close_if_more_came(upstream: Any) -> None:
+    """Make sure that bytes behind a body are not taken for the next response (RFC 9112 6.3).
+
+    httpcore 1.0.9 keeps such a connection, and its next exchange begins with what h11 has left.
+    """
+    stream = upstream.stream
+    while (
+        inner := getattr(stream, "_stream", getattr(stream, "_httpcore_stream", None))
+    ) is not None:
+        stream = inner
+    state = getattr(getattr(stream, "_connection", None), "_h11_state", None)
+    if state is not None and state.trailing_data[0]:
+        state.send_failed()  # to h11 the connection is in error, so httpcore closes it
+
+
+async def reset_orphans(client: Any, url: object) -> None:
+    """Reset the HTTP/2 streams that httpcore has left without a word (RFC 9113 5.4.2).
+
+    It forgets a stream whose response is closed before its end: the upstream goes on to produce it,
+    and what came unread is never acknowledged, so that in the end the whole connection stalls.
+    """
+    try:
+        pool: Any = client._transport_for_url(url)._pool
+        for connection in [c._connection for c in pool._connections]:
+            if connection is not None and hasattr(connection, "_h2_state"):
+                await _reset_orphans_of(connection)
+    except Exception:  # another transport, another version, or a connection that is gone
+        logger.debug("streams could not be reset", exc_info=True)
+
+
+async def _reset_orphans_of(connection: Any) -> None:
+    state = connection._h2_state
+    for number, stream in list(state.streams.items()):
+        if number in connection._events or stream.closed:
+            continue
+        window = stream._inbound_window_manager
+        unread = window.max_window_size - window.current_window_size - window._bytes_processed
+        if unread > 0:
+            state.acknowledge_received_data(unread, number)
+        state.reset_stream(number, _CANCEL)
+    with anyio.move_on_after(5, shield=True):
+        async with connection._write_lock:
+            if data := state.data_to_send():
+                await connection._network_stream.write(data)
 
 
 class EarlyAnswer:

@@ -73,6 +73,7 @@ def client_lifespan(
             jar = getattr(getattr(client, "cookies", None), "jar", None)
             if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
                 jar.set_policy(_KeepNoCookies())
+                jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
             yield {name: client}
         finally:
             await _close(name, client)

@@ -16,6 +16,7 @@ _OVERLONG = (
     (re.compile(rb"\xc0\xaf|\xe0\x80\xaf|\xf0\x80\x80\xaf"), b"/"),
     (re.compile(rb"\xc1\x9c|\xe0\x81\x9c|\xf0\x80\x81\x9c"), b"/"),
 )
+_PLAIN = re.compile(rb"[\w/.~-]*")
 _BLANKS = re.compile(rb"[\0-\x20\x7f+]")
 _OF_UNICODE = re.compile(rb"%u00([0-9a-fA-F]{2})")
 _HEX = re.compile(rb"%[0-9a-fA-F]{2}")
@@ -39,6 +40,8 @@ def raw_path_of(scope: Mapping[str, Any]) -> bytes:
 def after_prefix(raw: bytes, prefix: bytes) -> bytes | None:
     """What follows a decoded prefix in a raw path; None where the path does not start with it."""
     prefix, position = prefix.rstrip(b"/"), 0
+    if raw.startswith(prefix) and raw[len(prefix) : len(prefix) + 1] in (b"", b"/"):
+        return raw[len(prefix) :]  # as it mostly is
     for byte in prefix:
         if _HEX.match(raw, position):
             value, step = int(raw[position + 1 : position + 3], 16), 3
@@ -54,6 +57,8 @@ def after_prefix(raw: bytes, prefix: bytes) -> bytes | None:
 
 def escapes(path: bytes) -> bool:
     """Whether an upstream that decodes once, twice or not at all could read a `..` in a path."""
+    if _PLAIN.fullmatch(path) and b".." not in path:
+        return False
     for _ in range(4):
         path = _OF_UNICODE.sub(rb"%\1", path)  # as old servers of Microsoft's read it
         for overlong, plain in _OVERLONG:

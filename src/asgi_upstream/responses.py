@@ -67,15 +67,13 @@ class _UpstreamResponse(Response):
                 f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
                 f"{name}(client, client.build_request('GET', url))"
             )
-        if not request.url.host:
+        if not (getattr(request, "origin_url", None) or request.url).host:
             raise ValueError(
                 f"the request for {str(request.url)!r} has no host: give the client a base_url=, "
                 f"or the request a full URL"
             )
-        functions = {"transform": transform, "on_response": on_response, "error_frame": error_frame}
-        for argument, value in functions.items():
-            if value is not None and not callable(value):
-                raise TypeError(f"{argument}={value!r}: give a function")
+        if transform or on_response or error_frame:
+            _check_functions(transform=transform, on_response=on_response, error_frame=error_frame)
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
         if status_code is not None and not 200 <= status_code < 600:
@@ -110,6 +108,12 @@ class _UpstreamResponse(Response):
         exchange = self._exchange(status=self.status_code, own_headers=self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
+
+
+def _check_functions(**functions: object) -> None:
+    for argument, value in functions.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{argument}={value!r}: give a function")
 
 
 class StreamedResponse(_UpstreamResponse):

@@ -29,6 +29,7 @@ from asgi_upstream import (
     combine_lifespans,
     get_client,
 )
+from asgi_upstream.lifespan import Lifespan
 
 logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -151,12 +152,22 @@ handling = routes(FastAPI())
 handling.add_exception_handler(UpstreamError, handled)
 
 
+def client(*, limits: httpx.Limits | None = None, **options: Any) -> Lifespan[object]:
+    """A client on the transport that this run of the tests is about."""
+    limits = limits or httpx.Limits(max_connections=100, max_keepalive_connections=20)
+    if os.environ.get("TRANSPORT") == "asyncio":
+        from asgi_upstream.transport import AsyncioTransport
+
+        return client_lifespan(transport=AsyncioTransport(limits=limits), **options)
+    return client_lifespan(limits=limits, trust_env=False, **options)
+
+
 app = FastAPI(
     lifespan=combine_lifespans(
-        client_lifespan(limits=httpx.Limits(max_connections=1000), trust_env=False),
-        client_lifespan(name="upstream", base_url=UPSTREAM, timeout=TIMEOUT, trust_env=False),
-        client_lifespan(name="fifty", limits=httpx.Limits(max_connections=50), trust_env=False),
-        client_lifespan(name="narrow", limits=httpx.Limits(max_connections=1), trust_env=False),
+        client(limits=httpx.Limits(max_connections=1000)),
+        client(name="upstream", base_url=UPSTREAM, timeout=TIMEOUT),
+        client(name="fifty", limits=httpx.Limits(max_connections=50)),
+        client(name="narrow", limits=httpx.Limits(max_connections=1)),
     ),
     routes=[
         Mount("/plain", plain),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.integration.servers import COMMANDS, Caller, Server, eventually
+from tests.integration.servers import COMMANDS, FAST, Caller, Server, eventually
 from tests.integration.upstream import Upstream
 
 
@@ -23,7 +23,7 @@ def untrusted() -> Iterator[Upstream]:
         yield upstream
 
 
-@pytest.fixture(scope="session", params=COMMANDS)
+@pytest.fixture(scope="session", params=[*COMMANDS, *FAST])
 def running(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
     server = Server(request.param, upstream.url)
     yield server

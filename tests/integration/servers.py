@@ -24,6 +24,8 @@ COMMANDS: dict[str, list[str]] = {
     "hypercorn-trio": ["hypercorn", "--worker-class", "trio"],
     "granian": ["granian", "--interface", "asgi", "--workers", "1"],
 }
+# The same with AsyncioTransport in the app's clients.
+FAST = [f"{name}+asyncio" for name in COMMANDS if name != "hypercorn-trio"]
 
 
 def free_port() -> int:
@@ -46,7 +48,8 @@ class Server:
     """The app under one server."""
 
     def __init__(self, name: str, upstream_url: str, *, app: str = APP) -> None:
-        self.name = name
+        name, _, transport = name.partition("+")
+        self.name, self.transport = name, transport
         self.port = free_port()
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         command = COMMANDS[name]
@@ -64,6 +67,7 @@ class Server:
             env=os.environ
             | {
                 "UPSTREAM_URL": upstream_url,
+                "TRANSPORT": transport or os.environ.get("TRANSPORT", ""),
                 "PYTHONPATH": f"{ROOT}/src",
                 "PYTHONWARNINGS": "ignore",
             },

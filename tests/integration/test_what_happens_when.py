@@ -253,18 +253,20 @@ def test_a_caller_who_leaves_is_not_logged_as_a_failure(server: Server, upstream
     assert "Traceback" not in log
 
 
+@pytest.mark.alone
 def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: Upstream) -> None:
     paths = ["never", "silent_after_head", "silent_mid_body", "events", "pour"]
     with ThreadPoolExecutor(20) as pool:
         callers = list(
             pool.map(lambda n: Caller(server, f"/{KINDS[n % 2]}/{paths[n // 2 % 4]}"), range(500))
         )
-        eventually(lambda: upstream.busy == 500, 20)
+        eventually(lambda: upstream.busy == 500, 40)
         list(pool.map(lambda n: callers[n].leave(reset=n % 2 == 0), range(500)))
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
     assert ask(server, "/plain/streamed/item").status == 200
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["plain", "base"])
 def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
     server: Server, upstream: Upstream, kind: str

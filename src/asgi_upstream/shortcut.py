@@ -1,0 +1,88 @@
+# pyright: reportPrivateUsage=false
+"""Past the layers of httpx that have nothing to do for an exchange: half of its cost.
+
+`AsyncClient.send` goes through auth, event hooks, redirects, cookies and mounts. A client that has
+none of these, and that nobody has wrapped, may hand its request straight to its transport. This
+reads private attributes of httpx; where they are not as it knows them, requests go the long way,
+and a test fails.
+"""
+
+import logging
+import types
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import httpx
+
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger("httpx")
+
+# As these are before anybody wraps them. What somebody has wrapped is from another file.
+_FILE = httpx.AsyncClient.__init__.__code__.co_filename
+
+
+def _own(name: str) -> object:
+    """A method of httpx's, as it is before anybody wraps it; what is wrapped is of another file."""
+    method = getattr(httpx.AsyncClient, name, None)
+    is_own = isinstance(method, types.FunctionType) and method.__code__.co_filename == _FILE
+    return method if is_own else None
+
+
+_SEND, _AUTH = _own("send"), _own("_send_handling_auth")
+_REDIRECTS, _SINGLE = _own("_send_handling_redirects"), _own("_send_single_request")
+
+
+def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | None:
+    """The transport to hand a request to; None where that would not be the same."""
+    layers = httpx.AsyncClient
+    try:
+        has_nothing_to_do = not (
+            type(client) is not layers
+            or layers.send is not _SEND
+            or layers._send_handling_auth is not _AUTH
+            or layers._send_handling_redirects is not _REDIRECTS
+            or layers._send_single_request is not _SINGLE
+            or "send" in vars(client)
+            or client.is_closed
+            or client._mounts
+            or client.auth
+            or client.follow_redirects
+            or any(client.event_hooks.values())
+            or (getattr(request, "origin_url", None) or request.url).userinfo
+            or not getattr(client.cookies.jar, "keeps_none", False)
+            or "timeout" not in request.extensions
+        )
+        transport: httpx.AsyncBaseTransport = client._transport
+    except AttributeError:
+        return None
+    return transport if has_nothing_to_do else None
+
+
+async def send_by(
+    send: Callable[[httpx.Request], Awaitable[Answer]], request: httpx.Request
+) -> Answer:
+    """What the client does about a request that it hands to its transport, and no more."""
+    try:
+        answer = await send(request)
+    except httpx.RequestError as exc:
+        exc.request = request
+        raise
+    if logger.isEnabledFor(logging.INFO):
+        _log(request, answer)
+    return answer
+
+
+def _log(request: httpx.Request, answer: Any) -> None:
+    if answer is None:
+        return
+    status = answer.status_code if isinstance(answer, httpx.Response) else answer.head.status
+    extensions = answer.extensions
+    logger.info(
+        'HTTP Request: %s %s "%s %d %s"',
+        request.method,
+        request.url,
+        extensions.get("http_version", b"HTTP/1.1").decode("ascii", "ignore"),
+        status,
+        extensions.get("reason_phrase", b"").decode("ascii", "ignore"),
+    )

@@ -1,0 +1,215 @@
+"""Which connections there are, who has them and who waits for one.
+
+Every operation is O(1). Nothing in here awaits but `wait` and the tasks that connect.
+"""
+
+import asyncio
+import functools
+import itertools
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+import httpx
+
+from .connection import Connection
+
+Origin = tuple[bytes, bytes, int, str | None]  # scheme, host, port, name to ask for in TLS
+Connect = Callable[[Origin, float | None], Coroutine[None, None, Connection]]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    origin: Origin
+    number: int  # in the order of their coming
+    connection: asyncio.Future[Connection]
+    connect_timeout: float | None
+    has_room: bool = False  # a connection is being made for it, or for who came before it
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """What there is to one origin. Dicts, for these keep an order and forget one at no cost."""
+
+    idle: dict[Connection, None] = field(default_factory=dict[Connection, None])
+    waiters: dict[Waiter, None] = field(default_factory=dict[Waiter, None])
+    connecting: int = 0
+
+
+class Pool:
+    def __init__(self, connect: Connect, limits: httpx.Limits) -> None:
+        self._connect = connect
+        self._most = math.inf if limits.max_connections is None else limits.max_connections
+        most_idle = limits.max_keepalive_connections
+        self._most_idle = math.inf if most_idle is None else most_idle
+        self._expiry = limits.keepalive_expiry
+        self._groups: dict[Origin, Group] = {}
+        self._open: dict[Connection, Origin] = {}
+        self._idle_since: dict[Connection, float] = {}
+        self._without_room: dict[Waiter, None] = {}
+        self._making: set[asyncio.Task[Connection]] = set()
+        self._size = 0  # open, or being made
+        self._numbers = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def idle(self, origin: Origin) -> Connection | None:
+        """An idle connection, the one that was used last."""
+        group = self._groups.get(origin)
+        if group is None or not group.idle:
+            return None
+        connection, _ = group.idle.popitem()
+        del self._idle_since[connection]
+        return connection
+
+    async def wait(
+        self, origin: Origin, timeout: float | None, connect_timeout: float | None
+    ) -> Connection:
+        """A connection that is made, or that somebody gives back.
+
+        Raises:
+            httpx.PoolTimeout, httpx.ConnectError, httpx.ConnectTimeout
+        """
+        group = self._group(origin)
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(origin, next(self._numbers), loop.create_future(), connect_timeout)
+        group.waiters[waiter] = self._without_room[waiter] = None
+        self._make_room()
+        timer = None
+        if timeout is not None and not waiter.has_room:
+            timer = loop.call_later(timeout, self._give_up, waiter)
+        try:
+            return await waiter.connection
+        except asyncio.CancelledError:
+            if not waiter.connection.cancelled() and waiter.connection.exception() is None:
+                connection = waiter.connection.result()  # it came too late
+                if not connection.closed:
+                    self.release(connection)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._forget(waiter)
+
+    def release(self, connection: Connection) -> None:
+        """Give a connection back: to who waits first, or to be idle."""
+        origin = self._open[connection]
+        group = self._group(origin)
+        waiter, other = _first(group.waiters), _first(self._without_room)
+        if other and other.origin != origin and (not waiter or other.number < waiter.number):
+            connection.close()  # and makes room
+        elif waiter:
+            self._forget(waiter)
+            waiter.connection.set_result(connection)
+        elif len(self._idle_since) >= self._most_idle:
+            connection.close()
+        else:
+            loop = asyncio.get_running_loop()
+            group.idle[connection] = None
+            self._idle_since[connection] = loop.time()
+            if self._timer is None and self._expiry is not None:
+                self._timer = loop.call_later(self._expiry, self._expire)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection was closed, whatever it was doing."""
+        origin = self._open.pop(connection, None)
+        if origin is None:
+            return
+        self._size -= 1
+        if self._idle_since.pop(connection, None) is not None:
+            del self._groups[origin].idle[connection]
+        self._tidy(origin)
+        self._make_room()
+
+    def close(self) -> None:
+        """Close every connection; who waits for one gets an error."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._making:
+            task.cancel()
+        self._making.clear()
+        for group in list(self._groups.values()):
+            for waiter in list(group.waiters):
+                self._forget(waiter)
+                if not waiter.connection.done():
+                    waiter.connection.set_exception(httpx.ConnectError("the client was closed"))
+        for connection in list(self._open):
+            connection.close()
+
+    def _make_room(self) -> None:
+        while waiter := _first(self._without_room):
+            if self._size >= self._most:
+                oldest = next(iter(self._idle_since), None)
+                if oldest is None:
+                    return
+                oldest.close()  # and comes back here
+                continue
+            del self._without_room[waiter]
+            waiter.has_room = True
+            self._size += 1
+            self._group(waiter.origin).connecting += 1
+            making = self._connect(waiter.origin, waiter.connect_timeout)
+            task = asyncio.get_running_loop().create_task(making)
+            self._making.add(task)
+            task.add_done_callback(functools.partial(self._made, waiter.origin))
+
+    def _made(self, origin: Origin, task: asyncio.Task[Connection]) -> None:
+        """Give the new connection, or the failure, to who waits first.
+
+        Who it was made for may have been served meanwhile. Then a failure is nobody's.
+        """
+        group = self._groups[origin]
+        group.connecting -= 1
+        try:
+            connection = task.result()
+            if connection.closed:
+                raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        except BaseException as exc:
+            self._size -= 1
+            waiting = [waiter for waiter in group.waiters if not waiter.connection.done()]
+            if sum(waiter.has_room for waiter in waiting) > group.connecting:
+                self._forget(waiting[0])
+                waiting[0].connection.set_exception(exc)
+            self._tidy(origin)
+            self._make_room()
+        else:
+            self._open[connection] = origin
+            if task in self._making:
+                self.release(connection)
+            else:  # the pool was closed meanwhile
+                connection.close()
+        self._making.discard(task)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        if not waiter.has_room and not waiter.connection.done():
+            waiter.connection.set_exception(httpx.PoolTimeout(""))
+
+    def _expire(self) -> None:
+        self._timer = None
+        assert self._expiry is not None
+        loop = asyncio.get_running_loop()
+        for connection, since in list(self._idle_since.items()):
+            if since + self._expiry > loop.time():
+                self._timer = loop.call_at(since + self._expiry, self._expire)
+                return
+            connection.close()
+
+    def _group(self, origin: Origin) -> Group:
+        group = self._groups.get(origin)
+        if group is None:
+            group = self._groups[origin] = Group()
+        return group
+
+    def _forget(self, waiter: Waiter) -> None:
+        self._without_room.pop(waiter, None)
+        if group := self._groups.get(waiter.origin):
+            group.waiters.pop(waiter, None)
+            self._tidy(waiter.origin)
+
+    def _tidy(self, origin: Origin) -> None:
+        group = self._groups.get(origin)
+        if group is not None and not (group.idle or group.waiters or group.connecting):
+            del self._groups[origin]
+
+
+def _first(waiters: dict[Waiter, None]) -> Waiter | None:
+    return next((waiter for waiter in waiters if not waiter.connection.done()), None)

@@ -1,0 +1,83 @@
+"""The processes that are measured: one for each way and upstream, under uvicorn."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Self
+
+from tests.integration.servers import ROOT, eventually, free_port
+
+UVICORN = ["-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--log-level", "error"]
+
+
+class Relay:
+    """One way in a process of its own."""
+
+    def __init__(self, way: str, upstream_url: str, log: IO[bytes]) -> None:
+        self.port = free_port()
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--backlog", "4096"]
+        address += ["--timeout-keep-alive", "120"]  # a slow way is not cut off while it is busy
+        proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+        environment = {k: v for k, v in os.environ.items() if k.lower() not in proxies}
+        self._process = subprocess.Popen(
+            [sys.executable, *UVICORN, *address, "tests.benchmarks.app:app"],
+            cwd=ROOT,
+            env=environment | {"WAY": way, "UPSTREAM_URL": upstream_url},
+            stdout=log,
+            stderr=log,
+        )
+
+    def wait_until_ready(self) -> Self:
+        eventually(self._is_ready, 60)
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self._process.poll() is None, "a relay ended at its start"
+        listening = f"0100007F:{self.port:04X} 00000000:0000 0A"
+        return listening in Path("/proc/net/tcp").read_text()
+
+    def seconds(self) -> float:
+        """Processor time until now: utime and stime of /proc/PID/stat, but to the nanosecond."""
+        return time.clock_gettime(~self._process.pid << 3 | 2)  # as clock_getcpuclockid(3) does
+
+    def resident(self) -> int:
+        """Bytes."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Relays:
+    """The relays of some ways, started when they are first needed."""
+
+    def __init__(self, log: IO[bytes]) -> None:
+        self._log = log
+        self._running: dict[tuple[str, str], Relay] = {}
+
+    def prepare(self, ways: list[str], upstream_url: str) -> None:
+        """Start what is not running, all at once."""
+        for way in ways:
+            if (way, upstream_url) not in self._running:
+                self._running[way, upstream_url] = Relay(way, upstream_url, self._log)
+        for way in ways:
+            self._running[way, upstream_url].wait_until_ready()
+
+    def get(self, way: str, upstream_url: str) -> Relay:
+        self.prepare([way], upstream_url)
+        return self._running[way, upstream_url]
+
+    def drop(self, way: str, upstream_url: str) -> None:
+        """Stop one; the next to need it gets a new one."""
+        self._running.pop((way, upstream_url)).stop()
+
+    def stop(self) -> None:
+        with ExitStack() as stack:
+            for relay in self._running.values():
+                stack.callback(relay.stop)
+        self._running.clear()

@@ -1,0 +1,385 @@
+"""Whatever an upstream sends, AsyncioTransport makes of it what the stock transport does.
+
+Both are driven below the socket: a network in memory gives them the same bytes, cut into the same
+pieces. Where they are to differ, a test of its own says so.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpcore
+import httpx
+import pytest
+
+from asgi_upstream.transport import AsyncioTransport
+from asgi_upstream.transport.connection import Connection, Phase
+from asgi_upstream.transport.pool import Origin
+
+Result = TypeVar("Result")
+
+_TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
+
+
+@dataclass
+class Sent:
+    """What the upstream sends, piece by piece, and whether it ends the connection then."""
+
+    pieces: Sequence[bytes]
+    ends: bool = True
+
+
+@dataclass
+class Outcome:
+    """What a caller sees of an exchange, and whether its connection was kept."""
+
+    status: int | None = None
+    version: bytes = b""
+    reason: bytes = b""
+    fields: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
+    body: bytes = b""
+    error: type[Exception] | None = None
+    kept: bool = False
+
+
+class Wire(asyncio.Transport):
+    """Below AsyncioTransport: sends when it is written to."""
+
+    def __init__(self, connection: Connection, sent: Sent) -> None:
+        super().__init__()
+        self._connection = connection
+        self._pieces = list(sent.pieces)
+        self._ends = sent.ends
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._paused = self._closed = False
+
+    def write(self, data: Any) -> None:
+        if not self._begun:
+            self._begun = True
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._paused or self._closed:
+            return
+        if self._pieces:
+            self._connection.data_received(self._pieces.pop(0))
+            self._loop.call_soon(self._next)
+        elif self._ends:
+            self._connection.eof_received()
+            self.abort()
+        else:
+            reader = self._connection._reader
+            if reader is not None and not reader.done():
+                reader.set_exception(httpx.ReadTimeout(""))  # without the time that takes
+            if self._connection._phase is not Phase.IDLE:
+                self._loop.call_soon(self._next)
+
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._loop.call_soon(self._next)
+
+    def abort(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.call_soon(self._connection.connection_lost, None)
+
+
+class Fast(AsyncioTransport):
+    def __init__(self, sent: Sent) -> None:
+        super().__init__(verify=_TLS)
+        self._sent = sent
+
+    async def _open(self, origin: Origin) -> Connection:
+        connection = Connection(self._connections, asyncio.get_running_loop())
+        connection.connection_made(Wire(connection, self._sent))
+        return connection
+
+
+class Stream(httpcore.AsyncNetworkStream):
+    """Below the stock transport."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._pieces = list(sent.pieces)
+        self._ends = sent.ends
+        self._closed = False
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        await asyncio.sleep(0)
+        if self._closed:
+            raise httpcore.ReadError
+        if self._pieces:
+            piece = self._pieces.pop(0)
+            if len(piece) > max_bytes:
+                self._pieces.insert(0, piece[max_bytes:])
+            return piece[:max_bytes]
+        if self._ends:
+            return b""
+        raise httpcore.ReadTimeout
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    def get_extra_info(self, info: str) -> Any:
+        # As a socket's: at an end, or with bytes left to read.
+        return (self._ends or bool(self._pieces)) if info == "is_readable" else None
+
+
+class Backend(httpcore.AsyncNetworkBackend):
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return Stream(self._sent)
+
+
+def fast(sent: Sent) -> AsyncioTransport:
+    return Fast(sent)
+
+
+def stock(sent: Sent) -> httpx.AsyncHTTPTransport:
+    transport = httpx.AsyncHTTPTransport(verify=_TLS)
+    transport._pool = httpcore.AsyncConnectionPool(
+        ssl_context=_TLS, network_backend=Backend(sent), keepalive_expiry=60
+    )
+    return transport
+
+
+async def exchange(transport: httpx.AsyncHTTPTransport, method: str, sent: Sent) -> Outcome:
+    outcome = Outcome()
+    request = httpx.Request(method, "http://upstream.example/", headers={"upgrade": "x"})
+    try:
+        response = await transport.handle_async_request(request)
+        outcome.status = response.status_code
+        outcome.version = response.extensions["http_version"]
+        outcome.reason = response.extensions["reason_phrase"]
+        outcome.fields = response.headers.raw
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        try:
+            async for piece in response.stream:
+                outcome.body += piece
+        finally:
+            await response.aclose()
+    except httpx.TransportError as exc:
+        outcome.error = type(exc)
+    for _ in range(len(sent.pieces) + 5):
+        await asyncio.sleep(0)  # for what else is sent
+    if isinstance(transport, AsyncioTransport):
+        outcome.kept = bool(transport._connections._idle_since)
+    else:
+        pool = transport._pool
+        assert isinstance(pool, httpcore.AsyncConnectionPool)
+        outcome.kept = any(one.is_idle() and not one.has_expired() for one in pool.connections)
+    await transport.aclose()
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def both(runner: asyncio.Runner, sent: Sent, method: str = "GET") -> tuple[Outcome, Outcome]:
+    ours = runner.run(exchange(fast(sent), method, sent))
+    theirs = runner.run(exchange(stock(sent), method, sent))
+    return ours, theirs
+
+
+def agree(ours: Outcome, theirs: Outcome) -> None:
+    if theirs.error is httpx.ReadTimeout and ours.error is httpx.RemoteProtocolError:
+        # It was known to be broken before its end had come.
+        theirs.error = ours.error
+    if ours.error is not None:
+        # How much of a body comes before an error is a matter of how it is parsed.
+        assert theirs.body.startswith(ours.body) or ours.body.startswith(theirs.body)
+        theirs.body = ours.body
+    # The stock transport rewrites the name of the coding.
+    assert [
+        (name, value.lower() if name.lower() == b"transfer-encoding" else value)
+        for name, value in ours.fields
+    ] == theirs.fields
+    ours.fields = theirs.fields
+    # A connection that might be kept may be closed.
+    theirs.kept = theirs.kept and ours.kept
+    assert ours == theirs
+
+
+def refused(ours: Outcome) -> bool:
+    return ours.error is httpx.RemoteProtocolError and not ours.kept
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
+EMPTY = b"content-length: 0\r\n\r\n"
+
+# What is agreed upon: the status, or an error, that both transports make of it.
+AGREED: dict[str, tuple[bytes, int | None, bytes | type[Exception]]] = {
+    "a length": (OK + b"content-length: 5\r\n\r\nhello", 200, b"hello"),
+    "chunks": (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", 200, b"hello"),
+    "until the end": (OK + b"\r\nhello", 200, b"hello"),
+    "two equal lengths": (
+        OK + b"Content-Length: 2\r\nx: y\r\ncontent-length: 2\r\n\r\nok",
+        200,
+        b"ok",
+    ),
+    "a list of equal lengths": (OK + b"content-length: 2, 2\r\n\r\nok", 200, b"ok"),
+    "conflicting lengths": (
+        OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a list of conflicting lengths": (
+        OK + b"content-length: 2, 3\r\n\r\nok",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a list that ends in a comma": (
+        OK + b"content-length: 2,\r\n\r\nok",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a length with a sign": (
+        OK + b"content-length: +5\r\n\r\nhello",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a negative length": (OK + b"content-length: -5\r\n\r\nhello", None, httpx.RemoteProtocolError),
+    "an empty length": (OK + b"content-length:\r\n\r\n", None, httpx.RemoteProtocolError),
+    "a hexadecimal length": (OK + b"content-length: 0x5\r\n\r\n", None, httpx.RemoteProtocolError),
+    "digits that are not ASCII": (
+        OK + "content-length: \u0665\r\n\r\n".encode(),
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a body that is too short": (
+        OK + b"content-length: 5\r\n\r\nhell",
+        200,
+        httpx.RemoteProtocolError,
+    ),
+    "chunks without an end": (CHUNKED + b"5\r\nhello\r\n", 200, httpx.RemoteProtocolError),
+    "another coding": (
+        OK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a coding twice": (
+        OK + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "no coding": (OK + b"transfer-encoding:\r\n\r\n0\r\n\r\n", None, httpx.RemoteProtocolError),
+    "a coding and a vertical tab": (
+        OK + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a coding in capitals, and blanks": (
+        OK + b"Transfer-Encoding: \tCHUNKED \t\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        200,
+        b"ok",
+    ),
+    "a coding in HTTP/1.0": (
+        b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        200,
+        b"ok",
+    ),
+    "extensions and trailers": (
+        CHUNKED + b'2;a=b;c="d"\r\nok\r\n0;x\r\na: b\r\nc: d\r\n e\r\n\r\n',
+        200,
+        b"ok",
+    ),
+    "a malformed trailer": (CHUNKED + b"0\r\na b\r\n\r\n", 200, httpx.RemoteProtocolError),
+    "a malformed chunk": (CHUNKED + b"2\r\nokk\r\n0\r\n\r\n", 200, httpx.RemoteProtocolError),
+    "a chunk line that ends in LF": (
+        CHUNKED + b"2\nok\r\n0\r\n\r\n",
+        200,
+        httpx.RemoteProtocolError,
+    ),
+    "a chunk size with a prefix": (
+        CHUNKED + b"0x2\r\nok\r\n0\r\n\r\n",
+        200,
+        httpx.RemoteProtocolError,
+    ),
+    "a negative chunk size": (CHUNKED + b"-2\r\nok\r\n0\r\n\r\n", 200, httpx.RemoteProtocolError),
+    "blanks behind a chunk size": (CHUNKED + b"2 \t\r\nok\r\n0 \r\n\r\n", 200, b"ok"),
+    "NUL in a value": (OK + b"x: a\0b\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "NUL in a name": (OK + b"x\0: a\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "NUL in the reason": (b"HTTP/1.1 200 O\0K\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a bare CR in a value": (OK + b"x: a\rb\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a bare CR before the line's end": (
+        OK + b"x: a\r\r\n" + EMPTY,
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "a bare CR in the reason": (b"HTTP/1.1 200 O\rK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a bare CR for a line's end": (OK + b"x: a\ry: b\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "bare LFs": (b"HTTP/1.1 200 OK\nx: y\ncontent-length: 2\n\nok", 200, b"ok"),
+    "some bare LFs": (OK + b"x: y\ncontent-length: 2\r\n\nok", 200, b"ok"),
+    "a folded line": (OK + b"x: a\r\n \t b\r\n\tc\r\ncontent-length: 2\r\n\r\nok", 200, b"ok"),
+    "a folded length": (OK + b"content-length:\r\n 2\r\n\r\nok", 200, b"ok"),
+    "a folded status line": (OK + b" x: a\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "blanks around values": (OK + b"x: \ta b \t \r\ny:\r\nz: \t\r\n" + EMPTY, 200, b""),
+    "bytes that are not ASCII": (b"HTTP/1.1 200 O\xe9K\r\nx: \xff\x80\r\n" + EMPTY, 200, b""),
+    "a blank before the colon": (OK + b"x : a\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "no colon": (OK + b"x\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "no name": (OK + b": x\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "no reason": (b"HTTP/1.1 200\r\n" + EMPTY, 200, b""),
+    "an empty reason": (b"HTTP/1.1 200 \r\n" + EMPTY, 200, b""),
+    "a tab for a blank": (b"HTTP/1.1\t200 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a status of two digits": (b"HTTP/1.1 20 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a status of four digits": (b"HTTP/1.1 2000 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a status below 100": (b"HTTP/1.1 099 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a status that nobody knows": (b"HTTP/1.1 999 OK\r\n" + EMPTY, 999, b""),
+    "interim responses": (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: x\r\n\r\n" + OK + EMPTY,
+        200,
+        b"",
+    ),
+    "an interim response with a length": (
+        b"HTTP/1.1 102 Wait\r\ncontent-length: 5\r\n\r\n" + OK + EMPTY,
+        200,
+        b"",
+    ),
+    "an interim response and no other": (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        None,
+        httpx.RemoteProtocolError,
+    ),
+    "204 and a length": (b"HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\n", 204, b""),
+    "204 and a body": (b"HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\nhello", 204, b""),
+    "204 and chunks": (b"HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 204, b""),
+    "304 and a length": (b"HTTP/1.1 304 Same\r\ncontent-length: 5\r\n\r\n", 304, b""),
+    "304 and a body": (b"HTTP/1.1 304 Same\r\n\r\nhello", 304, b""),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\nhello", 200, b"hello"),
+    "HTTP/1.0 with keep-alive": (
+        b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok",
+        200,
+        b"ok",
+    ),
+    "HTTP/0.9": (b"<html>hello</html>\r\n\r\n", None, httpx.RemoteProtocolError),
+    "a later version": (b"HTTP/1.2 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, b"ok"),
+    "a version of two digits": (b"HTTP/1.10 200 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "small letters": (b"http/1.1 200 OK\r\n" + EMPTY, None, httpx.RemoteProtocolError),
+    "a blank line first": (b"\r\n" + OK + EMPTY, None, httpx.RemoteProtocolError),
+    "the end of a connection": (OK + b"connection: x, Close\r\n" + EMPTY, 200, b""),
+    "an end in the head": (OK + b"content-length: 0\r\n", None, httpx.RemoteProtocolError),
+    "nothing": (b"", None, httpx.RemoteProtocolError),
+    "101": (b"HTTP/1.1 101 Switch\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nhello", 101, b""),
+    "101 and a length": (
+        b"HTTP/1.1 101 Switch\r\nupgrade: x\r\ncontent-length: 2\r\n\r\nhello",
+        101,
+        b"",
+    ),
+    "an upgrade that is none": (
+        OK + b"connection: upgrade\r\nupgrade: x\r\ncontent-length: 2\r\n\r\nok",
+        200,
+        b"ok",
+    ),
+}

@@ -1,0 +1,816 @@
+"""AsyncioTransport as an httpx transport: arguments, timeouts, errors, extensions, repeats.
+
+On asyncio's own loop and on uvloop, with an upstream of sockets in the same loop.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+import trio
+from httpx_ws import AsyncWebSocketSession, aconnect_ws
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
+
+from asgi_upstream.transport import AsyncioTransport
+from tests.asgi import collect
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def _leaks_are_told_of_where_they_happen() -> Any:
+    yield
+    collect()
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    """Head and body, as they came."""
+    data = await reader.readuntil(b"\r\n\r\n")
+    fields = data.lower()
+    if b"content-length:" in fields:
+        length = int(fields.split(b"content-length:")[1].split(b"\r\n")[0])
+        data += await reader.readexactly(length)
+    elif b"transfer-encoding: chunked" in fields:
+        while not data.endswith(b"\r\n0\r\n\r\n"):
+            data += await reader.readuntil(b"\r\n")
+    return data
+
+
+class Upstream:
+    """On loopback: serves each connection by a function, or each request with `OK`."""
+
+    def __init__(
+        self, serve: Serve | None = None, *, tls: ssl.SSLContext | None = None, path: str = ""
+    ) -> None:
+        self._serve = serve or self._answer_all
+        self._tls = tls
+        self._path = path
+        self._serving: set[asyncio.Task[Any]] = set()
+        self.requests: list[bytes] = []
+        self.peers: list[Any] = []  # of each connection there was
+
+    @property
+    def open(self) -> int:
+        return len(self._serving)
+
+    async def __aenter__(self) -> Self:
+        if self._path:
+            self._server = await asyncio.start_unix_server(self._accept, self._path, ssl=self._tls)
+            self.url = "http://of.a.socket"
+        else:
+            self._server = await asyncio.start_server(
+                self._accept, "127.0.0.1", 0, ssl=self._tls, backlog=1000
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+            scheme = "https" if self._tls else "http"
+            self.url = f"{scheme}://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        while self._serving:
+            for task in self._serving:
+                task.cancel()
+            await asyncio.wait(self._serving)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        self.peers.append(writer.get_extra_info("peername"))
+        try:
+            await self._serve(reader, writer)
+        except (OSError, EOFError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            self._serving.discard(task)
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            self.requests.append(await read_request(reader))
+            writer.write(OK[:-2] if self.requests[-1].startswith(b"HEAD") else OK)
+
+
+def client(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClient:
+    base_url = upstream.url if upstream is not None else ""
+    return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=10)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  a socket has no event for its end
+            await asyncio.sleep(0.005)
+
+
+# Arguments.
+
+
+async def test_a_client_uses_it_as_any_transport() -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        for _ in range(3):
+            response = await c.get("/a/b?c=d", headers={"X-Name": "value"})
+            assert (response.status_code, response.text) == (200, "ok")
+        assert len(upstream.peers) == 1
+        head = upstream.requests[-1]
+        assert head.startswith(b"GET /a/b?c=d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % upstream.port)
+        assert b"\r\nX-Name: value\r\n" in head
+    await eventually(lambda: not upstream.open)
+
+
+async def test_the_wire_carries_the_same_request_as_with_the_stock_transport() -> None:
+    async with Upstream() as upstream:
+        stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False)
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        for c in (client(upstream), stock):
+            async with c:
+                await c.post("/ü?q=a b", json={"a": 1}, headers={b"X-Odd": b"\xe9"})
+                await c.put("/", content=parts())
+                await c.head("/")
+                await c.request("DELETE", "/x", headers={"Cookie": "a=b"})
+        assert upstream.requests[:4] == upstream.requests[4:]
+        assert len(upstream.requests) == 8
+
+
+async def test_it_is_one_of_several_transports_of_a_client() -> None:
+    async with Upstream() as one, Upstream() as other:
+        stock = httpx.AsyncHTTPTransport(trust_env=False)
+        mounts = {f"all://127.0.0.1:{other.port}": AsyncioTransport()}
+        async with httpx.AsyncClient(transport=stock, mounts=mounts) as c:
+            assert (await c.get(one.url)).text == (await c.get(other.url)).text == "ok"
+        assert (len(one.requests), len(other.requests)) == (1, 1)
+
+
+async def test_it_works_without_a_client() -> None:
+    async with Upstream() as upstream, AsyncioTransport() as transport:
+        request = httpx.Request("GET", upstream.url)
+        response = await transport.handle_async_request(request)
+        assert await response.aread() == b"ok"
+        await response.aclose()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"http2": True}, "AsyncHTTPTransport(http2=True)"),
+        ({"http1": False}, "AsyncHTTPTransport(http2=True)"),
+        ({"proxy": "http://p"}, "AsyncHTTPTransport(proxy=...)"),
+        ({"proxy": httpx.Proxy("http://p")}, "AsyncHTTPTransport(proxy=...)"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_at_once_with_what_can(
+    options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match="use httpx") as caught:
+        AsyncioTransport(**options)
+    assert says in str(caught.value)
+
+
+def test_it_takes_the_arguments_of_the_stock_transport_in_the_same_order() -> None:
+    def names(cls: Any) -> list[str]:
+        return list(cls.__init__.__code__.co_varnames[: cls.__init__.__code__.co_argcount])
+
+    assert names(AsyncioTransport) == names(httpx.AsyncHTTPTransport)
+    for name in ("verify", "cert", "trust_env", "limits", "retries", "local_address", "uds"):
+        assert name in names(AsyncioTransport)
+    stock = httpx.AsyncHTTPTransport.__init__.__defaults__
+    assert AsyncioTransport.__init__.__defaults__ == stock
+
+
+def test_without_httptools_the_import_names_the_extra() -> None:
+    code = """if True:
+        import sys
+        sys.modules["httptools"] = None
+        import asgi_upstream  # needs none of it
+        try:
+            import asgi_upstream.transport
+        except ImportError as exc:
+            assert "pip install 'asgi-upstream[fast]'" in str(exc), exc
+            assert exc.name == "httptools"
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_on_trio_the_first_use_says_what_to_use() -> None:
+    async def use() -> None:
+        async with httpx.AsyncClient(transport=AsyncioTransport()) as c:
+            await c.get("http://127.0.0.1:1")
+
+    with pytest.raises(RuntimeError, match="on trio leave transport= away"):
+        trio.run(use)
+
+
+def test_another_event_loop_is_refused_with_what_to_do() -> None:
+    transport = AsyncioTransport()
+
+    async def use() -> None:
+        async with Upstream() as upstream:
+            response = await transport.handle_async_request(httpx.Request("GET", upstream.url))
+            await response.aread()
+            await response.aclose()
+
+    async def use_and_close() -> None:
+        try:
+            await use()
+        finally:
+            await transport.aclose()
+
+    async def both() -> None:
+        await use()
+        with pytest.raises(RuntimeError, match="another event loop: make one for each"):
+            await asyncio.to_thread(asyncio.run, use())
+        await use_and_close()
+
+    asyncio.run(both())
+
+
+async def test_it_connects_to_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with Upstream(path=path) as upstream, client(upstream, uds=path) as c:
+        assert (await c.get("/")).text == "ok"
+        assert b"\r\nHost: of.a.socket\r\n" in upstream.requests[0]
+
+
+async def test_it_connects_from_the_local_address() -> None:
+    async with Upstream() as upstream, client(upstream, local_address="127.0.0.9") as c:
+        await c.get("/")
+        assert upstream.peers[0][0] == "127.0.0.9"
+
+
+async def test_socket_options_are_set() -> None:
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    async with (
+        Upstream() as upstream,
+        client(upstream, socket_options=options) as c,
+        client(upstream) as plain,
+    ):
+        for one, expected in ((c, 1), (plain, 0)):
+            response = await one.get("/")
+            sock = response.extensions["network_stream"].get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == expected
+
+
+async def test_connecting_is_tried_again_as_often_as_asked() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with client(retries=1) as c:
+            trying = asyncio.create_task(c.get(url))
+            with pytest.raises(httpx.ConnectError):
+                await trying
+        async with client(retries=3) as c:
+            trying = asyncio.create_task(c.get(url))
+            await asyncio.sleep(0.2)  # the third try is half a second later
+            unused.listen()
+            connection, _ = await asyncio.to_thread(unused.accept)
+            await asyncio.to_thread(connection.recv, 65536)
+            connection.sendall(OK)
+            assert (await trying).text == "ok"
+            connection.close()
+
+
+# Timeouts.
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def silent_after_the_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(OK[:-1])
+    await reader.read()
+
+
+@pytest.mark.parametrize("serve", [silent, silent_after_the_head])
+async def test_an_upstream_that_is_silent_for_too_long_is_a_read_timeout(serve: Serve) -> None:
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        with pytest.raises(httpx.ReadTimeout) as caught:
+            await c.get("/", timeout=httpx.Timeout(10, read=0.1))
+        assert caught.value.request.url == upstream.url + "/"
+        await eventually(lambda: not upstream.open)
+
+
+async def test_each_read_has_the_whole_read_timeout() -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n")
+        for _ in range(8):
+            await asyncio.sleep(0.2)
+            writer.write(b"x")
+
+    async with Upstream(slow) as upstream, client(upstream) as c:
+        response = await c.get("/", timeout=httpx.Timeout(10, read=1.2))
+        assert response.text == "xxxxxxxx"
+
+
+async def test_an_upload_that_is_not_taken_for_too_long_is_a_write_timeout() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(deaf) as upstream, client(upstream, limits=limits) as c:
+        with pytest.raises(httpx.WriteTimeout) as caught:
+            await c.post("/", content=parts(), timeout=httpx.Timeout(10, write=0.2))
+        assert caught.value.request.method == "POST"
+        async with Upstream() as other:  # there is room again
+            assert (await c.get(other.url)).text == "ok"
+
+
+async def test_who_waits_too_long_for_a_connection_has_a_pool_timeout() -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(silent) as upstream, client(upstream, limits=limits) as c:
+        first = asyncio.create_task(c.get("/"))
+        await eventually(lambda: upstream.open == 1)
+        with pytest.raises(httpx.PoolTimeout) as caught:
+            await c.get("/second", timeout=httpx.Timeout(10, pool=0.1))
+        assert caught.value.request.url.path == "/second"
+        first.cancel()
+        await asyncio.wait([first])
+
+
+async def test_a_connect_that_is_never_answered_is_a_connect_timeout() -> None:
+    # A full backlog: what Linux does with one more is to say nothing.
+    with socket.socket() as full, contextlib.ExitStack() as filling:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):
+            sock = filling.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        async with client() as c:
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            with pytest.raises(httpx.ConnectTimeout) as caught:
+                await c.get(url, timeout=httpx.Timeout(10, connect=0.2))
+            assert caught.value.request.url.port == full.getsockname()[1]
+
+
+# Errors.
+
+
+def sending(data: bytes, *, then_reset: bool = False) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(data)
+        await writer.drain()
+        if then_reset:
+            await asyncio.sleep(0.1)  # until that was read
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        else:
+            writer.write_eof()
+            await reader.read()
+
+    return serve
+
+
+BROKEN = {
+    "closed at once": sending(b""),
+    "closed in the head": sending(b"HTTP/1.1 200 OK\r\nconte"),
+    "closed in the body": sending(OK[:-1]),
+    "closed in a chunk": sending(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab"),
+    "not HTTP": sending(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
+    "reset at once": sending(b"", then_reset=True),
+    "reset in the body": sending(OK[:-1], then_reset=True),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_an_upstream_that_breaks_is_the_error_of_the_stock_transport(name: str) -> None:
+    seen = []
+    async with Upstream(BROKEN[name]) as upstream:
+        stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False, timeout=10)
+        for one in (client(upstream), stock):
+            async with one as c:
+                with pytest.raises(httpx.TransportError) as caught:
+                    await c.post("/x", content=b"a body")
+                seen.append((type(caught.value), caught.value.request.url.path))
+        assert seen[0] == seen[1]
+        await eventually(lambda: not upstream.open)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/",
+        "http://no-such-host.invalid/",
+        "http://[::1]:1/",
+        "ftp://127.0.0.1/",
+        "//127.0.0.1/",
+        "/",
+        "http://" + "a" * 64 + ".example/",
+    ],
+)
+async def test_what_cannot_be_connected_to_is_the_error_of_the_stock_transport(url: str) -> None:
+    seen = []
+    for one in (client(), httpx.AsyncClient(trust_env=False)):
+        async with one as c:
+            with pytest.raises(httpx.HTTPError) as caught:
+                await c.get(url)
+            seen.append((type(caught.value), str(caught.value.request.url)))
+    assert seen[0] == seen[1]
+
+
+async def test_an_error_of_the_body_is_raised_as_it_is_and_nothing_stays_open() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise ZeroDivisionError
+
+    async with Upstream() as upstream, client(upstream) as c:
+        with pytest.raises(ZeroDivisionError):
+            await c.post("/", content=broken())
+        await eventually(lambda: not upstream.open)
+        assert (await c.get("/")).text == "ok"
+
+
+async def read_all(response: httpx.Response) -> None:
+    async for _ in response.aiter_raw():
+        pass
+
+
+async def test_a_body_that_fails_or_is_cancelled_frees_its_connection_without_aclose() -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
+        responses = []
+        for read, error in ((0.1, httpx.ReadTimeout), (10, TimeoutError)):
+            timeout = httpx.Timeout(10, read=read)
+            request = c.build_request("GET", "/", timeout=timeout)
+            responses.append(await c.send(request, stream=True))
+            with pytest.raises(error):
+                await asyncio.wait_for(read_all(responses[-1]), 1)
+            await eventually(lambda: not upstream.open)
+        for response in responses:
+            await response.aclose()
+
+
+# Extensions.
+
+
+async def test_the_target_is_sent_as_it_is() -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        await c.request("OPTIONS", "/", extensions={"target": b"*"})
+        await c.get("/", extensions={"target": b"/%2e/a//b?c%20d"})
+        lines = [head.split(b"\r\n")[0] for head in upstream.requests]
+        assert lines == [b"OPTIONS * HTTP/1.1", b"GET /%2e/a//b?c%20d HTTP/1.1"]
+
+
+async def test_the_trace_tells_of_the_exchange() -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        events.append((name, info))
+
+    async with Upstream() as upstream, client(upstream) as c:
+        await c.get("/", extensions={"trace": trace})
+        assert [name for name, _ in events] == [
+            "http11.send_request_headers.started",
+            "http11.send_request_headers.complete",
+            "http11.receive_response_headers.started",
+            "http11.receive_response_headers.complete",
+        ]
+        version, status, reason, fields = events[-1][1]["return_value"]
+        assert (version, status, reason) == (b"HTTP/1.1", 200, b"OK")
+        assert fields == [(b"content-length", b"2")]
+    async with Upstream(BROKEN["closed at once"]) as upstream, client(upstream) as c:
+        with pytest.raises(httpx.RemoteProtocolError) as caught:
+            await c.get("/", extensions={"trace": trace})
+        assert events[-1][0] == "http11.receive_response_headers.failed"
+        assert events[-1][1] == {"exception": caught.value}
+
+
+async def test_a_trace_that_fails_leaves_nothing_open() -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        raise ZeroDivisionError
+
+    async with Upstream() as upstream, client(upstream) as c:
+        with pytest.raises(ZeroDivisionError):
+            await c.get("/", extensions={"trace": trace})
+        await eventually(lambda: not upstream.open)
+
+
+async def test_the_response_has_the_extensions_of_the_stock_transport() -> None:
+    answer = b"HTTP/1.0 299 Rather Odd\r\ncontent-length: 2\r\n\r\nok"
+    async with Upstream(sending(answer)) as upstream:
+        for one in (client(upstream), httpx.AsyncClient(base_url=upstream.url, trust_env=False)):
+            async with one as c, c.stream("GET", "/") as response:
+                assert response.http_version == "HTTP/1.0"
+                assert response.extensions["http_version"] == b"HTTP/1.0"
+                assert response.extensions["reason_phrase"] == b"Rather Odd"
+                stream = response.extensions["network_stream"]
+                server, own = (stream.get_extra_info(f"{x}_addr") for x in ("server", "client"))
+                assert server == ("127.0.0.1", upstream.port)
+                assert own == upstream.peers[-1]
+                assert stream.get_extra_info("ssl_object") is None
+                assert isinstance(stream.get_extra_info("socket").fileno(), int)
+                assert stream.get_extra_info("nothing that is") is None
+
+
+async def switching(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Another protocol, which answers each line with the same in capitals."""
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\n")
+    writer.write(b"connection: upgrade\r\nupgrade: capitals\r\n\r\nhello\n")
+    while line := await reader.readline():
+        writer.write(line.upper())
+    writer.close()
+
+
+async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
+    async with Upstream(switching) as upstream, client(upstream) as c:
+        fields = {"connection": "upgrade", "upgrade": "capitals"}
+        async with c.stream("GET", "/", headers=fields) as response:
+            assert response.status_code == 101
+            stream = response.extensions["network_stream"]
+            assert await stream.read(4) == b"hell"
+            assert await stream.read(100, timeout=5) == b"o\n"
+            for line in (b"one\n", b"two\n"):
+                await stream.write(line)
+                assert await stream.read(100, timeout=5) == line.upper()
+            with pytest.raises(httpx.ReadTimeout):
+                await stream.read(100, timeout=0.05)
+            await stream.write(b"three\n", timeout=5)
+            assert await stream.read(100) == b"THREE\n"
+        await eventually(lambda: not upstream.open)  # and it is not used again
+        async with c.stream("GET", "/", headers=fields) as response:
+            await response.extensions["network_stream"].aclose()
+        assert len(upstream.peers) == 2
+
+
+async def test_the_end_of_a_connection_that_switched_protocols_is_read_as_such() -> None:
+    answer = b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nbye"
+    async with (
+        Upstream(sending(answer)) as upstream,
+        client(upstream) as c,
+        c.stream("GET", "/", headers={"connection": "upgrade", "upgrade": "x"}) as response,
+    ):
+        stream = response.extensions["network_stream"]
+        assert await stream.read(100) == b"bye"
+        assert await stream.read(100) == b""
+
+
+async def echoing_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    protocol = WSConnection(ConnectionType.SERVER)
+    while data := await reader.read(65536):
+        protocol.receive_data(data)
+        for event in protocol.events():
+            if isinstance(event, Request):
+                writer.write(protocol.send(AcceptConnection()))
+            elif isinstance(event, TextMessage):
+                echo = TextMessage(event.data.upper(), message_finished=event.message_finished)
+                writer.write(protocol.send(echo))
+            elif isinstance(event, CloseConnection):
+                writer.write(protocol.send(event.response()))
+
+
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+async def test_httpx_ws_works_on_it(scheme: str) -> None:
+    async with Upstream(echoing_websocket) as upstream, client(upstream) as c:
+        url = f"{scheme}://127.0.0.1:{upstream.port}/"
+        websocket: AsyncWebSocketSession
+        async with aconnect_ws(url, c, keepalive_ping_interval_seconds=None) as websocket:
+            for text in ("one", "two" * 50_000):
+                await websocket.send_text(text)
+                assert await websocket.receive_text(timeout=10) == text.upper()
+        await eventually(lambda: not upstream.open)
+
+
+# Connections that are stale.
+
+
+class Closing:
+    """Answers one request on each connection, and closes at the second, or breaks."""
+
+    def __init__(self, instead: bytes = b"", *, on: range = range(1000)) -> None:
+        self.requests: list[bytes] = []
+        self._instead = instead
+        self._on = on
+        self._connections = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, self._connections = self._connections, self._connections + 1
+        if number not in self._on:
+            self.requests.append(await read_request(reader))
+            return
+        self.requests.append(await read_request(reader))
+        writer.write(OK)
+        self.requests.append(await read_request(reader))
+        writer.write(self._instead)
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
+async def test_what_may_be_sent_twice_is_where_a_reused_connection_was_closed(method: str) -> None:
+    serve = Closing()
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        await c.get("/first")
+        response = await c.request(method, "/second", content=b"" if method != "PUT" else b"body")
+        assert response.status_code == 200
+        assert serve.requests[1] == serve.requests[2]
+        assert serve.requests[1].endswith(b"body" if method == "PUT" else b"\r\n\r\n")
+        assert len(upstream.peers) == 2
+
+
+async def test_it_is_sent_twice_and_no_more() -> None:
+    serve = Closing(on=range(1))
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        await c.get("/first")
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+            await c.get("/second")
+        assert len(serve.requests) == 3
+
+
+async def test_on_a_new_connection_it_is_sent_once() -> None:
+    serve = Closing(on=range(0))
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await c.get("/first")
+        assert len(serve.requests) == 1
+
+
+async def stream_of_parts() -> AsyncIterator[bytes]:
+    yield b"part"
+
+
+@pytest.mark.parametrize(
+    ("method", "content"),
+    [("POST", b"body"), ("POST", b""), ("PATCH", b"body"), ("PUT", stream_of_parts)],
+)
+async def test_what_may_not_be_sent_twice_is_not(method: str, content: Any) -> None:
+    serve = Closing()
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        await c.get("/first")
+        body = content() if callable(content) else content
+        with pytest.raises(httpx.TransportError) as caught:
+            await c.request(method, "/second", content=body)
+        assert caught.value.request.url.path == "/second"
+        assert len(upstream.peers) == 1
+
+
+@pytest.mark.parametrize("start", [b"H", b"HTTP/1.1 200 OK\r\n", OK[:-1]])
+async def test_it_is_not_sent_again_once_a_byte_of_the_answer_came(start: bytes) -> None:
+    serve = Closing(start)
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        await c.get("/first")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await c.get("/second")
+        assert len(serve.requests) == 2
+
+
+# Uploads.
+
+
+async def test_the_response_is_read_while_the_body_is_sent() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while line := await reader.readline():
+            writer.write(line + await reader.readexactly(int(line, 16) + 2))
+            if int(line, 16) == 0:
+                break
+        await reader.read()
+
+    answered: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def in_turn() -> AsyncIterator[bytes]:
+        yield b"ping"
+        for _ in range(3):
+            yield b"after " + await answered.get()
+
+    async with Upstream(echo) as upstream, client(upstream) as c:
+        async with c.stream("POST", "/", content=in_turn()) as response:
+            seen = []
+            async for part in response.aiter_raw():
+                seen.append(part)
+                answered.put_nowait(part)
+        assert seen == [b"ping"] + [b"after " * n + b"ping" for n in (1, 2, 3)]
+
+
+async def test_no_time_is_counted_against_an_upstream_that_waits_for_the_body() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.sleep(0.5)
+        yield b"b"
+
+    async with Upstream() as upstream, client(upstream) as c:
+        response = await c.post("/", content=slow(), timeout=httpx.Timeout(10, read=0.1))
+        assert response.text == "ok"
+
+
+@pytest.mark.parametrize("length", [None, "1000000000"])
+async def test_an_early_answer_is_delivered_at_once_and_ends_the_connection(
+    length: str | None,
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        await reader.read()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"a part"
+        await asyncio.Event().wait()
+
+    fields = {"content-length": length} if length else {}
+    async with Upstream(refuse) as upstream, client(upstream) as c:
+        for number in (1, 2):
+            async with asyncio.timeout(10):
+                response = await c.post("/", content=endless(), headers=fields)
+            assert (response.status_code, response.text) == (413, "big")
+            await eventually(lambda: not upstream.open)
+            assert len(upstream.peers) == number
+
+
+@pytest.mark.parametrize("parts", [[b"1234"], [b"123", b"456"], [b"1", b"2"]])
+async def test_a_body_of_another_length_than_it_says_is_refused(parts: list[bytes]) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    fields = {"content-length": "3"}
+    async with Upstream() as upstream, client(upstream) as c:
+        for body in (content(), b"".join(parts)):
+            with pytest.raises(httpx.LocalProtocolError) as caught:
+                await c.post("/", content=body, headers=fields)
+            assert caught.value.request.method == "POST"
+            await eventually(lambda: not upstream.open)
+
+
+# What no request may hold.
+
+BAD = ["\r", "\n", "\0", "\r\n", "\r\nx-injected: 1", "\n\nGET / HTTP/1.1"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("place", ["method", "target", "name", "value", "host"])
+async def test_a_line_break_or_nul_is_refused_and_nothing_is_sent(place: str, bad: str) -> None:
+    values = dict.fromkeys(("method", "target", "name", "value", "host"), "a") | {place: f"a{bad}b"}
+    async with Upstream() as upstream, client(upstream) as c:
+        request = httpx.Request(
+            values["method"],
+            upstream.url,
+            headers=[("host", values["host"]), (values["name"], values["value"])],
+            extensions={"target": values["target"].encode()},
+        )
+        with pytest.raises(httpx.LocalProtocolError) as caught:
+            await c.send(request)
+        assert caught.value.request is request
+        assert upstream.peers == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("host", "a"), ("a b", "c")],
+        [("host", "a"), ("", "c")],
+        [("host", "a"), ("a:b", "c")],
+        [("host", "a"), ("content-length", "1, 1")],
+        [("host", "a"), ("content-length", "-1")],
+        [("host", "a"), ("content-length", "5"), ("transfer-encoding", "chunked")],
+    ],
+)
+async def test_fields_that_make_no_message_are_refused(fields: list[tuple[str, str]]) -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        request = httpx.Request("GET", upstream.url, headers=fields, stream=httpx.ByteStream(b""))
+        with pytest.raises(httpx.LocalProtocolError):
+            await c.send(request)
+        assert upstream.requests == []
+
+
+async def test_a_request_without_a_host_is_refused() -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        request = c.build_request("GET", "/")
+        del request.headers["host"]
+        with pytest.raises(httpx.LocalProtocolError):
+            await c.send(request)
+        assert upstream.requests == []
