@@ -71,9 +71,6 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         httpx.TransportError: as the stock transport raises them.
     """
 
-    may_be_cancelled = True
-    """By `Task.cancel()` at any await: closing never waits."""
-
     def __init__(
         self,
         verify: ssl.SSLContext | str | bool = True,
@@ -361,6 +358,8 @@ class _Body(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        if self.head.status == 101:
+            raise StopAsyncIteration  # what follows is for the network stream
         try:
             if piece := await self.read():
                 return piece
