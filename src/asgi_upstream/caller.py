@@ -189,6 +189,14 @@ class Watch:
         self.expired = True
         self._end()
 
+    def check(self) -> None:
+        """End it here and now, where the cancellation has not arrived yet.
+
+        anyio cancels no task whose future is done, as it always is when the event loop is full.
+        """
+        if self.left or self.expired or (self._scope and self._scope.cancel_called):
+            raise CallerLeft
+
     def _end(self) -> None:
         if self._scope is not None:
             self._scope.cancel()

@@ -115,11 +115,11 @@ class Exchange:
                 failure = exc  # raised in here, a task group would make it a group
         # Here nothing is open upstream, and the caller is not watched any more: after the last
         # part of a body servers report a disconnect that is none.
-        if watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
+        if watch.expired and not watch.left and (watch.cut or failure):
+            failure = errors.UpstreamTimeout()
+        elif watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
             await caller.dismiss()
             return False
-        if watch.expired and (watch.cut or failure):
-            failure = errors.UpstreamTimeout()
         if failure is not None:
             self.last = await self._last_words(caller, failure)
         elif self.replacement is not None:
@@ -146,7 +146,7 @@ class Exchange:
             head = upstream.head
             if self.max_bytes is not None:
                 _check_status(head.status)
-                content = await _read(aiter(upstream), self.max_bytes)
+                content = await _read(aiter(upstream), self.max_bytes, watch)
                 await self._send_whole(
                     caller, *self._head(head.status, head.fields, caller), content
                 )
@@ -201,9 +201,9 @@ class Exchange:
             if headers.has_controls(upstream.headers.raw):
                 raise errors.UpstreamProtocolError
             if self.max_bytes is None:
-                await self._stream(upstream, caller)
+                await self._stream(upstream, caller, watch)
             else:
-                await self._buffer(upstream, caller, self.max_bytes)
+                await self._buffer(upstream, caller, self.max_bytes, watch)
         finally:
             if getattr(upstream.stream, "is_finished", False):
                 pass  # it closed itself at its end, or was never open
@@ -212,7 +212,7 @@ class Exchange:
                 if upstream.http_version == "HTTP/2":
                     await _uninterrupted(clear_up(self.client, self.request.url))
 
-    async def _stream(self, upstream: httpx.Response, caller: Caller) -> None:
+    async def _stream(self, upstream: httpx.Response, caller: Caller, watch: Watch) -> None:
         if self.on_response is not None and await self._is_replaced(upstream):
             return
         # Bytes that the author adds can be read only in a body that is not compressed.
@@ -228,6 +228,7 @@ class Exchange:
             await self._read_no_content(upstream)
             return
         async for chunk in body:
+            watch.check()
             if remaining is not None:
                 remaining -= len(chunk)
             if remaining == 0:
@@ -248,12 +249,14 @@ class Exchange:
             await caller.body(b"", more=True)
         return remaining
 
-    async def _buffer(self, upstream: httpx.Response, caller: Caller, max_bytes: int) -> None:
+    async def _buffer(
+        self, upstream: httpx.Response, caller: Caller, max_bytes: int, watch: Watch
+    ) -> None:
         decode = self.decode or self.transform is not None
         if self.on_response is not None:  # it may read `upstream.text`
             decode = decode or all(map(can_decode, codings_of(upstream)))
         body, changed = self._body_of(upstream, decode=decode)
-        content = await _read(body, max_bytes)
+        content = await _read(body, max_bytes, watch)
         # What follows may take its time, so the connection is given back before it.
         await _close(upstream, *self.bodies)
         self.bodies.clear()
@@ -263,7 +266,7 @@ class Exchange:
                 return
         if self.transform is not None:
             body = self._read_from(self.transform(self._read_from(_once(content))))
-            content, changed = await _read(body, max_bytes), True
+            content, changed = await _read(body, max_bytes, watch), True
         status, fields = self._head_of(upstream, caller, changed=changed)
         await self._send_whole(caller, status, fields, content)
 
@@ -379,9 +382,10 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-async def _read(body: AsyncIterator[bytes], max_bytes: int) -> bytes:
+async def _read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
     content = bytearray()
     async for chunk in body:
+        watch.check()
         content += chunk
         if len(content) > max_bytes:
             raise errors.UpstreamBodyTooLarge

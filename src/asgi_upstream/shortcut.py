@@ -31,6 +31,7 @@ def _own(name: str) -> object:
 
 _SEND, _AUTH = _own("send"), _own("_send_handling_auth")
 _REDIRECTS, _SINGLE = _own("_send_handling_redirects"), _own("_send_single_request")
+_FOR_URL = _own("_transport_for_url")
 
 
 def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | None:
@@ -43,6 +44,7 @@ def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | 
             or layers._send_handling_auth is not _AUTH
             or layers._send_handling_redirects is not _REDIRECTS
             or layers._send_single_request is not _SINGLE
+            or layers._transport_for_url is not _FOR_URL
             or "send" in vars(client)
             or client.is_closed
             or client._mounts

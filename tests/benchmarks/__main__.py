@@ -75,7 +75,7 @@ def rows(nginx_url: str, server_url: str) -> list[Row]:
             "events",
             [*streams, "stock_streamed"],
             server_url,
-            lambda relay, way: uvloop.run(callers.events(relay, 100, 20, 1.5)),
+            lambda relay, way: uvloop.run(callers.events(relay, 100, 20, 1.2)),
         ),
         Row("body", streams, nginx_url, lambda relay, way: (callers.body(relay, BIG),)),
         Row(
@@ -99,20 +99,23 @@ def measured(row: Row, ways: list[str], rounds: int, log: IO[bytes]) -> dict[str
     begun = time.monotonic()
     values: dict[str, list[Values]] = {way: [] for way in row.ways if way in ways}
     failed: dict[str, str] = {}
-    relays = Relays(log)
+    relays = Relays(row.upstream, log)
     try:
         for _ in range(rounds):
-            relays.prepare([way for way in values if way not in failed], row.upstream)
-            for way in [way for way in values if way not in failed]:
+            going = [way for way in values if way not in failed]
+            relays.start(going)
+            for way in going:
                 try:
-                    values[way].append(row.measure(relays.get(way, row.upstream), way))
-                except callers.Failed as exc:
+                    if relays[way].has_ended:
+                        raise callers.Failed("its relay does not start, or ended by itself")
+                    values[way].append(row.measure(relays[way], way))
+                except (callers.Failed, OSError) as exc:
                     failed[way] = str(exc)
-                    relays.drop(way, row.upstream)
+                    relays.stop(way)  # whatever it is still at
             if row.fresh:
-                relays.stop()
+                relays.stop_all()
     finally:
-        relays.stop()
+        relays.stop_all()
     print(f"{row.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return {
         way: page.Figure(failed=failed[way])

@@ -184,7 +184,7 @@ async def events(
 
     Of the middle of the streams' lives: opening them is not in it. They end by themselves.
     """
-    count = int(a_second * (seconds + 1))
+    count = int(a_second * (seconds + 0.8))
     opened = await _open_streams(relay, f"/events/{count}/{1000 // a_second}", streams, most)
     for stream in opened:
         stream.lags = []

@@ -156,10 +156,11 @@ def _table(results: Results, missing: list[str]) -> str:
         rows.insert(index + 1, [title, *(lags.get(column, "") for column in columns)])
     text = _markdown(["work", *(COLUMNS[column] for column in columns)], rows)
     text += "\n\nIn brackets: times bare."
-    if notes:
-        text += "\n" + "\n".join(f"[{i}] {note}.  " for i, note in enumerate(notes, 1))
+    text += "\n" if notes else ""
+    text += "".join(f"\n- [{i}] {note}." for i, note in enumerate(notes, 1))
     if missing:
-        text += f"\nLeft out, for it is not installed: {', '.join(COLUMNS[m] for m in missing)}."
+        names = ", ".join(COLUMNS[way] for way in missing)
+        text += f"\n\nLeft out, for it is not installed: {names}."
     return text
 
 
@@ -285,7 +286,9 @@ def write(report: str, results: Results) -> None:
 def _plot(results: Results) -> None:
     matplotlib = import_module("matplotlib")
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "performance", "font.size": 8})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "performance", "svg.fonttype": "none", "font.size": 8}
+    )
     figure_of = import_module("matplotlib.figure").Figure
     lines = [line for line in LINES if not line.forwards]
     figure: Any = figure_of(figsize=(11, 7.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The processes that are measured: one for each way and upstream, under uvicorn."""
+"""The processes that are measured: one for each way, under uvicorn."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from tests.integration.servers import ROOT, eventually, free_port
 
@@ -30,12 +30,14 @@ class Relay:
             stderr=log,
         )
 
-    def wait_until_ready(self) -> Self:
-        eventually(self._is_ready, 60)
-        return self
+    def wait_until_ready(self) -> None:
+        eventually(lambda: self.has_ended or self._listens(), 60)
 
-    def _is_ready(self) -> bool:
-        assert self._process.poll() is None, "a relay ended at its start"
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def _listens(self) -> bool:
         listening = f"0100007F:{self.port:04X} 00000000:0000 0A"
         return listening in Path("/proc/net/tcp").read_text()
 
@@ -54,29 +56,28 @@ class Relay:
 
 
 class Relays:
-    """The relays of some ways, started when they are first needed."""
+    """The relays of some ways behind one upstream."""
 
-    def __init__(self, log: IO[bytes]) -> None:
+    def __init__(self, upstream_url: str, log: IO[bytes]) -> None:
+        self._upstream_url = upstream_url
         self._log = log
-        self._running: dict[tuple[str, str], Relay] = {}
+        self._running: dict[str, Relay] = {}
 
-    def prepare(self, ways: list[str], upstream_url: str) -> None:
+    def start(self, ways: list[str]) -> None:
         """Start what is not running, all at once."""
         for way in ways:
-            if (way, upstream_url) not in self._running:
-                self._running[way, upstream_url] = Relay(way, upstream_url, self._log)
+            if way not in self._running:
+                self._running[way] = Relay(way, self._upstream_url, self._log)
         for way in ways:
-            self._running[way, upstream_url].wait_until_ready()
+            self._running[way].wait_until_ready()
 
-    def get(self, way: str, upstream_url: str) -> Relay:
-        self.prepare([way], upstream_url)
-        return self._running[way, upstream_url]
+    def __getitem__(self, way: str) -> Relay:
+        return self._running[way]
 
-    def drop(self, way: str, upstream_url: str) -> None:
-        """Stop one; the next to need it gets a new one."""
-        self._running.pop((way, upstream_url)).stop()
+    def stop(self, way: str) -> None:
+        self._running.pop(way).stop()
 
-    def stop(self) -> None:
+    def stop_all(self) -> None:
         with ExitStack() as stack:
             for relay in self._running.values():
                 stack.callback(relay.stop)

@@ -52,7 +52,12 @@ class Connects:
     async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
         ends: asyncio.Future[Fake] = asyncio.get_running_loop().create_future()
         self.begun.append((origin, ends))
-        return cast(Connection, await ends)
+        try:
+            return cast(Connection, await ends)
+        except asyncio.CancelledError:
+            if not ends.cancelled() and ends.exception() is None:
+                ends.result().close()  # as `create_connection` does
+            raise
 
     @property
     def under_way(self) -> list[tuple[Origin, asyncio.Future[Fake]]]:
@@ -514,19 +519,13 @@ class Counts(RuleBasedStateMachine):
     def run(self, coroutine: Any) -> Any:
         return self.loop.run_until_complete(coroutine)
 
-    def inside(self, function: Callable[..., None], *arguments: object) -> None:
+    def act(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call it as the loop does, without a turn of it before or after."""
         asyncio._set_running_loop(self.loop)
         try:
-            function(*arguments)
+            return function(*arguments)
         finally:
             asyncio._set_running_loop(None)
-
-    def act(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        async def acting() -> Any:
-            return function(*arguments)
-
-        return self.run(acting())
 
     @rule(origin=st.sampled_from([A, B, C]), timeout=st.sampled_from([None, None, 0.0]))
     def take(self, origin: Origin, timeout: float | None) -> None:
