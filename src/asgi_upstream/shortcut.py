@@ -19,6 +19,15 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger("httpx")
 
 # As these are before anybody wraps them. What somebody has wrapped is from another file.
+_LAYERS = frozenset(
+    [
+        "send",
+        "_send_handling_auth",
+        "_send_handling_redirects",
+        "_send_single_request",
+        "_transport_for_url",
+    ]
+)
 _FILE = httpx.AsyncClient.__init__.__code__.co_filename
 
 
@@ -45,7 +54,7 @@ def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | 
             or layers._send_handling_redirects is not _REDIRECTS
             or layers._send_single_request is not _SINGLE
             or layers._transport_for_url is not _FOR_URL
-            or "send" in vars(client)
+            or not _LAYERS.isdisjoint(vars(client))
             or client.is_closed
             or client._mounts
             or client.auth

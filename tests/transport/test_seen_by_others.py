@@ -152,7 +152,8 @@ async def test_respx_lets_pass_what_it_is_told_to(
             mock.route(host="app.example").pass_through()
             route = mock.get(upstream.url).pass_through()
             assert await ask(client, upstream.url) == (200, "ok")
-            assert route.call_count == 1
+            # In httpcore it asks twice: at the pool and at the connection, which are both real.
+            assert route.call_count == (2 if using == "httpcore" else 1)
         assert await ask(client, upstream.url) == (200, "ok")  # and after the mock
         assert len(upstream.requests) == 2
 
@@ -210,7 +211,9 @@ async def test_opentelemetry_makes_the_spans_of_the_stock_transport(spans: Spans
         for request, span in zip(upstream.requests, (first, second), strict=True):
             context = span.context
             assert context is not None
-            expected = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+            expected = (
+                f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+            )
             assert traceparent(request) == expected
 
 
@@ -323,11 +326,18 @@ async def test_a_wrapped_send_is_seen(
 
 
 @pytest.mark.parametrize(
-    "name", ["send", "_send_single_request", "_send_handling_redirects", "_transport_for_url"]
+    ("of", "name"),
+    [
+        ("class", "send"),
+        ("class", "_send_handling_auth"),
+        ("class", "_send_handling_redirects"),
+        ("class", "_send_single_request"),
+        ("class", "_transport_for_url"),  # respx
+        ("client", "send"),
+    ],
 )
-@pytest.mark.parametrize("of", ["class", "client"])
 async def test_whatever_method_on_the_way_is_wrapped_is_called(
-    name: str, of: str, monkeypatch: pytest.MonkeyPatch
+    of: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
     async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
@@ -366,7 +376,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "response hooks": {"event_hooks": {"response": [hook]}},
     "cookies": {"cookies": {}},
     "redirects": {"follow_redirects": True},
-    "mounts": {"mounts": {"all://other.example": httpx.MockTransport(lambda _: None)}},  # type: ignore[arg-type, return-value]
+    "mounts": {"mounts": {"all://other.example": httpx.MockTransport(lambda _: None)}},  # type: ignore[arg-type]
 }
 
 
