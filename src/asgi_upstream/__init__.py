@@ -12,12 +12,15 @@ from .errors import (
 )
 from .forwarding import ForwardApp, forward_request
 from .lifespan import client_lifespan, combine_lifespans
+from .records import Outcome, Record, open_exchanges
 from .responses import BufferedResponse, StreamedResponse
 
 __all__ = [
     "BufferedResponse",
     "ForwardApp",
+    "Outcome",
     "PoolExhausted",
+    "Record",
     "StreamedResponse",
     "UpstreamBodyTooLarge",
     "UpstreamConnectError",
@@ -29,5 +32,6 @@ __all__ = [
     "combine_lifespans",
     "forward_request",
     "get_client",
+    "open_exchanges",
     "upstream_errors",
 ]

@@ -1,7 +1,10 @@
 """The caller's side of an exchange: what is sent to it, and how it is noticed to have left."""
 
 import asyncio
+import contextvars
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -13,11 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .headers import RawHeaders
+from .records import Outcome
 
 logger = logging.getLogger("asgi_upstream")
 
-WATCH_AFTER = 0.2
-"""Seconds until a caller is watched on asyncio. Most exchanges end before, and save the task."""
+WATCH_AFTER = 0.1
+"""Seconds, one to two times, until a caller is watched on asyncio. Most exchanges end before."""
 
 CALLER_LEFT = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
@@ -30,20 +34,29 @@ class CallerLeft(Exception):
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_body", "_prefix", "_send", "method", "started")
+    __slots__ = ("_body", "_prefix", "_send", "_start", "method", "started")
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
+        self._start = self._prefix + "http.response.start"
         self._body = self._prefix + "http.response.body"
         self.method: str = scope.get("method", "GET")
         self.started = False
 
+    @property
+    def outcome_of_leaving(self) -> Outcome:
+        left_before, left_in = Outcome.CALLER_LEFT_BEFORE_HEADERS, Outcome.CALLER_LEFT_MID_BODY
+        return left_in if self.started else left_before
+
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers."""
         self.started = True
-        await self._message("http.response.start", status=status, headers=headers)
+        try:
+            await self._send({"type": self._start, "status": status, "headers": headers})
+        except (OSError, ClientDisconnect) as exc:
+            raise CallerLeft from exc
 
     async def body(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the body; returns when the server wants the next (back-pressure)."""
@@ -60,7 +73,7 @@ class Caller:
         it does not know. A server does not know it either, and says so here, to no effect.
         """
         try:
-            await self._message("http.response.abort", reason="the upstream's body broke off")
+            await self._send({"type": self._prefix + "http.response.abort", "reason": "broken off"})
         except Exception:
             logger.debug("the server refused the abort message", exc_info=True)
 
@@ -74,19 +87,13 @@ class Caller:
         except Exception:
             logger.debug("the server takes nothing for a caller who left", exc_info=True)
 
-    async def _message(self, kind: str, **content: Any) -> None:
-        try:
-            await self._send({"type": self._prefix + kind, **content})
-        except (OSError, ClientDisconnect) as exc:
-            raise CallerLeft from exc
-
 
 class Watch:
     """Bounds an exchange: ends it when the caller has left, or when its deadline passes.
 
     Servers tell of a disconnect to whoever waits in `receive`; few fail a `send`, and none while
-    nothing is sent. So somebody must wait there, in a task of its own. On asyncio a timer starts
-    that task late, for a timer costs a tenth of a task. On trio it is a child task.
+    nothing is sent. So somebody must wait there, in a task of its own. On asyncio that task starts
+    late, for a task costs much, and most exchanges are soon over. On trio it is a child task.
 
     The body of the caller's request comes through the same `receive`. The watch begins when it has
     gone upstream; until then whoever reads it learns of the disconnect.
@@ -95,49 +102,42 @@ class Watch:
     `Task.cancel()`, which costs a fifth (as `asyncio.timeout` does; no shield holds it off).
     """
 
-    __slots__ = (
-        "_begun", "_cancelled", "_cancelling", "_deadline", "_group", "_host", "_loop",
-        "_receive", "_scope", "_stack", "_task", "_ticks", "_timer", "_too_late", "cut",
-        "expired", "left",
-    )  # fmt: skip
+    left = False
+    expired = False
+    cut = False  # the exchange was ended before its own end
+    _begun = False
+    _context: contextvars.Context | None = None  # of who begins
+    _loop: asyncio.AbstractEventLoop | None = None  # None on trio
+    _host: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
+    _cancelling = 0
+    _cancelled = False
+    _stack: AsyncExitStack | None = None  # of the scope, and on trio the group in it
+    _group: TaskGroup | None = None
+    _too_late: asyncio.TimerHandle | None = None
+    _ticks: asyncio.TimerHandle | None = None
+    _task: asyncio.Task[None] | None = None
 
     def __init__(self, receive: Receive, deadline: float | None, *, plain: bool) -> None:
         self._receive = receive
         self._deadline = deadline
         self._scope = None if plain else anyio.CancelScope()
-        self._loop: asyncio.AbstractEventLoop | None = None  # None on trio
-        self._host: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
-        self._cancelling = 0
-        self._cancelled = False
-        self._stack: AsyncExitStack | None = None  # of the scope, and on trio the group in it
-        self._group: TaskGroup | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._too_late: asyncio.TimerHandle | None = None
-        self._ticks: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._begun = False
-        self.left = False
-        self.expired = False
-        self.cut = False  # the exchange was ended before its own end
 
     async def __aenter__(self) -> Self:
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio
-            self._scope = self._scope or anyio.CancelScope()
-        if self._scope is not None:
-            if self._deadline is not None:
-                self._scope.deadline = anyio.current_time() + self._deadline
-            self._stack = AsyncExitStack()
-            self._stack.enter_context(self._scope)
-            if self._loop is None:
-                self._group = await self._stack.enter_async_context(anyio.create_task_group())
-        elif self._loop is not None:
-            self._host = asyncio.current_task()
+        self._loop = running_loop()
+        if self._scope is None and self._loop is not None:
+            self._host = asyncio.current_task(self._loop)
             assert self._host is not None
             self._cancelling = self._host.cancelling()
             if self._deadline is not None:
                 self._too_late = self._loop.call_later(self._deadline, self._expire)
+            return self
+        self._scope = self._scope or anyio.CancelScope()
+        if self._deadline is not None:
+            self._scope.deadline = anyio.current_time() + self._deadline
+        self._stack = AsyncExitStack()
+        self._stack.enter_context(self._scope)
+        if self._loop is None:
+            self._group = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
     def begin(self) -> None:
@@ -148,7 +148,8 @@ class Watch:
         if self._group is not None:
             self._group.start_soon(self._listen)
         elif self._loop is not None:
-            self._timer = self._loop.call_later(WATCH_AFTER, self._spawn)
+            self._context = contextvars.copy_context()
+            _here.clock.add(self, self._loop)
 
     def every(self, seconds: float, look: Callable[[], bool]) -> None:
         """Call `look` so often, as long as it says True and the watch is not over."""
@@ -166,9 +167,10 @@ class Watch:
         else:
             tick()
 
-    def _spawn(self) -> None:
+    def spawn(self) -> None:
+        """The exchange goes on for long: wait for the caller's leaving."""
         assert self._loop is not None
-        self._task = self._loop.create_task(self._listen())
+        self._task = self._loop.create_task(self._listen(), context=self._context)
 
     async def _listen(self) -> None:
         more = True
@@ -209,9 +211,12 @@ class Watch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        for timer in (self._timer, self._ticks, self._too_late):
-            if timer is not None:
-                timer.cancel()
+        if self._loop is not None and self._begun:
+            _here.clock.discard(self)
+        if self._ticks is not None:
+            self._ticks.cancel()
+        if self._too_late is not None:
+            self._too_late.cancel()
         if self._group is not None:
             self._group.cancel_scope.cancel()
         if self._task is not None and not self._task.done():
@@ -239,3 +244,54 @@ class Watch:
                 raise late
             return False
         return isinstance(exc, asyncio.CancelledError)
+
+
+class _Clock:
+    """Starts the watching of exchanges that go on for a while: one timer for all of a loop."""
+
+    def __init__(self) -> None:
+        self._young: dict[Watch, None] = {}
+        self._old: dict[Watch, None] = {}
+        self._ticks = False
+
+    def add(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
+        self._young[watch] = None
+        if not self._ticks:
+            self._ticks = True
+            loop.call_later(WATCH_AFTER, self._tick, loop, context=contextvars.Context())
+
+    def discard(self, watch: Watch) -> None:
+        if self._young.pop(watch, self) is self:
+            self._old.pop(watch, None)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        due, self._old, self._young = self._old, self._young, {}
+        for watch in due:
+            watch.spawn()
+        self._ticks = bool(self._old)
+        if self._ticks:
+            loop.call_later(WATCH_AFTER, self._tick, loop)
+
+
+class _Here(threading.local):
+    """What a thread knows of its event loop."""
+
+    def __init__(self) -> None:
+        self.loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
+        self.clock = _Clock()
+
+
+_here = _Here()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """asyncio's loop in this thread; None on trio.
+
+    Remembered, for asyncio asks the kernel for the process's number each time, up to Python 3.11.
+    """
+    loop = _here.loop()
+    if loop is None or not loop.is_running():
+        loop = asyncio._get_running_loop()
+        _here.clock = _Clock()
+        _here.loop = (lambda: None) if loop is None else weakref.ref(loop)
+    return loop

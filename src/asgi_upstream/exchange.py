@@ -16,8 +16,9 @@ from collections.abc import (
     Callable,
     Coroutine,
     Generator,
+    Sequence,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import anyio
@@ -30,7 +31,8 @@ from . import errors, headers
 from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up, close_if_more_came
-from .shortcut import send_by, shortcut
+from .records import Observer, Outcome, Tally, ledger_of
+from .shortcut import sent, shortcut
 from .uploads import Upload
 
 logger = logging.getLogger("asgi_upstream")
@@ -58,40 +60,61 @@ class Head(Protocol):
     def status(self) -> int: ...
     @property
     def fields(self) -> headers.RawHeaders: ...
+    @property
+    def version(self) -> bytes: ...
+    @property
+    def reason(self) -> bytes: ...
 
 
 class Relayed(Protocol):
-    """A response that was never made an `httpx.Response`."""
+    """A response that was never made an `httpx.Response`; it ends with `keep` or `finish`."""
 
     @property
     def head(self) -> Head: ...
+    @property
+    def exchanges(self) -> int: ...
     def take(self) -> bytes | None: ...
     async def read(self) -> bytes: ...
-    def end(self) -> bool: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    async def aclose(self) -> None: ...
+    def keep(self) -> bool: ...
+    async def finish(self) -> None: ...
 
 
-Relay = Callable[[httpx.Request], Awaitable[Relayed | None]]
+Relay = Callable[[httpx.Request], Awaitable[Relayed] | None]
 
 
 @dataclass(slots=True)
-class Exchange:
-    """One request to the upstream, and one response to the caller."""
+class Terms:
+    """What the endpoint asked for."""
 
     client: SendsRequests
     request: httpx.Request
-    status: int | None  # in place of the upstream's
-    own_headers: headers.RawHeaders
     decode: bool
     transform: Transform | None
     on_response: OnResponse | None
     deadline: float | None
     error_frame: ErrorFrame | None
-    max_bytes: int | None  # read the body, up to so many bytes, before anything is sent
-    bodies: list[AsyncIterator[bytes]] = field(default_factory=list[AsyncIterator[bytes]])
-    last: bytes = b""
-    replacement: Response | None = None
+    observers: Sequence[Observer]
+    max_bytes: int | None = None  # read the body, up to so many bytes, before anything is sent
+
+    @property
+    def changes_body(self) -> bool:
+        """Whether bytes are added, as they can be only to a body that is not compressed."""
+        return self.transform is not None or self.error_frame is not None
+
+
+class Exchange:
+    """One request to the upstream, and one response to the caller."""
+
+    def __init__(self, terms: Terms, status: int | None, own_headers: headers.RawHeaders) -> None:
+        self.terms = terms
+        self.request = terms.request
+        self.status = status  # in place of the upstream's
+        self.own_headers = own_headers
+        self.outcome = Outcome.CANCELLED  # unless it ends otherwise
+        self.tally: Tally | None = None
+        self.last = b""
+        self.replacement: Response | None = None
+        self.bodies: list[AsyncIterator[bytes]] = []
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Carry the exchange out. True where the server took the whole response.
@@ -100,53 +123,76 @@ class Exchange:
             UpstreamError: the upstream failed. If the response had started, this cuts it off.
             Exception: whatever `on_response` or `transform` raised.
         """
+        terms, failure = self.terms, None
         caller = Caller(scope, send)
-        failure: Exception | None = None
-        transport = None if self.on_response else shortcut(self.client, self.request)
+        ledger = ledger_of(terms.client)
+        if ledger.observers or terms.observers:
+            observers = (*ledger.observers, *terms.observers)
+            self.tally = Tally(observers, ledger.name, self.request, scope)
+        transport = None if terms.on_response else shortcut(terms.client, self.request)
         relay: Relay | None = getattr(transport, "relay", None)
-        if self.transform or self.error_frame:
-            relay = None
-        watch = Watch(receive, self.deadline, plain=relay is not None)
-        async with watch:
-            try:
-                if relay is None or not await self._relay_as_it_is(relay, caller, watch):
-                    await self._open_and_relay(transport, caller, watch)
-            except Exception as exc:
-                failure = exc  # raised in here, a task group would make it a group
-        # Here nothing is open upstream, and the caller is not watched any more: after the last
-        # part of a body servers report a disconnect that is none.
-        if watch.expired and not watch.left and (watch.cut or failure):
-            failure = errors.UpstreamTimeout()
-        elif watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
-            await caller.dismiss()
-            return False
-        if failure is not None:
-            self.last = await self._last_words(caller, failure)
-        elif self.replacement is not None:
-            await self.replacement(scope, receive, send)
-            return True
+        watch = Watch(receive, terms.deadline, plain=relay is not None)
+        ledger.open += 1
         try:
-            await caller.body(self.last, more=False)
-        except CallerLeft:
-            return False
-        return True
+            async with watch:
+                try:
+                    if (
+                        relay is None
+                        or terms.changes_body
+                        or not await self._relay_as_it_is(relay, caller, watch)
+                    ):
+                        await self._open_and_relay(transport, caller, watch)
+                except Exception as exc:
+                    failure = exc  # raised in here, a task group would make it a group
+            # Here nothing is open upstream, and the caller is not watched any more: after the last
+            # part of a body servers report a disconnect that is none.
+            if watch.expired and not watch.left and (watch.cut or failure):
+                failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+            elif watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
+                self.outcome = caller.outcome_of_leaving
+                await caller.dismiss()
+                return False
+            if failure is not None:
+                self.last = await self._last_words(caller, failure)
+            elif self.replacement is not None:
+                self.outcome = Outcome.REPLACED
+                await self.replacement(scope, receive, send)
+                return True
+            try:
+                await caller.body(self.last, more=False)
+            except CallerLeft:
+                if failure is None:
+                    self.outcome = caller.outcome_of_leaving
+                return False
+            if failure is None:
+                self.outcome = Outcome.COMPLETED
+            return True
+        finally:
+            ledger.open -= 1
+            if self.tally is not None:
+                self.tally.close(self.outcome, failure)
 
     async def _relay_as_it_is(self, relay: Relay, caller: Caller, watch: Watch) -> bool:
         """The short way of the usual exchange, with nothing sent up and nothing changed.
 
         False, and nothing done, where it is not one.
         """
-        if self.decode or not isinstance(self.request.stream, httpx.ByteStream):
+        if self.terms.decode or not isinstance(self.request.stream, httpx.ByteStream):
             return False
         watch.begin()
-        upstream = await send_by(relay, self.request)
-        if upstream is None:
+        opening = relay(self.request)
+        if opening is None:
             return False
+        upstream = await opening
+        tally = self.tally
         try:
             head = upstream.head
-            if self.max_bytes is not None:
+            sent(self.request, head.version, head.status, head.reason)
+            if tally is not None:
+                tally.answered(head.status, reused=upstream.exchanges > 1)
+            if self.terms.max_bytes is not None:
                 _check_status(head.status)
-                content = await _read(aiter(upstream), self.max_bytes, watch)
+                content = await self._read_whole(upstream, self.terms.max_bytes)
                 await self._send_whole(
                     caller, *self._head(head.status, head.fields, caller), content
                 )
@@ -154,6 +200,8 @@ class Exchange:
             remaining = await self._start(caller, *self._head(head.status, head.fields, caller))
             if remaining != 0:
                 while chunk := upstream.take() or await upstream.read():
+                    if tally is not None:
+                        tally.received(len(chunk))
                     if remaining is not None:
                         remaining -= len(chunk)
                     if remaining == 0:
@@ -161,67 +209,77 @@ class Exchange:
                     else:
                         await caller.body(chunk, more=True)
         finally:
-            if not upstream.end():
-                await upstream.aclose()
+            if not upstream.keep():
+                await upstream.finish()
         return True
+
+    async def _read_whole(self, upstream: Relayed, max_bytes: int) -> bytes:
+        content: bytes | bytearray = b""
+        while chunk := upstream.take() or await upstream.read():
+            if self.tally is not None:
+                self.tally.received(len(chunk))
+            content = _grown(content, chunk, max_bytes)
+        return bytes(content)
 
     async def _open_and_relay(
         self, transport: httpx.AsyncBaseTransport | None, caller: Caller, watch: Watch
     ) -> None:
-        content = self.request.stream
+        client, content = self.terms.client, self.request.stream
         if isinstance(content, httpx.ByteStream):
             watch.begin()
         else:  # it may come from the caller
             body = cast(httpx.AsyncByteStream, content)
-            self.request.stream = Upload(self.client, self.request.url, body, watch)
+            self.request.stream = Upload(client, self.request.url, body, watch, self.tally)
         try:
             if transport is not None:
-                upstream = await send_by(transport.handle_async_request, self.request)
+                upstream = await transport.handle_async_request(self.request)
                 upstream.request = self.request
+                version, reason = upstream.http_version, upstream.reason_phrase
+                sent(self.request, version.encode(), upstream.status_code, reason.encode())
             else:
                 # A forwarded request's redirects are the caller's to follow.
                 relayed = {"follow_redirects": False} if "target" in self.request.extensions else {}
-                upstream = await self.client.send(self.request, stream=True, **relayed)
+                upstream = await client.send(self.request, stream=True, **relayed)
         except httpx.StreamConsumed:
             raise RuntimeError(
                 "the body of this request is a stream that was sent already, so it cannot be sent "
                 "again: build the request with bytes, or make a new response for each call"
             ) from None
         except BaseException as exc:
-            await _uninterrupted(clear_up(self.client, self.request.url))
+            await _uninterrupted(clear_up(client, self.request.url))
             if isinstance(exc, UnicodeError):  # httpx, of a Location that no URL is
                 raise errors.UpstreamProtocolError from exc
             raise
         finally:
             self.request.stream = content
         try:
+            if self.tally is not None:
+                reused = upstream.extensions.get("connection_reused")
+                self.tally.answered(upstream.status_code, reused=reused)
             if upstream.status_code < 300:
                 watch.begin()  # else an upload that was refused would be read on, to no end
             _check_status(upstream.status_code)
             if headers.has_controls(upstream.headers.raw):
                 raise errors.UpstreamProtocolError
-            if self.max_bytes is None:
+            if self.terms.max_bytes is None:
                 await self._stream(upstream, caller, watch)
             else:
-                await self._buffer(upstream, caller, self.max_bytes, watch)
+                await self._buffer(upstream, caller, self.terms.max_bytes, watch)
         finally:
-            if getattr(upstream.stream, "is_finished", False):
-                pass  # it closed itself at its end, or was never open
-            elif self.bodies or not upstream.is_closed:
+            if self.bodies or not upstream.is_closed:
                 await _close(upstream, *self.bodies)
                 if upstream.http_version == "HTTP/2":
-                    await _uninterrupted(clear_up(self.client, self.request.url))
+                    await _uninterrupted(clear_up(client, self.request.url))
 
     async def _stream(self, upstream: httpx.Response, caller: Caller, watch: Watch) -> None:
-        if self.on_response is not None and await self._is_replaced(upstream):
+        terms = self.terms
+        if terms.on_response is not None and await self._is_replaced(terms.on_response, upstream):
             return
-        # Bytes that the author adds can be read only in a body that is not compressed.
-        decode = self.decode or bool(self.transform or self.error_frame)
-        body, changed = self._body_of(upstream, decode=decode)
-        if self.transform is not None:
-            body, changed = self._read_from(self.transform(body)), True
+        body, changed = self._body_of(upstream, decode=terms.decode or terms.changes_body)
+        if terms.transform is not None:
+            body, changed = self._read_from(terms.transform(body)), True
         status, fields = self._head_of(upstream, caller, changed=changed)
-        if self.error_frame is not None:
+        if terms.error_frame is not None:
             fields = headers.without(fields, b"content-length")
         remaining = await self._start(caller, status, fields)
         if _has_no_content(caller.method, status):
@@ -240,32 +298,37 @@ class Exchange:
         """Send the head; the length of the body that is to follow, where it is known."""
         if self.own_headers:
             fields = headers.overlaid(fields, self.own_headers)
-        await caller.start(status, headers.with_nosniff(fields))
+        values = dict(fields)
+        if headers.may_be_sniffed(values):
+            fields = [*fields, headers.NOSNIFF]
+        await caller.start(status, fields)
         if _has_no_content(caller.method, status):
             return 0
-        remaining = headers.content_length(fields)
-        if remaining is None:
-            # Some servers hold the head back until there is a body, and a stream may be silent.
-            await caller.body(b"", more=True)
-        return remaining
+        length = values.get(b"content-length", b"")
+        if length.isdigit():
+            return int(length)
+        # Some servers hold the head back until there is a body, and a stream may be silent.
+        await caller.body(b"", more=True)
+        return None
 
     async def _buffer(
         self, upstream: httpx.Response, caller: Caller, max_bytes: int, watch: Watch
     ) -> None:
-        decode = self.decode or self.transform is not None
-        if self.on_response is not None:  # it may read `upstream.text`
+        terms = self.terms
+        decode = terms.decode or terms.transform is not None
+        if terms.on_response is not None:  # it may read `upstream.text`
             decode = decode or all(map(can_decode, codings_of(upstream)))
         body, changed = self._body_of(upstream, decode=decode)
         content = await _read(body, max_bytes, watch)
         # What follows may take its time, so the connection is given back before it.
         await _close(upstream, *self.bodies)
         self.bodies.clear()
-        if self.on_response is not None:
+        if terms.on_response is not None:
             upstream = _as_read(upstream, content, decoded=changed)
-            if await self._is_replaced(upstream):
+            if await self._is_replaced(terms.on_response, upstream):
                 return
-        if self.transform is not None:
-            body = self._read_from(self.transform(self._read_from(_once(content))))
+        if terms.transform is not None:
+            body = self._read_from(terms.transform(self._read_from(_once(content))))
             content, changed = await _read(body, max_bytes, watch), True
         status, fields = self._head_of(upstream, caller, changed=changed)
         await self._send_whole(caller, status, fields, content)
@@ -289,7 +352,8 @@ class Exchange:
         fields = headers.relayed_response_headers(fields)
         # RFC 9110 8.6: none with a 204. And what goes with no content is not true of a content.
         empty = _has_no_content(self.request.method, status)
-        status = self.status or status
+        if self.status is not None:
+            status = self.status
         if status in (204, 205) or (empty and not _has_no_content(caller.method, status)):
             fields = headers.without(fields, b"content-length")
         return status, fields
@@ -307,6 +371,8 @@ class Exchange:
         if upstream.is_stream_consumed:  # an event hook or `on_response` read, and decoded, it
             return self._read_from(_once(upstream.content)), bool(codings_of(upstream))
         body = self._read_from(cast(httpx.AsyncByteStream, upstream.stream))
+        if self.tally is not None:
+            body = self._read_from(self.tally.counted(body))
         if decode and (codings := codings_of(upstream)):
             return self._read_from(decoded(body, codings)), True
         return body, False
@@ -316,9 +382,8 @@ class Exchange:
         self.bodies.insert(0, iterator)
         return iterator
 
-    async def _is_replaced(self, upstream: httpx.Response) -> bool:
-        assert self.on_response is not None
-        answer = self.on_response(upstream)
+    async def _is_replaced(self, on_response: OnResponse, upstream: httpx.Response) -> bool:
+        answer = on_response(upstream)
         self.replacement = await answer if inspect.isawaitable(answer) else answer
         if not isinstance(self.replacement, Response | None):  # pyright: ignore
             kind = type(self.replacement).__name__
@@ -333,12 +398,20 @@ class Exchange:
 
     async def _last_words(self, caller: Caller, failure: Exception) -> bytes:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
+        if isinstance(failure, httpx.RequestError):
+            failure.request = self.request  # as httpx's client does
         error = errors.as_upstream_error(failure) or failure
+        if self.tally is not None and self.outcome is Outcome.CANCELLED:
+            transforms, replaces = (
+                self.terms.transform is not None,
+                self.terms.on_response is not None,
+            )
+            self.outcome = self.tally.outcome_of(error, transforms=transforms, replaces=replaces)
         if isinstance(error, errors.UpstreamError):
             errors.log_failure(error, self.request)
-        if caller.started and self.error_frame is not None:
+        if caller.started and self.terms.error_frame is not None:
             try:
-                frame = self.error_frame(error)
+                frame = self.terms.error_frame(error)
                 if isinstance(frame, bytes):  # pyright: ignore
                     return frame
                 error = TypeError(f"error_frame returned {type(frame).__name__}, not bytes")
@@ -383,13 +456,22 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def _read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
-    content = bytearray()
+    content: bytes | bytearray = b""
     async for chunk in body:
         watch.check()
-        content += chunk
-        if len(content) > max_bytes:
-            raise errors.UpstreamBodyTooLarge
+        content = _grown(content, chunk, max_bytes)
     return bytes(content)
+
+
+def _grown(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
+    if not content:
+        content = chunk  # as it mostly stays
+    else:
+        content = content if isinstance(content, bytearray) else bytearray(content)
+        content += chunk
+    if len(content) > max_bytes:
+        raise errors.UpstreamBodyTooLarge
+    return content
 
 
 async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:

@@ -6,6 +6,7 @@ fields one by one.
 
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade".split()
 )
 # Single-valued, and every ASGI server adds its own.
-_SERVERS_OWN = frozenset((b"date", b"server"))
+_NOT_RELAYED = HOP_BY_HOP | {b"date", b"server"}
 # True only of the very bytes that the upstream sent (RFC 9110 8, RFC 9530).
 _OF_THE_EXACT_BYTES = frozenset(
     b"accept-ranges content-digest content-encoding content-length content-md5 digest "
@@ -37,28 +38,32 @@ _UNTRUSTED = _OF_THIS_HOP | _FORWARDED
 # What a caller does not set by way of an underscore either.
 _NOT_BY_UNDERSCORE = HOP_BY_HOP | _FORWARDED | _OF_THIS_HOP | {b"content-length"}
 _NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:)*")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 _CONTROLS = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 _BREAKS = re.compile(rb"[\r\n\0]")
 
 
-def end_to_end(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """The fields of `raw` that may cross a hop, their names in lower case (RFC 9110 7.6.1)."""
+def end_to_end(
+    raw: Iterable[tuple[bytes, bytes]], dropped: AbstractSet[bytes] = HOP_BY_HOP
+) -> RawHeaders:
+    """The fields of `raw` that may cross a hop, their names in lower case (RFC 9110 7.6.1).
+
+    Without those in `dropped`, which holds the hop-by-hop fields and may hold more.
+    """
     fields: RawHeaders = []
-    dropped: set[bytes] = set()
-    chunked = False
+    named: set[bytes] = set()
     for name, value in raw:
         name = name.lower()
-        if name not in HOP_BY_HOP:
+        if name not in dropped:
             fields.append((name, value))
         elif name == b"connection":
-            dropped.update([token.strip().lower() for token in value.split(b",")])
-            # A length that it names, as it must not, frames the body nevertheless.
-            dropped -= HOP_BY_HOP | {b"content-length"}
+            if value != b"keep-alive" and value != b"close":  # as it mostly is
+                # A length that it names, as it must not, frames the body nevertheless.
+                tokens = {token.strip().lower() for token in value.split(b",")}
+                named |= tokens - HOP_BY_HOP - {b"content-length"}
         elif name == b"transfer-encoding":  # it overrides the length (RFC 9112 6.3)
-            chunked = True
-    if chunked:
-        dropped.add(b"content-length")
-    return [field for field in fields if field[0] not in dropped] if dropped else fields
+            named.add(b"content-length")
+    return [field for field in fields if field[0] not in named] if named else fields
 
 
 def has_controls(fields: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -68,7 +73,7 @@ def has_controls(fields: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def relayed_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The fields of an upstream's response that its caller gets."""
-    return [field for field in end_to_end(raw) if field[0] not in _SERVERS_OWN]
+    return end_to_end(raw, _NOT_RELAYED)
 
 
 def of_a_changed_body(fields: RawHeaders) -> RawHeaders:
@@ -94,19 +99,18 @@ def without(fields: RawHeaders, name: bytes) -> RawHeaders:
     return [field for field in fields if field[0] != name]
 
 
-def with_nosniff(fields: RawHeaders) -> RawHeaders:
-    """`fields` with `x-content-type-options: nosniff`, if they are of plain text.
+def may_be_sniffed(values: Mapping[bytes, bytes]) -> bool:
+    """Whether a response of these fields is plain text without `NOSNIFF`.
 
     A browser holds back the first bytes of `text/plain` to guess what they truly are, and so a
     stream (WHATWG MIME Sniffing 7.2).
     """
-    values = dict(fields)
     media_type = values.get(b"content-type", b"")
-    if media_type[:10].lower() != b"text/plain" or b"x-content-type-options" in values:
-        return fields
-    if media_type.split(b";")[0].strip().lower() != b"text/plain":
-        return fields
-    return [*fields, (b"x-content-type-options", b"nosniff")]
+    return (
+        media_type[:10].lower() == b"text/plain"
+        and media_type.split(b";")[0].strip().lower() == b"text/plain"
+        and NOSNIFF[0] not in values
+    )
 
 
 def content_length(fields: RawHeaders) -> int | None:

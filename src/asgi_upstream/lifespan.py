@@ -3,7 +3,7 @@
 import inspect
 import keyword
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -12,6 +12,8 @@ import anyio
 import anyio.to_thread
 import httpx
 from starlette.datastructures import State
+
+from .records import Observer, enter, strike
 
 logger = logging.getLogger("asgi_upstream")
 
@@ -28,6 +30,7 @@ def client_lifespan(
     /,
     *,
     name: str = "client",
+    observers: Sequence[Observer] = (),
     **options: object,
 ) -> Lifespan[object]:
     """A lifespan that shares one client: opened at start-up, closed at shutdown.
@@ -43,6 +46,7 @@ def client_lifespan(
             returns is taken as open, so it may have used the client.
         name: the key in the lifespan state, for `client_dependency(name)`; `get_client` is the one
             for "client".
+        observers: functions that get a `Record` of each exchange on this client, at its end.
         options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
 
     Raises:
@@ -74,8 +78,10 @@ def client_lifespan(
             if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
                 jar.set_policy(_KeepNoCookies())
                 jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
+            enter(client, name, observers)
             yield {name: client}
         finally:
+            strike(client)
             await _close(name, client)
 
     lifespan.__qualname__ = f"client_lifespan(name={name!r})"

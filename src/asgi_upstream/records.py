@@ -5,11 +5,17 @@ nothing is open any more, so it should return at once.
 """
 
 import logging
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import httpx
+from starlette.exceptions import HTTPException
+
+from . import errors
 
 logger = logging.getLogger("asgi_upstream")
 
@@ -81,3 +87,152 @@ class Record:
 
 
 Observer = Callable[[Record], None]
+
+
+class Ledger:
+    """What is kept of a client: its name, who observes it, and how many exchanges are open."""
+
+    __slots__ = ("name", "observers", "open")
+
+    def __init__(self, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
+        self.name = name
+        self.observers = observers
+        self.open = 0
+
+
+_ledgers: weakref.WeakKeyDictionary[object, Ledger] = weakref.WeakKeyDictionary()
+
+
+def ledger_of(client: object) -> Ledger:
+    """The client's ledger, opened where it has none."""
+    try:
+        ledger = _ledgers.get(client)
+        if ledger is None:
+            ledger = _ledgers[client] = Ledger()
+    except TypeError:  # no key of a dict, or not to be referred to weakly
+        ledger = Ledger()
+    return ledger
+
+
+def enter(client: object, name: str, observers: Sequence[Observer]) -> None:
+    """Open the ledger of a client that has a name."""
+    ledger = ledger_of(client)
+    ledger.name, ledger.observers = name, observers
+
+
+def strike(client: object) -> None:
+    """The client is closed: it has no name any more."""
+    if ledger := _ledgers.get(client):
+        ledger.name = None
+
+
+def open_exchanges(client: object) -> int:
+    """How many exchanges are under way on a client, from their beginning to their end."""
+    ledger = _ledgers.get(client)
+    return ledger.open if ledger is not None else 0
+
+
+def open_clients() -> Iterator[tuple[str, object]]:
+    """The clients that a lifespan has opened and not closed yet, with their names."""
+    for client, ledger in list(_ledgers.items()):
+        if ledger.name is not None:
+            yield ledger.name, client
+
+
+class Tally:
+    """What becomes a record: kept while an exchange goes on, for its observers."""
+
+    __slots__ = (
+        "_begun", "_client", "_first_byte", "_headers", "_observers", "_received", "_request",
+        "_reused", "_scope", "_status", "sent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        observers: Iterable[Observer],
+        client: str | None,
+        request: Any,
+        scope: Mapping[str, Any],
+    ) -> None:
+        self._observers = observers
+        self._client = client
+        self._request = request
+        self._scope = scope
+        self._status: int | None = None
+        self._reused: bool | None = None
+        self._headers: float | None = None
+        self._first_byte: float | None = None
+        self._received = 0
+        self.sent = 0
+        self._begun = time.perf_counter()
+
+    def answered(self, status: int, *, reused: bool | None) -> None:
+        """The upstream's headers are there."""
+        self._headers = time.perf_counter() - self._begun
+        self._status = status
+        self._reused = reused
+
+    def received(self, count: int) -> None:
+        """So many bytes of the upstream's body are there."""
+        if self._first_byte is None:
+            self._first_byte = time.perf_counter() - self._begun
+        self._received += count
+
+    async def counted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """`body`, with its bytes counted."""
+        async for chunk in body:
+            self.received(len(chunk))
+            yield chunk
+
+    def outcome_of(self, error: Exception, *, transforms: bool, replaces: bool) -> Outcome:
+        """How an exchange ended that failed so."""
+        if isinstance(error, errors.UpstreamTimeout):
+            return _TIMEOUTS.get(type(error.__cause__), Outcome.READ_TIMEOUT)
+        for kind, outcome in _FAILURES.items():
+            if isinstance(error, kind):
+                in_body = outcome is Outcome.PROTOCOL_FAILED and self._headers is not None
+                return Outcome.BODY_FAILED if in_body else outcome
+        if replaces and isinstance(error, HTTPException):
+            return Outcome.REPLACED
+        return Outcome.TRANSFORM_FAILED if transforms and self._headers else Outcome.APP_FAILED
+
+    def close(self, outcome: Outcome, failure: Exception | None) -> None:
+        """Tell the observers."""
+        now, request, route = time.perf_counter(), self._request, self._scope.get("route")
+        url: httpx.URL = getattr(request, "origin_url", None) or request.url
+        if isinstance(request.stream, httpx.ByteStream) and self._headers is not None:
+            self.sent = sum(map(len, request.stream))
+        record = Record(
+            client=self._client,
+            method=request.method,
+            host=url.netloc.decode("ascii", "replace"),
+            route=getattr(route, "path", None),
+            status=self._status,
+            outcome=outcome,
+            exception=failure.__cause__ or failure
+            if isinstance(failure, errors.UpstreamError)
+            else failure,
+            seconds=now - self._begun,
+            seconds_to_headers=self._headers,
+            seconds_to_first_byte=self._first_byte,
+            bytes_sent=self.sent,
+            bytes_received=self._received,
+            reused=self._reused,
+        )
+        for observer in self._observers:
+            try:
+                observer(record)
+            except Exception:
+                logger.exception("the observer %r failed", observer)
+
+
+_FAILURES = {
+    errors.PoolExhausted: Outcome.POOL_EXHAUSTED,
+    errors.UpstreamBodyTooLarge: Outcome.TOO_LARGE,
+    errors.UpstreamConnectError: Outcome.CONNECT_FAILED,
+    errors.UpstreamProtocolError: Outcome.PROTOCOL_FAILED,
+}
+_TIMEOUTS: dict[type[object], Outcome] = {
+    httpx.ConnectTimeout: Outcome.CONNECT_TIMEOUT,
+    httpx.WriteTimeout: Outcome.WRITE_TIMEOUT,
+}

@@ -1,16 +1,15 @@
 """The responses that endpoints return: descriptions of an exchange that is still to happen."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Self, TypedDict, Unpack, cast
 
 import httpx
 from starlette.background import BackgroundTask
-from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Transform
+from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Terms, Transform
+from .records import Observer
 
 
 class RelayOptions(TypedDict, total=False):
@@ -23,6 +22,7 @@ class RelayOptions(TypedDict, total=False):
     on_response: OnResponse | None
     deadline: float | None
     error_frame: ErrorFrame | None
+    observers: Sequence[Observer]
 
 
 class ResponseOptions(RelayOptions, total=False):
@@ -54,6 +54,7 @@ class _UpstreamResponse(Response):
         on_response: OnResponse | None = None,
         deadline: float | None = None,
         error_frame: ErrorFrame | None = None,
+        observers: Sequence[Observer] = (),
         background: BackgroundTask | None = None,
     ) -> None:
         name = type(self).__name__
@@ -62,12 +63,12 @@ class _UpstreamResponse(Response):
                 f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
                 f"client_lifespan(), or use a sync client in a `def` endpoint and return a Response"
             )
-        if isinstance(request, HTTPConnection) or not hasattr(request, "extensions"):
+        if not hasattr(request, "extensions"):
             raise TypeError(
                 f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
                 f"{name}(client, client.build_request('GET', url))"
             )
-        if not (getattr(request, "origin_url", None) or request.url).host:
+        if not (getattr(request, "origin_url", None) or request.url).raw_host:
             raise ValueError(
                 f"the request for {str(request.url)!r} has no host: give the client a base_url=, "
                 f"or the request a full URL"
@@ -78,22 +79,24 @@ class _UpstreamResponse(Response):
             raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
         if status_code is not None and not 200 <= status_code < 600:
             raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
-        self._exchange = partial(
-            Exchange,
+        self._terms = Terms(
             cast(SendsRequests, client),
             request,
-            decode=decode,
-            transform=transform,
-            on_response=on_response,
-            deadline=deadline,
-            error_frame=error_frame,
-            max_bytes=None,
+            decode,
+            transform,
+            on_response,
+            deadline,
+            error_frame,
+            observers,
         )
         # An attribute that may be set later, as of any Response; None is for the upstream's.
         self.status_code = cast(int, status_code)
         self.media_type = media_type
         self.background = background
-        self.init_headers(headers)
+        if headers is None and media_type is None:
+            self.raw_headers = list[tuple[bytes, bytes]]()
+        else:
+            self.init_headers(headers)
 
     @classmethod
     def adopt(cls, upstream: httpx.Response, **options: Unpack[AdoptOptions]) -> Self:
@@ -105,7 +108,7 @@ class _UpstreamResponse(Response):
         return cls(client, upstream.request, **options)  # type: ignore[misc]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = self._exchange(status=self.status_code, own_headers=self.raw_headers)
+        exchange = Exchange(self._terms, self.status_code, self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
 
@@ -141,6 +144,8 @@ class StreamedResponse(_UpstreamResponse):
         error_frame: a function from the exception to the last bytes of a body that fails after
             its start; the body then ends properly. Implies `decode`, and no `content-length`.
             Without it the connection to the caller is cut, which is how HTTP shows truncation.
+        observers: functions that get the `Record` of the exchange at its end, besides those of the
+            client.
         background: runs when the server took the whole response; not after an exception, and not
             for a caller who left.
 
@@ -183,7 +188,7 @@ class BufferedResponse(_UpstreamResponse):
         if not max_bytes > 0:
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
         super().__init__(client, request, **options)
-        self._exchange = partial(self._exchange, max_bytes=max_bytes)
+        self._terms.max_bytes = max_bytes
 
 
 class _Adopted:

@@ -9,12 +9,9 @@ and a test fails.
 
 import logging
 import types
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-
-Answer = TypeVar("Answer")
 
 logger = logging.getLogger("httpx")
 
@@ -46,54 +43,40 @@ _FOR_URL = _own("_transport_for_url")
 def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | None:
     """The transport to hand a request to; None where that would not be the same."""
     layers = httpx.AsyncClient
+    if type(client) is not layers:
+        return None
+    attributes = vars(client)
     try:
         has_nothing_to_do = not (
-            type(client) is not layers
-            or layers.send is not _SEND
+            layers.send is not _SEND
             or layers._send_handling_auth is not _AUTH
             or layers._send_handling_redirects is not _REDIRECTS
             or layers._send_single_request is not _SINGLE
             or layers._transport_for_url is not _FOR_URL
-            or not _LAYERS.isdisjoint(vars(client))
+            or not _LAYERS.isdisjoint(attributes)
             or client.is_closed
-            or client._mounts
-            or client.auth
-            or client.follow_redirects
-            or any(client.event_hooks.values())
+            or attributes["_mounts"]
+            or attributes["_auth"]
+            or attributes["follow_redirects"]
+            or any(attributes["_event_hooks"].values())
+            or not getattr(attributes["_cookies"].jar, "keeps_none", False)
             or (getattr(request, "origin_url", None) or request.url).userinfo
-            or not getattr(client.cookies.jar, "keeps_none", False)
             or "timeout" not in request.extensions
         )
-        transport: httpx.AsyncBaseTransport = client._transport
-    except AttributeError:
+        transport: httpx.AsyncBaseTransport = attributes["_transport"]
+    except (AttributeError, KeyError):
         return None
     return transport if has_nothing_to_do else None
 
 
-async def send_by(
-    send: Callable[[httpx.Request], Awaitable[Answer]], request: httpx.Request
-) -> Answer:
-    """What the client does about a request that it hands to its transport, and no more."""
-    try:
-        answer = await send(request)
-    except httpx.RequestError as exc:
-        exc.request = request
-        raise
+def sent(request: httpx.Request, version: bytes, status: int, reason: bytes) -> None:
+    """Log what the client logs of a request that it hands to its transport."""
     if logger.isEnabledFor(logging.INFO):
-        _log(request, answer)
-    return answer
-
-
-def _log(request: httpx.Request, answer: Any) -> None:
-    if answer is None:
-        return
-    status = answer.status_code if isinstance(answer, httpx.Response) else answer.head.status
-    extensions = answer.extensions
-    logger.info(
-        'HTTP Request: %s %s "%s %d %s"',
-        request.method,
-        request.url,
-        extensions.get("http_version", b"HTTP/1.1").decode("ascii", "ignore"),
-        status,
-        extensions.get("reason_phrase", b"").decode("ascii", "ignore"),
-    )
+        logger.info(
+            'HTTP Request: %s %s "%s %d %s"',
+            request.method,
+            request.url,
+            version.decode("ascii", "ignore"),
+            status,
+            reason.decode("ascii", "ignore"),
+        )

@@ -7,6 +7,7 @@ import httpx
 
 from .caller import Watch
 from .httpcore_pool import EarlyAnswer
+from .records import Tally
 
 LOOK_EVERY = 0.1
 """Seconds between two looks for an early answer while the caller is slow to send."""
@@ -18,11 +19,19 @@ class Upload(httpx.AsyncByteStream):
     Then the rest is not read from the caller, and the connection is not used again (RFC 9112 9.5).
     """
 
-    def __init__(self, client: object, url: httpx.URL, body: httpx.AsyncByteStream, watch: Watch):
+    def __init__(
+        self,
+        client: object,
+        url: httpx.URL,
+        body: httpx.AsyncByteStream,
+        watch: Watch,
+        tally: Tally | None,
+    ) -> None:
         self._client = client
         self._url = url
         self._body = body
         self._watch = watch
+        self._tally = tally
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         early = EarlyAnswer(self._client, self._url, self)
@@ -40,6 +49,8 @@ class Upload(httpx.AsyncByteStream):
             with waiting:
                 part = await anext(parts, None)
             if part is not None:
+                if self._tally is not None:
+                    self._tally.sent += len(part)
                 yield part
                 waiting = anyio.CancelScope()
             elif not waiting.cancel_called:

@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Small:
-    """Small bodies, so many at a time; as many a round as take this way about 0.4 s."""
+    """Small bodies, so many at a time; as many a round as take this way about 0.3 s."""
 
     concurrency: int
     most: float = 60  # seconds a round
@@ -57,7 +57,7 @@ class Small:
         if way not in self.requests:
             least = max(self.concurrency // 2, 50)
             first = self._spent(relay, least)  # also warms up
-            self.requests[way] = max(least, int(0.4 / max(first, 20e-6)))
+            self.requests[way] = max(least, int(0.3 / max(first, 20e-6)))
         return (self._spent(relay, self.requests[way]),)
 
     def _spent(self, relay: Relay, requests: int) -> float:
@@ -70,7 +70,7 @@ def rows(nginx_url: str, server_url: str) -> list[Row]:
     return [
         Row("small_10", WAYS, nginx_url, Small(10)),
         Row("small_100", WAYS, nginx_url, Small(100)),
-        Row("small_1000", LIMITS_AND_PEERS, nginx_url, Small(1000, most=10)),
+        Row("small_1000", LIMITS_AND_PEERS, nginx_url, Small(1000, most=8)),
         Row(
             "events",
             [*streams, "stock_streamed"],

@@ -1,8 +1,8 @@
 """AsyncioTransport: the transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, fast."""
 
 import asyncio
-import re
 import ssl
+import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, cast
@@ -11,20 +11,19 @@ import httpcore
 import httpx
 
 try:
-    from .connection import Connection, Head, Outgoing
+    from .connection import Connection
+    from .messages import Outgoing, outgoing
 except ImportError as exc:
     if exc.name != "httptools":
         raise
     raise ImportError(
         "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
     ) from exc
-from .pool import Origin, Pool
+from ..forwarded import ForwardedRequest
+from .pool import Origin, Pool, PoolState
 
-__all__ = ["AsyncioTransport"]
+__all__ = ["AsyncioTransport", "PoolState"]
 
-_METHOD = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
-_TARGET = re.compile(rb"[\x21-\x7e]+")
-_NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:)*")
 _PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 # Those that may be sent twice (RFC 9110 9.2.2).
 _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
@@ -35,7 +34,7 @@ _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepal
 
 Certificate = str | tuple[str, str] | tuple[str, str, str]
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray]
-RawHeaders = list[tuple[bytes, bytes]]
+Extensions = Mapping[str, Any]
 Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
@@ -114,19 +113,23 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         self._local_address = local_address
         self._retries = retries
         self._socket_options = list(socket_options or ())
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None  # of the loop, once there is one
+        self._loop = cast(asyncio.AbstractEventLoop, None)
+        self._last_url: httpx.URL | None = None
+        self._last: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        upstream = await self.relay(request)
-        if upstream is None:
+        opening = self.relay(request)
+        if opening is None:
             return await super().handle_async_request(request)  # to _SeenPool, in the end
-        head = upstream.head
+        body = _Body(await opening)
         return httpx.Response(
-            head.status, headers=head.fields, stream=upstream, extensions=upstream.extensions
+            body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
         )
 
-    async def relay(self, request: httpx.Request) -> "_Body | None":
-        """The response as bytes, for who needs no `httpx.Response`; None where others must see it.
+    def relay(self, request: httpx.Request) -> Awaitable[Connection] | None:
+        """The connection with the response, for who needs no `httpx.Response`, and ends with `keep`
+        or `finish`. None where others must see the request.
 
         Others are those who have put themselves in the place of this class's, httpx's or
         httpcore's method.
@@ -138,58 +141,47 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             or httpcore.AsyncConnectionPool.handle_async_request is not _STOCK_POOL
         ):
             return None
-        # A ForwardedRequest has these without making its URL and Headers.
-        url: httpx.URL = getattr(request, "origin_url", None) or request.url
-        fields: RawHeaders = getattr(request, "raw_fields", None) or request.headers.raw
-        return await self._exchange(
-            request.method,
-            (url.raw_scheme, url.raw_host, url.port),
-            url.raw_path,
-            fields,
-            request.stream,
-            request.extensions,
-        )
+        extensions = request.extensions
+        if isinstance(request, ForwardedRequest):  # has these without making its URL and Headers
+            url, fields = request.origin_url, request.raw_fields
+        else:
+            url, fields = request.url, request.headers.raw
+        if url is not self._last_url:
+            self._last_url, self._last = url, _origin(url.raw_scheme, url.raw_host, url.port)
+        target = extensions.get("target") or url.raw_path
+        timeouts = extensions.get("timeout", {})
+        out = outgoing(request.method, target, fields, request.stream, timeouts)
+        return self._exchange(self._last, out, extensions)
 
-    async def _exchange(
-        self,
-        method: str,
-        address: tuple[bytes, bytes, int | None],
-        target: bytes,
-        fields: RawHeaders,
-        stream: object,
-        extensions: Mapping[str, Any],
-    ) -> "_Body":
-        if self._loop is None or self._loop is not asyncio._get_running_loop():
+    async def _exchange(self, origin: Origin, out: Outgoing, extensions: Extensions) -> Connection:
+        if threading.get_ident() != self._thread or not self._loop.is_running():
             self._begin()
-        scheme, host, port = address
-        if scheme not in _PORTS:
-            raise httpx.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
-        origin = (scheme, host, port or _PORTS[scheme], extensions.get("sni_hostname"))
-        timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
-        out = _outgoing(method, extensions.get("target", target), fields, stream, timeouts)
+        if "sni_hostname" in extensions:
+            origin = (*origin[:3], extensions["sni_hostname"])
         again = False
         while True:
-            connection = self._connections.idle(origin) if not again else None
+            connection = None if again else self._connections.idle(origin)
             if connection is None:
+                timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
                 connection = await self._connections.wait(
                     origin, timeouts.get("pool"), timeouts.get("connect")
                 )
             try:
                 if "trace" in extensions:
-                    head = await _traced(connection, out, extensions["trace"])
+                    await _traced(connection, out, extensions["trace"])
                 else:
                     connection.send(out)
-                    head = await connection.head()
+                    while not connection.has_head:
+                        await connection.readable()
+                return connection
             except BaseException as exc:
                 await connection.finish()
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
                 stale = connection.exchanges > 1 and not connection.answered
-                can_repeat = isinstance(out.content, bytes) and method in _IDEMPOTENT
+                can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
                 if again or not (stale and can_repeat and isinstance(exc, httpx.TransportError)):
                     raise
                 again = True
-            else:
-                return _Body(connection, head, out.read_timeout)
 
     def _begin(self) -> None:
         """Stay with the event loop of the first use."""
@@ -200,12 +192,12 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
                 "AsyncioTransport runs on asyncio only: on trio leave transport= away, and httpx "
                 "uses its own"
             ) from None
-        if self._loop is not None:
+        if self._thread is not None:
             raise RuntimeError(
                 "this AsyncioTransport was used in another event loop: make one for each, as "
                 "client_lifespan does when its client is made by a factory"
             )
-        self._loop = loop
+        self._loop, self._thread = loop, threading.get_ident()
 
     async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
         for attempt in range(self._retries):
@@ -248,6 +240,10 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             transport.get_extra_info("socket").setsockopt(*option)
         return connection
 
+    def pool_state(self) -> PoolState:
+        """How many connections are open, idle and being made, and how many requests wait."""
+        return self._connections.state()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -263,125 +259,51 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
 _OWN = AsyncioTransport.handle_async_request
 
 
-async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> Head:
+def _origin(scheme: bytes, host: bytes, port: int | None) -> Origin:
+    if scheme not in _PORTS:
+        raise httpx.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
+    return scheme, host, port or _PORTS[scheme], None
+
+
+async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> None:
     """Tell `trace` as httpcore does, of what there is of that here."""
     await trace("http11.send_request_headers.started", {})
     connection.send(out)
     await trace("http11.send_request_headers.complete", {"return_value": None})
     await trace("http11.receive_response_headers.started", {})
     try:
-        head = await connection.head()
+        while not connection.has_head:
+            await connection.readable()
     except Exception as exc:
         await trace("http11.receive_response_headers.failed", {"exception": exc})
         raise
+    head = connection.head
     answer = (head.version, head.status, head.reason, head.fields)
     await trace("http11.receive_response_headers.complete", {"return_value": answer})
-    return head
-
-
-def _outgoing(
-    method: str,
-    target: bytes,
-    fields: RawHeaders,
-    stream: object,
-    timeouts: Mapping[str, float | None],
-) -> Outgoing:
-    """The request as it is written (RFC 9112 3, 5, 6)."""
-    length: int | None = 0
-    chunked = has_host = False
-    for name, value in fields:
-        if len(name) in (4, 14, 17):
-            key = name.lower()
-            if key == b"host":
-                has_host = True
-            elif key == b"content-length":
-                length = int(value) if value.isdigit() else -1
-            elif key == b"transfer-encoding":
-                chunked = True
-    names = b"".join([name + b":" for name, _ in fields])
-    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (
-        method.encode("ascii", "replace"),
-        target,
-        b"".join([b"%b: %b\r\n" % field for field in fields]),
-    )
-    lines = len(fields) + 2
-    if not (_METHOD.fullmatch(method) and _TARGET.fullmatch(target) and _NAMES.fullmatch(names)):
-        raise httpx.LocalProtocolError("malformed method, target or field name")
-    if names.count(b":") != len(fields):
-        raise httpx.LocalProtocolError("a colon in a field name")
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-        raise httpx.LocalProtocolError("a line break or NUL in a field")
-    if not has_host:
-        raise httpx.LocalProtocolError("no Host field")
-    if length == -1 or (chunked and length):
-        raise httpx.LocalProtocolError("bad Content-Length")
-    content: bytes | AsyncIterator[bytes]
-    if isinstance(stream, httpx.ByteStream):
-        content = b"".join(stream)
-        if chunked:
-            content = (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
-        elif len(content) != length:
-            raise httpx.LocalProtocolError("the content is not as long as Content-Length says")
-    else:
-        content = aiter(cast(httpx.AsyncByteStream, stream))
-    return Outgoing(
-        method,
-        head,
-        content,
-        None if chunked else length,
-        timeouts.get("read"),
-        timeouts.get("write"),
-    )
 
 
 class _Body(httpx.AsyncByteStream):
-    """A response: its head, the stream of its body, and the end of its exchange."""
+    """The stream of a response's body, whose end is the end of its exchange."""
 
-    __slots__ = ("_connection", "_timeout", "_upgraded", "head")
-
-    def __init__(self, connection: Connection, head: Head, timeout: float | None) -> None:
-        self.head = head
-        self._connection: Connection | None = connection
-        self._upgraded = connection
-        self._timeout = timeout
-
-    @property
-    def extensions(self) -> dict[str, Any]:
-        """Of the httpx or httpcore response."""
-        return {
+    def __init__(self, connection: Connection) -> None:
+        self.head = connection.head
+        self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
             "http_version": self.head.version,
             "reason_phrase": self.head.reason,
-            "network_stream": _NetworkStream(self._upgraded),
+            "network_stream": _NetworkStream(connection),
+            "connection_reused": connection.exchanges > 1,
         }
+        self._connection: Connection | None = connection
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self.head.status == 101:
-            raise StopAsyncIteration  # what follows is for the network stream
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            if piece := await self.read():
-                return piece
-        except BaseException:
+            # What follows a 101 is for the network stream.
+            while self._connection is not None and self.head.status != 101:
+                if not (piece := self._connection.take() or await self._connection.read()):
+                    break
+                yield piece
+        finally:
             await self.aclose()  # also for who forgets to, as httpcore does
-            raise
-        await self.aclose()
-        raise StopAsyncIteration
-
-    async def read(self) -> bytes:
-        """The next bytes; none at the end."""
-        return b"" if self._connection is None else await self._connection.read(self._timeout)
-
-    def take(self) -> bytes | None:
-        """What `read` returns, if that is there already."""
-        return b"" if self._connection is None else self._connection.take()
-
-    def end(self) -> bool:
-        """Whether the exchange is over: its body was read and its connection is another's."""
-        if self._connection is not None and self._connection.keep():
-            self._connection = None
-        return self._connection is None
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -392,13 +314,12 @@ class _Body(httpx.AsyncByteStream):
 class _NetworkStream(httpcore.AsyncNetworkStream):
     """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
 
-    __slots__ = ("_connection",)
-
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._connection.read(timeout, max_bytes)
+        self._connection.read_timeout = timeout
+        return await self._connection.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
@@ -422,16 +343,16 @@ class _SeenPool(httpcore.AsyncConnectionPool):
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         if httpcore.AsyncConnectionPool.handle_async_request is not _STOCK_POOL:
             return await super().handle_async_request(request)
-        url = request.url
-        upstream = await self._exchange(
+        url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
+        out = outgoing(
             request.method.decode("ascii"),
-            (url.scheme, url.host, url.port),
-            url.target,
+            extensions.get("target", url.target),
             request.headers,
             request.stream,
-            cast(Mapping[str, Any], request.extensions),  # pyright: ignore[reportUnknownMemberType]
+            extensions.get("timeout", {}),
         )
-        head = upstream.head
+        origin = _origin(url.scheme, url.host, url.port)
+        body = _Body(await self._exchange(origin, out, extensions))
         return httpcore.Response(
-            head.status, headers=head.fields, content=upstream, extensions=upstream.extensions
+            body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
         )

@@ -9,135 +9,23 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any, Protocol, cast
 
-import httptools
 import httpx
+
+from .messages import Broken, Head, Outgoing, Phase
 
 MOST_UNREAD = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""
 
 MOST_HEAD = 64 * 1024
-MOST_FIELDS = 128
 
-_LENGTHS_OF_NAMES = frozenset(map(len, ("connection", "content-length", "transfer-encoding")))
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
-_FOLD = re.compile(rb"\r?\n[ \t]+")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-_STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9]) ([0-9]{3})(?: ([^\0\r\n\x0b\x0c]*))?\r?\n")
-_FIELD_LINE = re.compile(
-    rb"^([-!#$%&'*+.^_`|~0-9a-zA-Z]+):[ \t]*+([^\0-\x08\n-\x1f\x7f]*+)\r\n", re.MULTILINE
-)
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[^\n\r\0]*+|[ \t]*+)\r\n")
 _TRAILERS = re.compile(
     rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]++:[^\0\r\n\x0b\x0c]*+\r?\n"
     rb"(?:[ \t][^\0\r\n\x0b\x0c]*+\r?\n)*+)*+\r?\n"
 )
-
-
-class Phase(Enum):
-    IDLE = auto()
-    HEAD = auto()
-    LENGTH = auto()
-    CHUNKED = auto()
-    UNTIL_CLOSE = auto()
-    UPGRADED = auto()
-    DONE = auto()
-
-
-class Broken(Exception):
-    """What the upstream sent is not HTTP."""
-
-
-class Head:
-    """Status and fields of a response (RFC 9112 4 and 5)."""
-
-    __slots__ = ("fields", "reason", "status", "version")
-
-    def __init__(self, data: bytes) -> None:
-        line = _STATUS_LINE.match(data)
-        if line is None or line[2] < b"100":
-            raise Broken("malformed status line")
-        self.version = line[1]
-        self.status = int(line[2])
-        self.reason = line[3] or b""
-        self.fields: list[tuple[bytes, bytes]] = _FIELD_LINE.findall(data)
-        # Every line is a field as most are, or httptools says what the odd ones are.
-        if len(self.fields) + 2 != data.count(b"\n") or b" \r" in data or b"\t\r" in data:
-            self._parse(data)
-        if len(self.fields) > MOST_FIELDS:
-            raise Broken("too many fields")
-
-    def _parse(self, data: bytes) -> None:
-        if data[data.index(b"\n") + 1 :][:1] in b" \t":
-            raise Broken("a blank before the first field")
-        data = _FOLD.sub(b" ", data)  # RFC 9112 5.2
-        data = _BARE_LF.sub(b"\r\n", data)  # RFC 9112 2.2
-        if data.count(b"\r") != data.count(b"\r\n"):  # which httptools lets pass
-            raise Broken("a bare CR")
-        self.fields = []
-        try:
-            httptools.HttpResponseParser(self).feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError as exc:
-            raise Broken(str(exc)) from exc
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value.strip(b" \t")))
-
-    def framing(self, method: str) -> tuple[Phase, int, bool]:
-        """How the body ends (RFC 9112 6.3), its length, and if the connection can be kept."""
-        lengths: set[bytes] = set()
-        codings: list[bytes] = []
-        repeated = False
-        keep = self.version == b"HTTP/1.1"
-        for name, value in self.fields:
-            if len(name) in _LENGTHS_OF_NAMES:  # which most are not
-                key = name.lower()
-                if key == b"content-length":
-                    repeated = repeated or bool(lengths) or b"," in value
-                    lengths.update([part.strip(b" \t") for part in value.split(b",")])
-                elif key == b"transfer-encoding":
-                    codings.append(value.lower())
-                elif key == b"connection" and value != b"keep-alive":
-                    keep = keep and b"close" not in map(bytes.strip, value.lower().split(b","))
-        if lengths and (len(lengths) > 1 or codings):
-            raise Broken("conflicting Content-Length")
-        if codings and codings != [b"chunked"]:
-            raise Broken("unknown Transfer-Encoding")
-        length = lengths.pop() if lengths else None
-        if length is not None and not (length.isdigit() and len(length) < 20):
-            raise Broken("bad Content-Length")
-        if repeated and length is not None:  # one says it as well
-            names = [name.lower() for name, _ in self.fields]
-            at = names.index(b"content-length")
-            self.fields[at] = (self.fields[at][0], length)
-            later = zip(names[at + 1 :], self.fields[at + 1 :], strict=True)
-            self.fields[at + 1 :] = [field for name, field in later if name != b"content-length"]
-        if self.status == 101:
-            return Phase.UPGRADED, 0, False
-        if method == "HEAD" or self.status in (204, 304):
-            return Phase.LENGTH, 0, keep
-        if codings:
-            return Phase.CHUNKED, 0, keep
-        if length is not None:
-            return Phase.LENGTH, int(length), keep
-        return Phase.UNTIL_CLOSE, 0, False
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """A request as it is written, and how long its exchange may wait, in seconds."""
-
-    method: str
-    head: bytes
-    content: bytes | AsyncIterator[bytes]
-    length: int | None  # of the content; None where it is chunked
-    read_timeout: float | None
-    write_timeout: float | None
 
 
 async def _nothing_more() -> AsyncIterator[bytes]:
@@ -153,10 +41,11 @@ class Owner(Protocol):
 
 class Connection(asyncio.Protocol):
     __slots__ = (
-        "_data", "_failure", "_head", "_in_trailers", "_left", "_loop", "_out", "_owner", "_phase",
+        "_data", "_failure", "_in_trailers", "_left", "_out", "_owner", "_phase",
         "_pieces", "_read_by", "_reader", "_reading_paused", "_reads", "_reusable", "_timer",
         "_transport", "_unread", "_upload", "_uploading", "_write_by", "_writer",
-        "_writing_paused", "answered", "closed", "exchanges",
+        "_writing_paused", "answered", "closed", "exchanges", "head", "loop",
+        "read_timeout",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
@@ -164,11 +53,12 @@ class Connection(asyncio.Protocol):
         self.answered = False  # with at least a byte, in this exchange
         self.closed = False
         self._owner = owner
-        self._loop = loop
+        self.loop = loop
         self._transport = cast(asyncio.Transport, None)
         self._phase = Phase.IDLE
         self._out = cast(Outgoing, None)
-        self._head = cast(Head, None)
+        self.head = cast(Head, None)  # of the response, once `has_head`
+        self.read_timeout: float | None = None
         self._reusable = False
         self._data = b""  # received, and not yet understood
         self._left = 0  # bytes to come of the body, or of the chunk and its CRLF
@@ -191,6 +81,7 @@ class Connection(asyncio.Protocol):
         """Send a request, or begin to; `finish` must be called, however this goes on."""
         self.exchanges += 1
         self.answered, self._phase, self._out = False, Phase.HEAD, out
+        self.read_timeout = out.read_timeout
         if self.closed:
             self._end(None)
         elif isinstance(out.content, bytes):
@@ -201,24 +92,19 @@ class Connection(asyncio.Protocol):
             self._transport.write(out.head)
             self._upload_from(out.content, out.length)
 
-    async def head(self) -> Head:
-        """The head of the response, when it is there.
+    @property
+    def has_head(self) -> bool:
+        """Whether the head of the response is there; if not, wait until `readable`."""
+        return self._phase is not Phase.HEAD
 
-        Raises:
-            httpx.TransportError
-        """
-        while self._phase is Phase.HEAD:
-            await self._wait_to_read(self._out.read_timeout)
-        return self._head
-
-    async def read(self, timeout: float | None, most: int | None = None) -> bytes:
+    async def read(self, most: int | None = None) -> bytes:
         """The next bytes of the body, at most so many; none at its end."""
         self._reads += 1
         if self._reads % 16 == 0:
             # anyio cancels no task whose future is done, as it always is while bytes pour in.
             await asyncio.sleep(0)
         while (piece := self.take(most)) is None:
-            await self._wait_to_read(timeout)
+            await self.readable()
         return piece
 
     def take(self, most: int | None = None) -> bytes | None:
@@ -245,7 +131,7 @@ class Connection(asyncio.Protocol):
             raise httpx.WriteError("the connection is closed")
         self._transport.write(data)
         if self._writing_paused:
-            self._writer = self._loop.create_future()
+            self._writer = self.loop.create_future()
             self._write_by = self._deadline(timeout)
             try:
                 await self._writer
@@ -295,31 +181,33 @@ class Connection(asyncio.Protocol):
 
     # Waiting, with one timer for both directions.
 
-    async def _wait_to_read(self, timeout: float | None) -> None:
+    def readable(self) -> asyncio.Future[None]:
+        """Done when there is something to read.
+
+        Raises:
+            httpx.TransportError: at once, or when it is awaited.
+        """
         if self._failure is not None:
             raise self._failure
-        self._reader = self._loop.create_future()
+        self._reader = self.loop.create_future()
         # While an upload goes on, the upstream may well be silent.
-        self._read_by = self._deadline(None if self._uploading else timeout)
-        try:
-            await self._reader
-        finally:
-            self._reader = None
+        self._read_by = self._deadline(None if self._uploading else self.read_timeout)
+        return self._reader
 
     def _deadline(self, timeout: float | None) -> float:
         if timeout is None:
             return math.inf
-        deadline = self._loop.time() + timeout
+        deadline = self.loop.time() + timeout
         if self._timer is not None and self._timer.when() > deadline:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._look_at_the_time)
+            self._timer = self.loop.call_at(deadline, self._look_at_the_time)
         return deadline
 
     def _look_at_the_time(self) -> None:
         self._timer = None
-        now, first = self._loop.time(), math.inf
+        now, first = self.loop.time(), math.inf
         if self._reader is not None and not self._reader.done():
             if self._read_by <= now:
                 self._reader.set_exception(httpx.ReadTimeout(""))
@@ -331,7 +219,7 @@ class Connection(asyncio.Protocol):
             else:
                 first = min(first, self._write_by)
         if first < math.inf:
-            self._timer = self._loop.call_at(first, self._look_at_the_time)
+            self._timer = self.loop.call_at(first, self._look_at_the_time)
 
     def _wake(self, waiter: asyncio.Future[None] | None) -> None:
         if waiter is not None and not waiter.done():
@@ -346,7 +234,7 @@ class Connection(asyncio.Protocol):
 
     def _upload_from(self, content: AsyncIterator[bytes], left: int | None) -> None:
         self._uploading = True
-        self._upload = self._loop.create_task(self._send(content, left))
+        self._upload = self.loop.create_task(self._send(content, left))
 
     async def _send(self, content: AsyncIterator[bytes], left: int | None) -> None:
         timeout = self._out.write_timeout
@@ -368,7 +256,7 @@ class Connection(asyncio.Protocol):
         else:
             self._upload, self._uploading = None, False
             if self._reader is not None:
-                self._read_by = self._deadline(self._out.read_timeout)
+                self._read_by = self._deadline(self.read_timeout)
 
     # What comes from the upstream.
 
@@ -410,9 +298,9 @@ class Connection(asyncio.Protocol):
                 raise Broken("it switched protocols, and nobody had asked for that")
             if head.status < 200 and head.status != 101:
                 continue  # interim (RFC 9110 15.2)
-            self._head, self._phase = head, phase
+            self.head, self._phase = head, phase
         self._data = b""
-        if self._upload is not None and self._head.status >= 300:
+        if self._upload is not None and self.head.status >= 300:
             self._upload.cancel()  # it is refused; `finish` sees that it is not whole
             self._uploading = False
         if self._phase is Phase.LENGTH:

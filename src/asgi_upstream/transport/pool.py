@@ -7,8 +7,10 @@ import asyncio
 import functools
 import itertools
 import math
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import httpx
 
@@ -36,6 +38,25 @@ class Group:
     connecting: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """How many connections there are and what they do, in all or to one origin.
+
+    Attributes:
+        open: connections that are there, those under an exchange and the idle ones.
+        idle: those of them that wait for the next exchange.
+        connecting: connections that are being made.
+        waiting: requests that wait for a connection, those for whom one is being made included.
+        origins: the same for each origin, by "http://host:port".
+    """
+
+    open: int
+    idle: int
+    connecting: int
+    waiting: int
+    origins: Mapping[str, "PoolState"] = field(default_factory=dict[str, "PoolState"])
+
+
 class Pool:
     def __init__(self, connect: Connect, limits: httpx.Limits) -> None:
         self._connect = connect
@@ -51,6 +72,7 @@ class Pool:
         self._size = 0  # open, or being made
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop = cast(asyncio.AbstractEventLoop, None)  # that of the first `wait`
 
     def idle(self, origin: Origin) -> Connection | None:
         """An idle connection, the one that was used last."""
@@ -70,7 +92,7 @@ class Pool:
             httpx.PoolTimeout, httpx.ConnectError, httpx.ConnectTimeout
         """
         group = self._group(origin)
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         waiter = Waiter(origin, next(self._numbers), loop.create_future(), connect_timeout)
         group.waiters[waiter] = self._without_room[waiter] = None
         self._make_room()
@@ -94,7 +116,8 @@ class Pool:
         """Give a connection back: to who waits first, or to be idle."""
         origin = self._open[connection]
         group = self._group(origin)
-        waiter, other = _first(group.waiters), _first(self._without_room)
+        waiter = _first(group.waiters) if group.waiters else None
+        other = _first(self._without_room) if self._without_room else None
         if other and other.origin != origin and (not waiter or other.number < waiter.number):
             connection.close()  # and makes room
         elif waiter:
@@ -103,11 +126,10 @@ class Pool:
         elif len(self._idle_since) >= self._most_idle:
             connection.close()
         else:
-            loop = asyncio.get_running_loop()
             group.idle[connection] = None
-            self._idle_since[connection] = loop.time()
+            self._idle_since[connection] = self._loop.time()
             if self._timer is None and self._expiry is not None:
-                self._timer = loop.call_later(self._expiry, self._expire)
+                self._timer = self._loop.call_later(self._expiry, self._expire)
 
     def lost(self, connection: Connection) -> None:
         """A connection was closed, whatever it was doing."""
@@ -135,6 +157,21 @@ class Pool:
         for connection in list(self._open):
             connection.close()
 
+    def state(self) -> PoolState:
+        """What there is now, counted."""
+        opened = Counter(self._open.values())
+        origins = {
+            origin: PoolState(opened[origin], len(g.idle), g.connecting, len(g.waiters))
+            for origin, g in ((o, self._groups.get(o, Group())) for o in {*self._groups, *opened})
+        }
+        return PoolState(
+            len(self._open),
+            len(self._idle_since),
+            self._size - len(self._open),
+            sum(state.waiting for state in origins.values()),
+            _by_address(origins),
+        )
+
     def _make_room(self) -> None:
         while waiter := _first(self._without_room):
             if self._size >= self._most:
@@ -148,7 +185,7 @@ class Pool:
             self._size += 1
             self._group(waiter.origin).connecting += 1
             making = self._connect(waiter.origin, waiter.connect_timeout)
-            task = asyncio.get_running_loop().create_task(making)
+            task = self._loop.create_task(making)
             self._making.add(task)
             task.add_done_callback(functools.partial(self._made, waiter.origin))
 
@@ -186,10 +223,9 @@ class Pool:
     def _expire(self) -> None:
         self._timer = None
         assert self._expiry is not None
-        loop = asyncio.get_running_loop()
         for connection, since in list(self._idle_since.items()):
-            if since + self._expiry > loop.time():
-                self._timer = loop.call_at(since + self._expiry, self._expire)
+            if since + self._expiry > self._loop.time():
+                self._timer = self._loop.call_at(since + self._expiry, self._expire)
                 return
             connection.close()
 
@@ -209,6 +245,21 @@ class Pool:
         group = self._groups.get(origin)
         if group is not None and not (group.idle or group.waiters or group.connecting):
             del self._groups[origin]
+
+
+def _by_address(origins: Mapping[Origin, PoolState]) -> Mapping[str, PoolState]:
+    """`origins` by their addresses; those that differ only in the name asked for in TLS as one."""
+    states: dict[str, PoolState] = {}
+    for (scheme, host, port, _), state in origins.items():
+        address = f"{scheme.decode()}://{host.decode()}:{port}"
+        other = states.get(address, PoolState(0, 0, 0, 0))
+        states[address] = PoolState(
+            state.open + other.open,
+            state.idle + other.idle,
+            state.connecting + other.connecting,
+            state.waiting + other.waiting,
+        )
+    return states
 
 
 def _first(waiters: dict[Waiter, None]) -> Waiter | None:

@@ -1,0 +1,179 @@
+"""The heads of HTTP/1.1 messages (RFC 9112): a request written, a response read and framed."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import cast
+
+import httptools
+import httpx
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+MOST_FIELDS = 128
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]"
+_REQUEST = re.compile(rb"%b+ [!-~]+ HTTP/1\.1\r\n(?:%b+: [^\0\r\n]*+\r\n)*+\r\n" % (_TOKEN, _TOKEN))
+_STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9]) ([1-9][0-9]{2})(?: ([^\0\r\n\x0b\x0c]*))?\r?\n")
+_FIELD_LINE = re.compile(rb"^(%b+):[ \t]*+([^\0-\x08\n-\x1f\x7f]*+)\r\n" % _TOKEN, re.MULTILINE)
+_FOLD = re.compile(rb"\r?\n[ \t]+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_LENGTHS_OF_NAMES = frozenset(map(len, ("connection", "content-length", "transfer-encoding")))
+
+
+class Phase(Enum):
+    """What is to come on a connection: nothing, a head, a body, or somebody else's bytes."""
+
+    IDLE = auto()
+    HEAD = auto()
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
+    UPGRADED = auto()
+    DONE = auto()
+
+
+class Broken(Exception):
+    """What the upstream sent is not HTTP."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A request as it is written, and how long its exchange may wait, in seconds."""
+
+    method: str
+    head: bytes
+    content: bytes | AsyncIterator[bytes]
+    length: int | None  # of the content; None where it is chunked
+    read_timeout: float | None
+    write_timeout: float | None
+
+
+def outgoing(
+    method: str,
+    target: bytes,
+    fields: RawHeaders,
+    stream: object,
+    timeouts: Mapping[str, float | None],
+) -> Outgoing:
+    """The request as it is written (RFC 9112 3, 5, 6).
+
+    Raises:
+        httpx.LocalProtocolError: for what would not be one request, or not this one.
+    """
+    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("ascii", "replace"), target, lines)
+    if (
+        not _REQUEST.fullmatch(head)
+        or head.count(b"\n") != len(fields) + 2
+        or b":" in b"".join([name for name, _ in fields])
+    ):
+        raise httpx.LocalProtocolError("malformed method, target or field")
+    lower = head.lower()
+    if b"\r\nhost: " not in lower:
+        raise httpx.LocalProtocolError("no Host field")
+    length: int | None = 0
+    if b"\r\ntransfer-encoding: " in lower:
+        length = None
+    if b"\r\ncontent-length: " in lower:
+        values = {value for name, value in fields if name.lower() == b"content-length"}
+        if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
+            raise httpx.LocalProtocolError("bad Content-Length")
+        length = int(value)
+    content: bytes | AsyncIterator[bytes]
+    if isinstance(stream, httpx.ByteStream):
+        content = b"".join(stream)
+        if length is None:
+            content = (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
+        elif len(content) != length:
+            raise httpx.LocalProtocolError("the content is not as long as Content-Length says")
+    else:
+        content = aiter(cast(httpx.AsyncByteStream, stream))
+    return Outgoing(method, head, content, length, timeouts.get("read"), timeouts.get("write"))
+
+
+class Head:
+    """Status and fields of a response (RFC 9112 4 and 5)."""
+
+    __slots__ = ("fields", "reason", "status", "version")
+
+    def __init__(self, data: bytes) -> None:
+        line = _STATUS_LINE.match(data)
+        if line is None:
+            raise Broken("malformed status line")
+        self.version, status, self.reason = line.groups(b"")
+        self.status = int(status)
+        self.fields: RawHeaders = _FIELD_LINE.findall(data)
+        # Every line is a field as most are, or httptools says what the odd ones are.
+        if len(self.fields) + 2 != data.count(b"\n") or b" \r" in data or b"\t\r" in data:
+            self._parse(data[line.end() :])
+        if len(self.fields) > MOST_FIELDS:
+            raise Broken("too many fields")
+
+    def _parse(self, lines: bytes) -> None:
+        if lines[:1] in b" \t":
+            raise Broken("a blank before the first field")
+        lines = _FOLD.sub(b" ", lines)  # RFC 9112 5.2
+        lines = _BARE_LF.sub(b"\r\n", lines)  # RFC 9112 2.2
+        if lines.count(b"\r") != lines.count(b"\r\n"):
+            raise Broken("a bare CR")
+        self.fields = []
+        for line in lines.split(b"\r\n")[:-2]:
+            if field := _FIELD_LINE.match(line + b"\r\n"):
+                self.on_header(*field.groups())
+                continue
+            try:  # alone, for what is said of framing is judged in `framing`
+                parser = httptools.HttpResponseParser(self)
+                parser.feed_data(b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n")
+            except httptools.HttpParserUpgrade:
+                pass
+            except httptools.HttpParserError as exc:
+                raise Broken(str(exc)) from exc
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value.strip(b" \t")))
+
+    def framing(self, method: str) -> tuple[Phase, int, bool]:
+        """How the body ends (RFC 9112 6.3), its length, and if the connection can be kept."""
+        length = codings = b""
+        repeated = False
+        keep = self.version == b"HTTP/1.1"
+        for name, value in self.fields:
+            if len(name) in _LENGTHS_OF_NAMES:  # which most are not
+                key = name.lower()
+                if key == b"content-length":
+                    repeated = repeated or bool(length) or b"," in value
+                    length = length + b"," + value if length else value or b"-"
+                elif key == b"transfer-encoding":
+                    codings = codings + b"," + value if codings else value or b"-"
+                elif key == b"connection" and value != b"keep-alive":
+                    keep = keep and b"close" not in map(bytes.strip, value.lower().split(b","))
+        if codings and (length or codings.lower() != b"chunked"):
+            raise Broken("unknown Transfer-Encoding, or Content-Length beside it")
+        if repeated:
+            length = self._one_length(length)
+        if length and not (length.isdigit() and len(length) < 20):
+            raise Broken("bad Content-Length")
+        if self.status == 101:
+            return Phase.UPGRADED, 0, False
+        if method == "HEAD" or self.status in (204, 304):
+            return Phase.LENGTH, 0, keep
+        if codings:
+            return Phase.CHUNKED, 0, keep
+        if length:
+            return Phase.LENGTH, int(length), keep
+        return Phase.UNTIL_CLOSE, 0, False
+
+    def _one_length(self, lengths: bytes) -> bytes:
+        """One Content-Length in place of several that say the same (RFC 9110 8.6)."""
+        values = {value.strip(b" \t") for value in lengths.split(b",")}
+        if len(values) > 1:
+            raise Broken("conflicting Content-Length")
+        length = values.pop()
+        names = [name.lower() for name, _ in self.fields]
+        at = names.index(b"content-length")
+        self.fields[at] = (self.fields[at][0], length)
+        later = zip(names[at + 1 :], self.fields[at + 1 :], strict=True)
+        self.fields[at + 1 :] = [field for name, field in later if name != b"content-length"]
+        return length
