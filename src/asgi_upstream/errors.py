@@ -88,12 +88,16 @@ def as_upstream_error(exc: Exception) -> UpstreamError | None:
 
 def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
     """Write the one WARNING line of an upstream failure."""
-    cause = error.__cause__ or error
     host = request.url.netloc.decode() if request else "(unknown)"
-    text = str(cause)
-    if isinstance(cause, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
-        text = f"status {cause.response.status_code}"
-    logger.warning("upstream %s failed: %s: %s", host, type(cause).__name__, text)
+    logger.warning("upstream %s failed: %s", host, described(error.__cause__ or error))
+
+
+def described(exc: BaseException) -> str:
+    """Its type and its text, on one line, for a log."""
+    text = str(exc)
+    if isinstance(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
+        text = f"status {exc.response.status_code}"
+    return f"{type(exc).__name__}: {text}"
 
 
 class upstream_errors:

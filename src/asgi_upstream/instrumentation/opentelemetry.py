@@ -1,0 +1,163 @@
+"""Metrics by OpenTelemetry's conventions, and what happened on the span of the caller's request.
+
+https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client. Spans of the requests
+to the upstream, and their context in its headers, come from OpenTelemetry's httpx instrumentation.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urlsplit
+
+try:
+    from opentelemetry import metrics, trace
+except ImportError as exc:
+    raise ImportError(
+        "opentelemetry_observer needs opentelemetry-api: pip install 'asgi-upstream[otel]'",
+        name=exc.name,
+    ) from exc
+
+from ..errors import described
+from ..records import Observer, Record
+from .bounds import MOST_HOSTS, Bounded, bounded_method
+from .live import Live, live
+from .outcomes import is_failure
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""The buckets that the conventions advise."""
+
+_SPAN_FIELDS = (
+    "client",
+    "host",
+    "status",
+    "seconds",
+    "seconds_to_headers",
+    "seconds_to_first_byte",
+    "bytes_sent",
+    "bytes_received",
+    "reused",
+)
+
+
+def opentelemetry_observer(
+    meter_provider: metrics.MeterProvider | None = None,
+    *,
+    body_sizes: bool = False,
+    most_hosts: int = MOST_HOSTS,
+) -> Observer:
+    """An observer that records metrics, and tells the current span. Give one to every client.
+
+        client_lifespan(observers=[opentelemetry_observer()])
+
+    The current span is that of the caller's request, where an instrumentation of the app or the
+    server made one.
+
+    Arguments:
+        meter_provider: instead of the global one.
+        body_sizes: also record the sizes of bodies, which is optional in the conventions.
+        most_hosts: so many hosts are told apart, and those after them are "_OTHER".
+
+    Raises:
+        ImportError: on import, without opentelemetry-api: `asgi-upstream[otel]` brings it.
+    """
+    meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
+
+    def histogram(
+        name: str, unit: str, text: str, buckets: tuple[float, ...] | None = None
+    ) -> metrics.Histogram:
+        return meter.create_histogram(name, unit, text, explicit_bucket_boundaries_advisory=buckets)
+
+    duration = histogram(
+        "http.client.request.duration", "s", "Duration of HTTP client requests.", SECONDS
+    )
+    first_byte = histogram(
+        "asgi_upstream.time_to_first_byte",
+        "s",
+        "Until the first byte of the upstream's body was there.",
+        SECONDS,
+    )
+    if body_sizes:
+        sent = histogram(
+            "http.client.request.body.size", "By", "Size of HTTP client request bodies."
+        )
+        received = histogram(
+            "http.client.response.body.size", "By", "Size of HTTP client response bodies."
+        )
+    for name, text, count in (
+        ("open_exchanges", "Exchanges under way.", lambda now: now.open),
+        (
+            "waiting_exchanges",
+            "Exchanges under way that wait for a connection; on AsyncioTransport.",
+            lambda now: now.waiting,
+        ),
+    ):
+        meter.create_observable_up_down_counter(
+            f"asgi_upstream.{name}", [_reading(count)], "{exchange}", text
+        )
+    hosts = Bounded(most_hosts)
+    by_labels: dict[object, Mapping[str, str | int]] = {}
+
+    def observe(record: Record) -> None:
+        method, host = bounded_method(record.method), hosts[record.host]
+        key = (record.client, host, method, record.route, record.status, record.outcome)
+        attributes = by_labels.get(key)
+        if attributes is None:
+            attributes = by_labels[key] = _attributes(record, method, host)
+        duration.record(record.seconds, attributes)
+        if record.seconds_to_first_byte is not None:
+            first_byte.record(record.seconds_to_first_byte, attributes)
+        if body_sizes:
+            sent.record(record.bytes_sent, attributes)
+            received.record(record.bytes_received, attributes)
+        span = trace.get_current_span()
+        if span.is_recording():
+            _tell(span, record)
+
+    return observe
+
+
+def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | int]:
+    """Those of the conventions for a client's metrics, and what only this library knows."""
+    address = urlsplit(f"//{host}")
+    error: str | None = None
+    if is_failure(record.outcome):
+        error = record.outcome.value
+    elif record.status is not None and record.status >= 400:
+        error = str(record.status)
+    all_of: dict[str, str | int | None] = {
+        "http.request.method": method,
+        "server.address": address.hostname,
+        "server.port": address.port,
+        "http.response.status_code": record.status,
+        "error.type": error,
+        "http.route": record.route,
+        "asgi_upstream.client": record.client,
+        "asgi_upstream.outcome": record.outcome.value,
+    }
+    return {name: value for name, value in all_of.items() if value is not None}
+
+
+def _tell(span: trace.Span, record: Record) -> None:
+    now = time.time_ns()
+    span.set_attribute("asgi_upstream.outcome", record.outcome.value)
+    for name in _SPAN_FIELDS:
+        if (value := getattr(record, name)) is not None:
+            span.set_attribute(f"asgi_upstream.{name}", value)
+    if record.exception is not None:
+        span.set_attribute("asgi_upstream.error", described(record.exception))
+    for event, seconds in (
+        ("asgi_upstream.headers", record.seconds_to_headers),
+        ("asgi_upstream.first_byte", record.seconds_to_first_byte),
+    ):
+        if seconds is not None:
+            span.add_event(event, timestamp=now - int((record.seconds - seconds) * 1e9))
+
+
+def _reading(
+    count: Callable[[Live], int | None],
+) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
+    def read(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        for name, now in live().items():
+            if (value := count(now)) is not None:
+                yield metrics.Observation(value, {"asgi_upstream.client": name})
+
+    return read

@@ -1,0 +1,73 @@
+"""Records made by hand, and clients that only seem to be at work."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from asgi_upstream.records import Outcome, Record
+
+_COMPLETED = Record(
+    client="client",
+    method="GET",
+    host="api.example:8443",
+    route="/items/{id}",
+    status=200,
+    outcome=Outcome.COMPLETED,
+    exception=None,
+    seconds=2.0,
+    seconds_to_headers=0.02,
+    seconds_to_first_byte=0.2,
+    bytes_sent=7,
+    bytes_received=1024,
+    reused=True,
+)
+
+
+def record(**changes: Any) -> Record:
+    """A completed exchange, but for what is said to be otherwise."""
+    return replace(_COMPLETED, **changes)
+
+
+def failure(outcome: Outcome = Outcome.CONNECT_FAILED, **changes: Any) -> Record:
+    """One that failed before the upstream's headers."""
+    return record(
+        outcome=outcome,
+        status=None,
+        seconds_to_headers=None,
+        seconds_to_first_byte=None,
+        **changes,
+    )
+
+
+@dataclass(frozen=True)
+class _PoolState:
+    waiting: int
+
+
+class _Transport:
+    def __init__(self, waiting: int) -> None:
+        self._waiting = waiting
+
+    def pool_state(self) -> _PoolState:
+        return _PoolState(self._waiting)
+
+
+class Busy:
+    """In place of a client with exchanges under way."""
+
+    def __init__(self, open: int, waiting: int | None = None) -> None:
+        self.open = open
+        self._transport = object() if waiting is None else _Transport(waiting)
+
+
+def open_clients_are(patch: pytest.MonkeyPatch, *clients: tuple[str, Busy]) -> None:
+    def opened() -> Iterator[tuple[str, Busy]]:
+        return iter(clients)
+
+    def count(client: Busy) -> int:
+        return client.open
+
+    patch.setattr("asgi_upstream.instrumentation.live.open_clients", opened)
+    patch.setattr("asgi_upstream.instrumentation.live.open_exchanges", count)
