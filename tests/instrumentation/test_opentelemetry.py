@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from opentelemetry.semconv.attributes import (
     server_attributes,
 )
 from opentelemetry.semconv.metrics import http_metrics
+from opentelemetry.trace import StatusCode
 
 from asgi_upstream.instrumentation.opentelemetry import SECONDS, opentelemetry_observer
 from asgi_upstream.records import Observer, Outcome, Record
@@ -63,25 +64,31 @@ def metrics() -> Iterator[Metrics]:
     metrics.provider.shutdown()
 
 
-Tell = Callable[..., ReadableSpan]
+class Traces:
+    """What the observer tells under the span of a caller's request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.observe = opentelemetry_observer(
+            meter_provider=metrics.provider, tracer_provider=self.provider
+        )
+
+    def told(self, record: Record, *, ended: bool = False) -> tuple[ReadableSpan, ...]:
+        """The spans that there are when it was told, while that span was open or thereafter."""
+        with self.provider.get_tracer("server").start_as_current_span("GET") as span:
+            if ended:
+                span.end()
+            self.observe(record)
+        return self.exporter.get_finished_spans()
 
 
 @pytest.fixture
-def told(metrics: Metrics) -> Iterator[Tell]:
-    """The span under which the observer was told of some records."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    observe = opentelemetry_observer(metrics.provider)
-
-    def tell(*records: Record) -> ReadableSpan:
-        with provider.get_tracer("server").start_as_current_span("GET /items/{id}"):
-            for one in records:
-                observe(one)
-        (span,) = exporter.get_finished_spans()
-        return span
-
-    yield tell
-    provider.shutdown()
+def traces(metrics: Metrics) -> Iterator[Traces]:
+    traces = Traces(metrics)
+    yield traces
+    traces.provider.shutdown()
 
 
 def observed(observe: Observer, *records: Record) -> None:
@@ -90,7 +97,7 @@ def observed(observe: Observer, *records: Record) -> None:
 
 
 def test_the_duration_is_measured_as_the_conventions_say(metrics: Metrics) -> None:
-    observed(opentelemetry_observer(metrics.provider), record(), record(seconds=0.5))
+    observed(opentelemetry_observer(meter_provider=metrics.provider), record(), record(seconds=0.5))
     metric = metrics.all()[http_metrics.HTTP_CLIENT_REQUEST_DURATION]
     assert metric.unit == "s"
     (point,) = metrics.points(metric.name)
@@ -117,7 +124,11 @@ def test_every_name_is_of_the_conventions_or_says_that_it_is_ours(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_clients_are(monkeypatch, ("client", Busy(open=1, waiting=1)))
-    observed(opentelemetry_observer(metrics.provider, body_sizes=True), record(), failure())
+    observed(
+        opentelemetry_observer(meter_provider=metrics.provider, body_sizes=True),
+        record(),
+        failure(),
+    )
     assert len(metrics.all()) == 6
     for name, metric in metrics.all().items():
         attributes = {key for point in metric.data.data_points for key in point.attributes or {}}
@@ -138,7 +149,7 @@ def test_every_name_is_of_the_conventions_or_says_that_it_is_ours(
     ],
 )
 def test_failures_have_an_error_type(metrics: Metrics, one: Record, error: str | None) -> None:
-    opentelemetry_observer(metrics.provider)(one)
+    opentelemetry_observer(meter_provider=metrics.provider)(one)
     (point,) = metrics.points("http.client.request.duration")
     assert point.attributes.get("error.type") == error
 
@@ -155,14 +166,14 @@ def test_failures_have_an_error_type(metrics: Metrics, one: Record, error: str |
 def test_a_host_is_told_as_address_and_port(
     metrics: Metrics, host: str, address: str, port: int | None
 ) -> None:
-    opentelemetry_observer(metrics.provider)(record(host=host))
+    opentelemetry_observer(meter_provider=metrics.provider)(record(host=host))
     (point,) = metrics.points("http.client.request.duration")
     assert point.attributes["server.address"] == address
     assert point.attributes.get("server.port") == port
 
 
 def test_attributes_stay_few_whatever_callers_send(metrics: Metrics) -> None:
-    observe = opentelemetry_observer(metrics.provider, most_hosts=2)
+    observe = opentelemetry_observer(meter_provider=metrics.provider, most_hosts=2)
     for number in range(50):
         observe(record(method=f"BREW{number}", host=f"host{number}.example"))
     points = metrics.points("http.client.request.duration")
@@ -171,16 +182,16 @@ def test_attributes_stay_few_whatever_callers_send(metrics: Metrics) -> None:
 
 
 def test_the_time_to_the_first_byte_is_measured_where_there_was_one(metrics: Metrics) -> None:
-    observed(opentelemetry_observer(metrics.provider), record(), failure())
+    observed(opentelemetry_observer(meter_provider=metrics.provider), record(), failure())
     (point,) = metrics.points("asgi_upstream.time_to_first_byte")
     assert (point.count, point.sum) == (1, 0.2)
 
 
 def test_body_sizes_are_measured_where_asked_for(metrics: Metrics) -> None:
-    opentelemetry_observer(metrics.provider)(record())
+    opentelemetry_observer(meter_provider=metrics.provider)(record())
     assert not any("body" in name for name in metrics.all())
     other = Metrics()
-    opentelemetry_observer(other.provider, body_sizes=True)(record())
+    opentelemetry_observer(meter_provider=other.provider, body_sizes=True)(record())
     (sent,) = other.points(incubating.HTTP_CLIENT_REQUEST_BODY_SIZE)
     (received,) = other.points(incubating.HTTP_CLIENT_RESPONSE_BODY_SIZE)
     assert (sent.sum, received.sum) == (7, 1024)
@@ -192,7 +203,7 @@ def test_what_is_open_and_waiting_is_read_when_it_is_collected(
 ) -> None:
     busy = Busy(open=3, waiting=2)
     open_clients_are(monkeypatch, ("client", busy), ("billing", Busy(open=1)))
-    opentelemetry_observer(metrics.provider)
+    opentelemetry_observer(meter_provider=metrics.provider)
 
     def values(name: str) -> dict[str, int]:
         points = metrics.points(f"asgi_upstream.{name}")
@@ -204,25 +215,46 @@ def test_what_is_open_and_waiting_is_read_when_it_is_collected(
     assert values("open_exchanges") == {"client": 0, "billing": 1}
 
 
-def test_the_current_span_is_told_the_outcome_and_the_rest(told: Tell) -> None:
-    span = told(record())
-    assert dict(span.attributes or {}) == {
-        "asgi_upstream.outcome": "completed",
-        "asgi_upstream.client": "client",
-        "asgi_upstream.host": "api.example:8443",
-        "asgi_upstream.status": 200,
-        "asgi_upstream.seconds": 2.0,
-        "asgi_upstream.seconds_to_headers": 0.02,
-        "asgi_upstream.seconds_to_first_byte": 0.2,
-        "asgi_upstream.bytes_sent": 7,
-        "asgi_upstream.bytes_received": 1024,
-        "asgi_upstream.reused": True,
-    }
+ATTRIBUTES = {
+    "asgi_upstream.outcome": "completed",
+    "asgi_upstream.client": "client",
+    "asgi_upstream.host": "api.example:8443",
+    "asgi_upstream.status": 200,
+    "asgi_upstream.seconds": 2.0,
+    "asgi_upstream.seconds_to_headers": 0.02,
+    "asgi_upstream.seconds_to_first_byte": 0.2,
+    "asgi_upstream.bytes_sent": 7,
+    "asgi_upstream.bytes_received": 1024,
+    "asgi_upstream.reused": True,
+}
 
 
-def test_its_events_are_at_the_times_at_which_they_were(told: Tell) -> None:
+def test_the_span_of_the_callers_request_is_told_while_it_is_open(traces: Traces) -> None:
+    (span,) = traces.told(record())
+    assert span.name == "GET"
+    assert span.attributes == ATTRIBUTES
+
+
+def test_where_it_has_ended_a_span_under_it_tells_the_same(traces: Traces) -> None:
+    server, own = traces.told(record(), ended=True)
+    assert not server.attributes
+    assert own.name == "asgi_upstream.exchange"
+    assert own.parent == server.context
+    assert own.attributes == ATTRIBUTES
+    assert own.status.is_unset
+    assert own.start_time is not None
+    assert own.end_time == own.start_time + 2_000_000_000
+
+
+def test_such_a_span_of_a_failure_is_an_error(traces: Traces) -> None:
+    _, own = traces.told(record(outcome=Outcome.BODY_FAILED), ended=True)
+    assert own.status.status_code is StatusCode.ERROR
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_events_are_at_the_times_at_which_they_were(traces: Traces, ended: bool) -> None:
     before = time.time_ns()
-    span = told(record())
+    span = traces.told(record(), ended=ended)[-1]
     after = time.time_ns()
     headers, first_byte = span.events
     assert (headers.name, first_byte.name) == ("asgi_upstream.headers", "asgi_upstream.first_byte")
@@ -230,8 +262,8 @@ def test_its_events_are_at_the_times_at_which_they_were(told: Tell) -> None:
     assert first_byte.timestamp - headers.timestamp == pytest.approx(180_000_000, abs=2)
 
 
-def test_of_a_failure_it_is_told_the_error_and_no_events_that_never_were(told: Tell) -> None:
-    span = told(failure(exception=httpx.ConnectError("refused")))
+def test_of_a_failure_it_is_told_the_error_and_no_events_that_never_were(traces: Traces) -> None:
+    (span,) = traces.told(failure(exception=httpx.ConnectError("refused")))
     attributes = span.attributes or {}
     assert attributes["asgi_upstream.outcome"] == "connect_failed"
     assert attributes["asgi_upstream.error"] == "ConnectError: refused"
@@ -239,8 +271,13 @@ def test_of_a_failure_it_is_told_the_error_and_no_events_that_never_were(told: T
     assert span.events == ()
 
 
+def test_a_caller_without_a_trace_gets_none_of_an_exchange(traces: Traces) -> None:
+    traces.observe(record())
+    assert traces.exporter.get_finished_spans() == ()
+
+
 def test_where_there_is_no_span_the_metrics_are_there_all_the_same(metrics: Metrics) -> None:
-    opentelemetry_observer(metrics.provider)(record())
+    opentelemetry_observer(meter_provider=metrics.provider)(record())
     assert len(metrics.points("http.client.request.duration")) == 1
 
 

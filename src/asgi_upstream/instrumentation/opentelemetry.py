@@ -1,4 +1,4 @@
-"""Metrics by OpenTelemetry's conventions, and what happened on the span of the caller's request.
+"""Metrics by OpenTelemetry's conventions, and what happened in the trace of the caller's request.
 
 https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client. Spans of the requests
 to the upstream, and their context in its headers, come from OpenTelemetry's httpx instrumentation.
@@ -6,6 +6,7 @@ to the upstream, and their context in its headers, come from OpenTelemetry's htt
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from urllib.parse import urlsplit
 
 try:
@@ -25,34 +26,31 @@ from .outcomes import is_failure
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """The buckets that the conventions advise."""
 
-_SPAN_FIELDS = (
-    "client",
-    "host",
-    "status",
-    "seconds",
-    "seconds_to_headers",
-    "seconds_to_first_byte",
-    "bytes_sent",
-    "bytes_received",
-    "reused",
+_SPAN = "asgi_upstream.exchange"
+_OF_A_SPAN = tuple(
+    field.name
+    for field in fields(Record)
+    if field.name not in ("method", "route", "outcome", "exception")
 )
 
 
 def opentelemetry_observer(
-    meter_provider: metrics.MeterProvider | None = None,
     *,
+    meter_provider: metrics.MeterProvider | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
     body_sizes: bool = False,
     most_hosts: int = MOST_HOSTS,
 ) -> Observer:
-    """An observer that records metrics, and tells the current span. Give one to every client.
+    """An observer that records metrics, and tells the trace. Give the same one to every client.
 
         client_lifespan(observers=[opentelemetry_observer()])
 
-    The current span is that of the caller's request, where an instrumentation of the app or the
-    server made one.
+    Where an instrumentation of the app made a span for the caller's request, that one is told while
+    it is open. OpenTelemetry's own ends it with the last part of the body, so what happened to an
+    exchange that came so far is in a span of its own under it.
 
     Arguments:
-        meter_provider: instead of the global one.
+        meter_provider, tracer_provider: instead of the global ones.
         body_sizes: also record the sizes of bodies, which is optional in the conventions.
         most_hosts: so many hosts are told apart, and those after them are "_OTHER".
 
@@ -60,6 +58,7 @@ def opentelemetry_observer(
         ImportError: on import, without opentelemetry-api: `asgi-upstream[otel]` brings it.
     """
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
+    tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)
 
     def histogram(
         name: str, unit: str, text: str, buckets: tuple[float, ...] | None = None
@@ -108,9 +107,15 @@ def opentelemetry_observer(
         if body_sizes:
             sent.record(record.bytes_sent, attributes)
             received.record(record.bytes_received, attributes)
-        span = trace.get_current_span()
+        span, now = trace.get_current_span(), time.time_ns()
         if span.is_recording():
-            _tell(span, record)
+            _tell(span, record, now)
+        elif span.get_span_context().is_valid:
+            own = tracer.start_span(_SPAN, start_time=now - int(record.seconds * 1e9))
+            _tell(own, record, now)
+            if is_failure(record.outcome):
+                own.set_status(trace.StatusCode.ERROR)
+            own.end(now)
 
     return observe
 
@@ -136,10 +141,9 @@ def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | in
     return {name: value for name, value in all_of.items() if value is not None}
 
 
-def _tell(span: trace.Span, record: Record) -> None:
-    now = time.time_ns()
+def _tell(span: trace.Span, record: Record, now: int) -> None:
     span.set_attribute("asgi_upstream.outcome", record.outcome.value)
-    for name in _SPAN_FIELDS:
+    for name in _OF_A_SPAN:
         if (value := getattr(record, name)) is not None:
             span.set_attribute(f"asgi_upstream.{name}", value)
     if record.exception is not None:
