@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,7 +29,7 @@ from tests.instrumentation.test_opentelemetry import Metrics
 from tests.instrumentation.test_prometheus import TIMES, Scrape
 from tests.integration.servers import free_port
 from tests.integration.upstream import Upstream
-from tests.test_examples import served, until
+from tests.test_examples import ROOT, served, until
 
 pytestmark = pytest.mark.skipif(
     "observers" not in inspect.signature(client_lifespan).parameters,
@@ -332,3 +335,25 @@ def test_metrics_are_those_of_the_exchanges(
 def open_by_client(telemetry: Telemetry) -> dict[str, int]:
     points = telemetry.metrics.points("asgi_upstream.open_exchanges")
     return {point.attributes["asgi_upstream.client"]: point.value for point in points}
+
+
+# docs/instrumentation.md
+
+
+def test_the_code_of_the_docs_runs_as_it_stands() -> None:
+    text = (ROOT / "docs/instrumentation.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 3
+    check = """
+from starlette.testclient import TestClient
+with TestClient(app) as caller:
+    assert 'asgi_upstream_open_exchanges{client="client"} 0.0' in caller.get("/metrics/").text
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join([*blocks, check])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["level"] for line in done.stderr.splitlines()] == ["INFO"]

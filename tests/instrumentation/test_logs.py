@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -89,23 +90,26 @@ def test_it_logs_where_it_is_told_to(caplog: pytest.LogCaptureFixture) -> None:
     assert [line.name for line in caplog.records] == ["by.name", "by.itself"]
 
 
-def formatter_of_the_docs() -> logging.Formatter:
+@pytest.fixture
+def formatter() -> Iterator[logging.Formatter]:
+    """That of the docs, which also quiet the library's own logger."""
     text = (ROOT / "docs/instrumentation.md").read_text()
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "class JSON" in c)
-    assert code.count("\n") <= 25
+    assert code.count("\n") <= 30
     names: dict[str, Any] = {}
+    own = logging.getLogger("asgi_upstream")
+    before = list(own.filters)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "basicConfig", lambda **options: names.update(options))
         exec(compile(code, "docs/instrumentation.md", "exec"), names)
     (handler,) = names["handlers"]
-    formatter: logging.Formatter = handler.formatter
-    return formatter
+    yield handler.formatter
+    own.filters[:] = before
 
 
 def test_the_json_formatter_of_the_docs_writes_every_field(
-    caplog: pytest.LogCaptureFixture,
+    formatter: logging.Formatter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    formatter = formatter_of_the_docs()
     one = failure(exception=httpx.ConnectError('refused\n"so"'))
     (line,) = logged(caplog, one)
     text = formatter.format(line)
@@ -121,8 +125,9 @@ def test_the_json_formatter_of_the_docs_writes_every_field(
             assert written[field.name] == getattr(one, field.name)
 
 
-def test_the_json_formatter_of_the_docs_writes_any_other_line_and_its_traceback() -> None:
-    formatter = formatter_of_the_docs()
+def test_the_json_formatter_of_the_docs_writes_any_other_line_and_its_traceback(
+    formatter: logging.Formatter,
+) -> None:
     try:
         raise ValueError("broke")
     except ValueError as exc:
@@ -130,3 +135,18 @@ def test_the_json_formatter_of_the_docs_writes_any_other_line_and_its_traceback(
     written = json.loads(formatter.format(line))
     assert written["message"] == "it failed"
     assert "ValueError: broke" in written["traceback"]
+
+
+@pytest.mark.usefixtures("formatter")
+def test_the_docs_silence_the_librarys_own_warnings_and_not_the_records(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        own = logging.getLogger("asgi_upstream")
+        own.warning("an upstream failed")
+        own.error("something is wrong")
+        log_observer()(failure())
+    assert [(line.name, line.levelname) for line in caplog.records] == [
+        ("asgi_upstream", "ERROR"),
+        (LOGGER, "WARNING"),
+    ]
