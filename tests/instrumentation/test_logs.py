@@ -76,9 +76,13 @@ def test_failures_are_warnings_and_the_rest_is_not(
 
 
 def test_nothing_is_made_of_a_line_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:
+    class Unread(Exception):
+        def __str__(self) -> str:
+            pytest.fail("it was put into words")
+
     with caplog.at_level(logging.WARNING, logger=LOGGER):
         observe = log_observer()
-        observe(record())
+        observe(record(exception=Unread()))
         observe(failure())
     assert [line.levelname for line in caplog.records] == ["WARNING"]
 

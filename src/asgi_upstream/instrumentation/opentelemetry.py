@@ -5,7 +5,7 @@ to the upstream, and their context in its headers, come from OpenTelemetry's htt
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from urllib.parse import urlsplit
 
@@ -19,8 +19,8 @@ except ImportError as exc:
 
 from ..errors import described
 from ..records import Observer, Record
-from .bounds import MOST_HOSTS, Bounded, bounded_method
-from .live import Live, live
+from .bounds import MOST_HOSTS, OTHER, Bounded, bounded_method
+from .live import live
 from .outcomes import is_failure
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -60,38 +60,29 @@ def opentelemetry_observer(
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
     tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)
 
-    def histogram(
-        name: str, unit: str, text: str, buckets: tuple[float, ...] | None = None
-    ) -> metrics.Histogram:
-        return meter.create_histogram(name, unit, text, explicit_bucket_boundaries_advisory=buckets)
+    def seconds(name: str, text: str) -> metrics.Histogram:
+        return meter.create_histogram(name, "s", text, explicit_bucket_boundaries_advisory=SECONDS)
 
-    duration = histogram(
-        "http.client.request.duration", "s", "Duration of HTTP client requests.", SECONDS
+    duration = seconds("http.client.request.duration", "Duration of HTTP client requests.")
+    first_byte = seconds(
+        "asgi_upstream.time_to_first_byte", "Until the upstream's body had its first byte."
     )
-    first_byte = histogram(
-        "asgi_upstream.time_to_first_byte",
-        "s",
-        "Until the first byte of the upstream's body was there.",
-        SECONDS,
+    sizes = [
+        meter.create_histogram(
+            f"http.client.{message}.body.size", "By", f"Size of HTTP client {message} bodies."
+        )
+        for message in ("request", "response")
+        if body_sizes
+    ]
+    meter.create_observable_up_down_counter(
+        "asgi_upstream.open_exchanges", [_open], "{exchange}", "Exchanges under way."
     )
-    if body_sizes:
-        sent = histogram(
-            "http.client.request.body.size", "By", "Size of HTTP client request bodies."
-        )
-        received = histogram(
-            "http.client.response.body.size", "By", "Size of HTTP client response bodies."
-        )
-    for name, text, count in (
-        ("open_exchanges", "Exchanges under way.", lambda now: now.open),
-        (
-            "waiting_exchanges",
-            "Exchanges under way that wait for a connection; on AsyncioTransport.",
-            lambda now: now.waiting,
-        ),
-    ):
-        meter.create_observable_up_down_counter(
-            f"asgi_upstream.{name}", [_reading(count)], "{exchange}", text
-        )
+    meter.create_observable_up_down_counter(
+        "asgi_upstream.waiting_exchanges",
+        [_waiting],
+        "{exchange}",
+        "Exchanges under way that wait for a connection; on AsyncioTransport.",
+    )
     hosts = Bounded(most_hosts)
     by_labels: dict[object, Mapping[str, str | int]] = {}
 
@@ -104,9 +95,8 @@ def opentelemetry_observer(
         duration.record(record.seconds, attributes)
         if record.seconds_to_first_byte is not None:
             first_byte.record(record.seconds_to_first_byte, attributes)
-        if body_sizes:
-            sent.record(record.bytes_sent, attributes)
-            received.record(record.bytes_received, attributes)
+        for size, count in zip(sizes, (record.bytes_sent, record.bytes_received), strict=False):
+            size.record(count, attributes)
         span, now = trace.get_current_span(), time.time_ns()
         if span.is_recording():
             _tell(span, record, now)
@@ -122,7 +112,7 @@ def opentelemetry_observer(
 
 def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | int]:
     """Those of the conventions for a client's metrics, and what only this library knows."""
-    address = urlsplit(f"//{host}")
+    address = urlsplit(f"//{host}")  # which would write OTHER in lower case
     error: str | None = None
     if is_failure(record.outcome):
         error = record.outcome.value
@@ -130,7 +120,7 @@ def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | in
         error = str(record.status)
     all_of: dict[str, str | int | None] = {
         "http.request.method": method,
-        "server.address": address.hostname,
+        "server.address": host if host == OTHER else address.hostname,
         "server.port": address.port,
         "http.response.status_code": record.status,
         "error.type": error,
@@ -156,12 +146,12 @@ def _tell(span: trace.Span, record: Record, now: int) -> None:
             span.add_event(event, timestamp=now - int((record.seconds - seconds) * 1e9))
 
 
-def _reading(
-    count: Callable[[Live], int | None],
-) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
-    def read(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-        for name, now in live().items():
-            if (value := count(now)) is not None:
-                yield metrics.Observation(value, {"asgi_upstream.client": name})
+def _open(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    for name, now in live().items():
+        yield metrics.Observation(now.open, {"asgi_upstream.client": name})
 
-    return read
+
+def _waiting(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    for name, now in live().items():
+        if now.waiting is not None:
+            yield metrics.Observation(now.waiting, {"asgi_upstream.client": name})

@@ -94,25 +94,17 @@ def prometheus_observer(
 class _UnderWay(Collector):
     """Gauges that are read when they are scraped, so that they cost nothing between."""
 
-    def describe(self) -> Iterable[Metric]:
-        return self._gauges()
-
     def collect(self) -> Iterable[Metric]:
-        gauges = open_, waiting = self._gauges()
+        open_ = GaugeMetricFamily(
+            "asgi_upstream_open_exchanges", "Exchanges under way.", labels=["client"]
+        )
+        waiting = GaugeMetricFamily(
+            "asgi_upstream_waiting_exchanges",
+            "Exchanges under way that wait for a connection; on AsyncioTransport.",
+            labels=["client"],
+        )
         for name, now in live().items():
             open_.add_metric([name], now.open)
             if now.waiting is not None:
                 waiting.add_metric([name], now.waiting)
-        return gauges
-
-    def _gauges(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily(
-                "asgi_upstream_open_exchanges", "Exchanges under way.", labels=["client"]
-            ),
-            GaugeMetricFamily(
-                "asgi_upstream_waiting_exchanges",
-                "Exchanges under way that wait for a connection; on AsyncioTransport.",
-                labels=["client"],
-            ),
-        )
+        return open_, waiting
