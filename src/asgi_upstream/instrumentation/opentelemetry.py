@@ -95,12 +95,14 @@ def opentelemetry_observer(
         duration.record(record.seconds, attributes)
         if record.seconds_to_first_byte is not None:
             first_byte.record(record.seconds_to_first_byte, attributes)
-        for size, count in zip(sizes, (record.bytes_sent, record.bytes_received), strict=False):
-            size.record(count, attributes)
-        span, now = trace.get_current_span(), time.time_ns()
+        if sizes:
+            sizes[0].record(record.bytes_sent, attributes)
+            sizes[1].record(record.bytes_received, attributes)
+        span = trace.get_current_span()
         if span.is_recording():
-            _tell(span, record, now)
+            _tell(span, record, time.time_ns())
         elif span.get_span_context().is_valid:
+            now = time.time_ns()
             own = tracer.start_span(_SPAN, start_time=now - int(record.seconds * 1e9))
             _tell(own, record, now)
             if is_failure(record.outcome):
