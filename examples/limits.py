@@ -74,7 +74,7 @@ async def apart_fast(client: FastClient) -> StreamedResponse:
 
 @app.get("/queue")
 async def queue(client: SlowClient) -> StreamedResponse:
-    """By mistake: a timeout given to the request is all four, so this one waits 30 s for a place."""
+    """By mistake: a timeout given to the request is all four, so it waits 30 s for a place."""
     return StreamedResponse(client, client.build_request("GET", "/item", timeout=30))
 
 

@@ -167,7 +167,7 @@ def test_a_callers_place_is_free_when_the_caller_leaves_or_the_upstream_dies(
     with caller.stream("GET", "/events", headers=ANN):  # keeps the caller's limiter alive
         for _ in range(3):  # more often than there are places
             with crowd(caller, path, 1, ANN) as ann:
-                until(lambda: ann.answers() == {200: 1})  # noqa: B023
+                until(lambda: ann.answers() == {200: 1})
             until(lambda: caller.get("/events?count=1", headers=ANN).status_code == 200)
 
 
@@ -182,6 +182,40 @@ def test_a_caller_with_nothing_open_leaves_no_limiter_behind(caller: httpx.Clien
 def limiters() -> list[str]:
     """The callers for whom there is a limiter."""
     return list(importlib.import_module("examples.limits").limiters)
+
+
+# readiness.py
+
+
+def test_readiness_counts_what_is_open_and_who_waits(serve: Serve, upstream_url: str) -> None:
+    caller = serve("readiness")
+    assert caller.get("/ready").status_code == 200
+    with crowd(caller, "/events", 2) as served_ones:
+        until(lambda: served_ones.answers() == {200: 2})
+        with crowd(caller, "/events", 2):
+            until(lambda: bool(caller.get("/ready").json()["waiting"] == 2))
+            response = caller.get("/ready")
+            assert response.status_code == 200
+            state = response.json()
+            assert (state["exchanges"], state["idle"]) == (4, 0)
+            assert state["waiting_for"] == {upstream_url: 2}
+    until(lambda: bool(caller.get("/ready").json()["exchanges"] == 0))
+    assert caller.get("/ready").json()["waiting"] == 0
+
+
+def test_readiness_is_503_while_too_many_wait_and_200_when_they_are_gone(serve: Serve) -> None:
+    caller = serve("readiness")
+    with crowd(caller, "/events", 20) as callers:
+        until(lambda: caller.get("/ready").status_code == 503)
+        assert caller.get("/alive").status_code == 200
+        until(lambda: callers.answers() == {200: 2})
+    until(lambda: caller.get("/ready").status_code == 200)
+
+
+def test_readiness_says_nothing_of_an_upstream_that_is_down(serve: Serve) -> None:
+    caller = serve("readiness", UPSTREAM_URL="http://127.0.0.1:1")
+    assert caller.get("/events").status_code == 502
+    assert caller.get("/ready").status_code == 200
 
 
 # docs/limits.md
