@@ -49,7 +49,7 @@ async def ready(client: Client) -> JSONResponse:
 
 @app.get("/alive")
 async def alive() -> str:
-    """Whether the event loop turns. It looks at nothing else, or a full pool would kill the process."""
+    """Whether the event loop turns, and no more, or a full pool would have the process killed."""
     return "yes"
 
 
