@@ -144,20 +144,22 @@ def test_a_caller_gets_so_many_exchanges_at_once_and_takes_none_of_anothers(
     assert refused.status_code == 401
 
 
-def test_a_callers_place_is_held_while_the_stream_runs_and_free_when_it_has_ended(
-    caller: httpx.Client,
-) -> None:
+def test_a_callers_place_is_held_as_long_as_the_stream_runs(caller: httpx.Client) -> None:
     with (
         caller.stream("GET", "/events", headers=ANN),
-        caller.stream("GET", "/events?count=10", headers=ANN) as response,
+        caller.stream("GET", "/events", headers=ANN) as response,
     ):
         chunks = response.iter_raw()
         for _ in range(5):  # long after the endpoint has returned
             next(chunks)
             refused = caller.get("/events?count=1", headers=ANN)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert len(list(chunks)) > 0
-        until(lambda: caller.get("/events?count=1", headers=ANN).status_code == 200)
+
+
+def test_a_callers_place_is_free_when_the_stream_has_ended(caller: httpx.Client) -> None:
+    with caller.stream("GET", "/events", headers=ANN):  # keeps the caller's limiter alive
+        for _ in range(3):  # more often than there are places
+            until(lambda: caller.get("/events?count=2", headers=ANN).status_code == 200)
 
 
 @pytest.mark.parametrize("path", ["/events", "/dies"])
