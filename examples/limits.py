@@ -12,7 +12,7 @@ The same with one pool for both upstreams, where the slow one takes the fast one
 import os
 import secrets
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
 import anyio
@@ -36,7 +36,7 @@ PER_CALLER = 2
 CALLERS = {"key-of-ann": "ann", "key-of-bob": "bob"}
 
 
-def pool(places: int) -> dict[str, object]:
+def pool(places: int) -> dict[str, Any]:
     """The options of a client with so many places, for one of which nobody waits long."""
     limits = httpx.Limits(max_connections=places, max_keepalive_connections=places)
     timeout = httpx.Timeout(30, pool=0.1)  # seconds

@@ -1,6 +1,5 @@
 """docs/operations.md says what the library does: its log lines, outcomes, statuses and metrics."""
 
-import importlib
 import logging
 import re
 from collections.abc import Iterator
@@ -8,12 +7,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
 import asgi_upstream
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan, get_client
 from asgi_upstream.errors import as_upstream_error
+from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
 from asgi_upstream.transport import AsyncioTransport
 from tests.integration.upstream import Upstream
@@ -135,9 +136,8 @@ def test_each_log_line_on_the_page_is_one_of_the_library() -> None:
 
 
 def test_each_metric_on_the_page_is_one_of_the_observers() -> None:
-    module = pytest.importorskip("asgi_upstream.instrumentation.prometheus")
-    registry = importlib.import_module("prometheus_client").CollectorRegistry()
-    module.prometheus_observer(registry)
+    registry = CollectorRegistry()
+    prometheus_observer(registry)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
     known = {m.name + suffix for m in registry.collect() for suffix in suffixes[m.type]}
     for name in set(re.findall(r"\basgi_upstream_\w+", PAGE)):

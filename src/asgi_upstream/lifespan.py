@@ -78,7 +78,7 @@ def client_lifespan(
             if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
                 jar.set_policy(_KeepNoCookies())
                 jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
-            enter(client, name, observers)
+            enter(client, name, observers, options.get("transport"))
             yield {name: client}
         finally:
             strike(client)

@@ -50,6 +50,22 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     """The server or a middleware cancelled the exchange, as at shutdown."""
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the upstream or the app failed; callers may leave, and servers stop."""
+        return self not in _UNREMARKABLE
+
+
+_UNREMARKABLE = frozenset(
+    (
+        Outcome.COMPLETED,
+        Outcome.REPLACED,
+        Outcome.CALLER_LEFT_BEFORE_HEADERS,
+        Outcome.CALLER_LEFT_MID_BODY,
+        Outcome.CANCELLED,
+    )
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -92,12 +108,13 @@ Observer = Callable[[Record], None]
 class Ledger:
     """What is kept of a client: its name, who observes it, and how many exchanges are open."""
 
-    __slots__ = ("name", "observers", "open")
+    __slots__ = ("name", "observers", "open", "transport")
 
-    def __init__(self, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
-        self.name = name
-        self.observers = observers
+    def __init__(self) -> None:
+        self.name: str | None = None  # where a lifespan has it open
+        self.observers: Sequence[Observer] = ()
         self.open = 0
+        self.transport: object = None  # where a lifespan was given one
 
 
 _ledgers: weakref.WeakKeyDictionary[object, Ledger] = weakref.WeakKeyDictionary()
@@ -114,10 +131,12 @@ def ledger_of(client: object) -> Ledger:
     return ledger
 
 
-def enter(client: object, name: str, observers: Sequence[Observer]) -> None:
+def enter(
+    client: object, name: str, observers: Sequence[Observer], transport: object = None
+) -> None:
     """Open the ledger of a client that has a name."""
     ledger = ledger_of(client)
-    ledger.name, ledger.observers = name, observers
+    ledger.name, ledger.observers, ledger.transport = name, observers, transport
 
 
 def strike(client: object) -> None:
@@ -132,11 +151,11 @@ def open_exchanges(client: object) -> int:
     return ledger.open if ledger is not None else 0
 
 
-def open_clients() -> Iterator[tuple[str, object]]:
-    """The clients that a lifespan has opened and not closed yet, with their names."""
-    for client, ledger in list(_ledgers.items()):
+def open_ledgers() -> Iterator[tuple[str, Ledger]]:
+    """Those of the clients that a lifespan has opened and not closed yet, with their names."""
+    for ledger in list(_ledgers.values()):
         if ledger.name is not None:
-            yield ledger.name, client
+            yield ledger.name, ledger
 
 
 class Tally:

@@ -55,19 +55,15 @@ class _Transport:
 
 
 class Busy:
-    """In place of a client with exchanges under way."""
+    """In place of the ledger of a client with exchanges under way."""
 
     def __init__(self, open: int, waiting: int | None = None) -> None:
         self.open = open
-        self._transport = object() if waiting is None else _Transport(waiting)
+        self.transport = object() if waiting is None else _Transport(waiting)
 
 
 def open_clients_are(patch: pytest.MonkeyPatch, *clients: tuple[str, Busy]) -> None:
     def opened() -> Iterator[tuple[str, Busy]]:
         return iter(clients)
 
-    def count(client: Busy) -> int:
-        return client.open
-
-    patch.setattr("asgi_upstream.instrumentation.live.open_clients", opened)
-    patch.setattr("asgi_upstream.instrumentation.live.open_exchanges", count)
+    patch.setattr("asgi_upstream.instrumentation.live.open_ledgers", opened)

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
 
-from asgi_upstream.instrumentation.outcomes import is_failure
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
 from tests.instrumentation.made import Busy, failure, open_clients_are, record
@@ -103,7 +102,7 @@ def test_every_query_for_failures_asks_for_all_of_them(query: str) -> None:
         for matcher in selector.matchers.matchers:
             if matcher.op in (MatchOp.NotRe, MatchOp.NotEqual):
                 assert matcher.name == "outcome"
-                failures = {outcome.value for outcome in Outcome if is_failure(outcome)}
+                failures = {outcome.value for outcome in Outcome if outcome.is_failure}
                 assert chosen(matcher, {outcome.value for outcome in Outcome}) == failures
 
 

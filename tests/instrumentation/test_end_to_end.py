@@ -1,6 +1,5 @@
 """A real app on uvicorn, a real upstream, both transports: what the tools see of it."""
 
-import inspect
 import json
 import re
 import socket
@@ -24,6 +23,7 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from asgi_upstream import StreamedResponse, client_dependency, client_lifespan, combine_lifespans
 from asgi_upstream.instrumentation.opentelemetry import opentelemetry_observer
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
+from asgi_upstream.records import Observer
 from asgi_upstream.transport import AsyncioTransport
 from tests.instrumentation.test_opentelemetry import Metrics
 from tests.instrumentation.test_prometheus import TIMES, Scrape
@@ -31,16 +31,11 @@ from tests.integration.servers import free_port
 from tests.integration.upstream import Upstream
 from tests.test_examples import ROOT, served, until
 
-pytestmark = pytest.mark.skipif(
-    "observers" not in inspect.signature(client_lifespan).parameters,
-    reason="client_lifespan takes no observers yet",
-)
-
 Serve = Callable[..., httpx.Client]
 METHODS = ["GET", "HEAD", "POST", "PROPFIND"]
 
 
-def make_app(upstream_url: str, transport: str, observe: object) -> FastAPI:
+def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
     """`/relay/item` is `/item` of the upstream; `narrow` has one connection, `dead` none."""
 
     def lifespan(name: str, url: str, connections: int = 100) -> Any:

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from asgi_upstream.instrumentation.logs import LOGGER, log_observer
-from asgi_upstream.instrumentation.outcomes import is_failure
 from asgi_upstream.records import Outcome, Record
 from tests.instrumentation.made import failure, record
 from tests.test_examples import ROOT
@@ -72,7 +71,7 @@ def test_failures_are_warnings_and_the_rest_is_not(
 ) -> None:
     (line,) = logged(caplog, record(outcome=outcome))
     assert line.levelno == (logging.INFO if outcome in NO_FAILURES else logging.WARNING)
-    assert is_failure(outcome) is (outcome not in NO_FAILURES)
+    assert outcome.is_failure is (outcome not in NO_FAILURES)
 
 
 def test_nothing_is_made_of_a_line_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..records import open_clients, open_exchanges
+from ..records import open_ledgers
 
 
 class Live(NamedTuple):
@@ -17,20 +17,19 @@ class Live(NamedTuple):
 def live() -> Mapping[str, Live]:
     """By the name of the client; two apps of one process may have a client of the same name."""
     all_of: dict[str, Live] = {}
-    for name, client in open_clients():
+    for name, ledger in open_ledgers():
         before = all_of.get(name, Live(0, None))
-        waiting = _waiting(client)
+        waiting = _waiting(ledger.transport)
         if waiting is not None and before.waiting is not None:
             waiting += before.waiting
         elif waiting is None:
             waiting = before.waiting
-        all_of[name] = Live(before.open + open_exchanges(client), waiting)
+        all_of[name] = Live(before.open + ledger.open, waiting)
     return all_of
 
 
-def _waiting(client: Any) -> int | None:
-    # httpx has no public way from a client to its transport. Another client has none at all.
-    pool_state = getattr(getattr(client, "_transport", None), "pool_state", None)
+def _waiting(transport: Any) -> int | None:
+    pool_state = getattr(transport, "pool_state", None)
     if pool_state is None:
         return None
     waiting: int = pool_state().waiting

@@ -5,7 +5,6 @@ from dataclasses import fields
 
 from ..errors import described
 from ..records import Observer, Record
-from .outcomes import is_failure
 
 LOGGER = "asgi_upstream.exchanges"
 
@@ -26,7 +25,7 @@ def log_observer(logger: logging.Logger | str = LOGGER) -> Observer:
     log = logging.getLogger(logger) if isinstance(logger, str) else logger
 
     def observe(record: Record) -> None:
-        level = logging.WARNING if is_failure(record.outcome) else logging.INFO
+        level = logging.WARNING if record.outcome.is_failure else logging.INFO
         if not log.isEnabledFor(level):
             return
         extra: dict[str, object] = {name: getattr(record, name) for name in _FIELDS}

@@ -21,7 +21,6 @@ from ..errors import described
 from ..records import Observer, Record
 from .bounds import MOST_HOSTS, OTHER, Bounded, bounded_method
 from .live import live
-from .outcomes import is_failure
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """The buckets that the conventions advise."""
@@ -105,7 +104,7 @@ def opentelemetry_observer(
             now = time.time_ns()
             own = tracer.start_span(_SPAN, start_time=now - int(record.seconds * 1e9))
             _tell(own, record, now)
-            if is_failure(record.outcome):
+            if record.outcome.is_failure:
                 own.set_status(trace.StatusCode.ERROR)
             own.end(now)
 
@@ -116,7 +115,7 @@ def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | in
     """Those of the conventions for a client's metrics, and what only this library knows."""
     address = urlsplit(f"//{host}")  # which would write OTHER in lower case
     error: str | None = None
-    if is_failure(record.outcome):
+    if record.outcome.is_failure:
         error = record.outcome.value
     elif record.status is not None and record.status >= 400:
         error = str(record.status)
