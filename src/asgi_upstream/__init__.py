@@ -2,6 +2,7 @@
 
 from .dependencies import client_dependency, get_client
 from .errors import (
+    ExchangeCancelled,
     PoolExhausted,
     UpstreamBodyTooLarge,
     UpstreamConnectError,
@@ -17,6 +18,7 @@ from .responses import BufferedResponse, StreamedResponse
 
 __all__ = [
     "BufferedResponse",
+    "ExchangeCancelled",
     "ForwardApp",
     "Outcome",
     "PoolExhausted",

@@ -66,6 +66,16 @@ class PoolExhausted(UpstreamError):
     headers = {"retry-after": "1"}  # noqa: RUF012  the base class gives its type
 
 
+class ExchangeCancelled(UpstreamError):
+    """The server, as it stops, or a middleware cancelled the exchange in the middle of its body.
+
+    It is not raised: the cancellation is. `error_frame` gets it, to tell the caller to come again.
+    """
+
+    status_code = 503
+    detail = "The server ended the response"
+
+
 _OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits decides
     httpx.PoolTimeout: PoolExhausted,
     httpx.TimeoutException: UpstreamTimeout,

@@ -40,6 +40,9 @@ logger = logging.getLogger("asgi_upstream")
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing an upstream response may take."""
 
+FRAME_TIMEOUT = 1.0
+"""Seconds that the `error_frame` of an exchange may take that the server has cancelled."""
+
 Transform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 OnResponse = Callable[[httpx.Response], Response | Awaitable[Response | None] | None]
 ErrorFrame = Callable[[Exception], bytes]
@@ -111,6 +114,7 @@ class Exchange:
         self.status = status  # in place of the upstream's
         self.own_headers = own_headers
         self.outcome = Outcome.CANCELLED  # unless it ends otherwise
+        self.failure: Exception | None = None
         self.tally: Tally | None = None
         self.last = b""
         self.replacement: Response | None = None
@@ -123,16 +127,23 @@ class Exchange:
             UpstreamError: the upstream failed. If the response had started, this cuts it off.
             Exception: whatever `on_response` or `transform` raised.
         """
-        terms, failure = self.terms, None
-        caller = Caller(scope, send)
-        ledger = ledger_of(terms.client)
+        ledger, terms = ledger_of(self.terms.client), self.terms
         if ledger.observers or terms.observers:
             observers = (*ledger.observers, *terms.observers)
             self.tally = Tally(observers, ledger.name, self.request, scope)
+        ledger.open += 1
+        try:
+            return await self._carry_out(scope, receive, send)
+        finally:
+            ledger.open -= 1
+            if self.tally is not None:
+                self.tally.close(self.outcome, self.failure)
+
+    async def _carry_out(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        terms, caller = self.terms, Caller(scope, send)
         transport = None if terms.on_response else shortcut(terms.client, self.request)
         relay: Relay | None = getattr(transport, "relay", None)
         watch = Watch(receive, terms.deadline, plain=relay is not None)
-        ledger.open += 1
         try:
             async with watch:
                 try:
@@ -143,34 +154,34 @@ class Exchange:
                     ):
                         await self._open_and_relay(transport, caller, watch)
                 except Exception as exc:
-                    failure = exc  # raised in here, a task group would make it a group
-            # Here nothing is open upstream, and the caller is not watched any more: after the last
-            # part of a body servers report a disconnect that is none.
-            if watch.expired and not watch.left and (watch.cut or failure):
-                failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
-            elif watch.left or isinstance(failure, CallerLeft | ClientDisconnect):
-                self.outcome = caller.outcome_of_leaving
-                await caller.dismiss()
-                return False
-            if failure is not None:
-                self.last = await self._last_words(caller, failure)
-            elif self.replacement is not None:
-                self.outcome = Outcome.REPLACED
-                await self.replacement(scope, receive, send)
-                return True
-            try:
-                await caller.body(self.last, more=False)
-            except CallerLeft:
-                if failure is None:
-                    self.outcome = caller.outcome_of_leaving
-                return False
-            if failure is None:
-                self.outcome = Outcome.COMPLETED
+                    self.failure = exc  # raised in here, a task group would make it a group
+        except anyio.get_cancelled_exc_class():  # not by the watch, which takes its own back
+            if caller.started and terms.error_frame is not None and not watch.left:
+                await self._end_with_frame(caller, terms.error_frame)
+            raise
+        # Here nothing is open upstream, and the caller is not watched any more: after the last
+        # part of a body servers report a disconnect that is none.
+        if watch.expired and not watch.left and (watch.cut or self.failure):
+            self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+        elif watch.left or isinstance(self.failure, CallerLeft | ClientDisconnect):
+            self.failure, self.outcome = None, caller.outcome_of_leaving
+            await caller.dismiss()
+            return False
+        if self.failure is not None:
+            self.last = await self._last_words(caller, self.failure)
+        elif self.replacement is not None:
+            self.outcome = Outcome.REPLACED
+            await self.replacement(scope, receive, send)
             return True
-        finally:
-            ledger.open -= 1
-            if self.tally is not None:
-                self.tally.close(self.outcome, failure)
+        try:
+            await caller.body(self.last, more=False)
+        except CallerLeft:
+            if self.failure is None:
+                self.outcome = caller.outcome_of_leaving
+            return False
+        if self.failure is None:
+            self.outcome = Outcome.COMPLETED
+        return True
 
     async def _relay_as_it_is(self, relay: Relay, caller: Caller, watch: Watch) -> bool:
         """The short way of the usual exchange, with nothing sent up and nothing changed.
@@ -396,6 +407,16 @@ class Exchange:
             async for _ in self._body_of(upstream, decode=False)[0]:
                 pass
 
+    async def _end_with_frame(self, caller: Caller, error_frame: ErrorFrame) -> None:
+        """End a body properly that is cut short from outside; hold that up for a moment only."""
+        with anyio.move_on_after(FRAME_TIMEOUT, shield=True):
+            try:
+                await caller.body(_frame(error_frame, errors.ExchangeCancelled()), more=False)
+            except (CallerLeft, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass  # a middleware between has let go of the body
+            except Exception:
+                logger.warning("the error_frame of a cancelled exchange failed", exc_info=True)
+
     async def _last_words(self, caller: Caller, failure: Exception) -> bytes:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
         if isinstance(failure, httpx.RequestError):
@@ -411,10 +432,7 @@ class Exchange:
             errors.log_failure(error, self.request)
         if caller.started and self.terms.error_frame is not None:
             try:
-                frame = self.terms.error_frame(error)
-                if isinstance(frame, bytes):  # pyright: ignore
-                    return frame
-                error = TypeError(f"error_frame returned {type(frame).__name__}, not bytes")
+                return _frame(self.terms.error_frame, error)
             except Exception as exc:
                 error = exc
         if caller.started:
@@ -431,6 +449,13 @@ def _check_status(status: int) -> None:
 def _has_no_content(method: str, status: int) -> bool:
     """RFC 9110 6.4.1, and 15.3.6 for 205."""
     return method == "HEAD" or status in (204, 205, 304)
+
+
+def _frame(error_frame: ErrorFrame, error: Exception) -> bytes:
+    frame = error_frame(error)
+    if not isinstance(frame, bytes):  # pyright: ignore
+        raise TypeError(f"error_frame returned {type(frame).__name__}, not bytes")
+    return frame
 
 
 def _as_read(upstream: httpx.Response, content: bytes, *, decoded: bool) -> httpx.Response:

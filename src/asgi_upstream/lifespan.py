@@ -13,9 +13,12 @@ import anyio.to_thread
 import httpx
 from starlette.datastructures import State
 
-from .records import Observer, enter, strike
+from .records import Observer, enter, open_exchanges, strike
 
 logger = logging.getLogger("asgi_upstream")
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that a client may take to close before shutdown goes on without it."""
@@ -81,6 +84,7 @@ def client_lifespan(
             enter(client, name, observers, options.get("transport"))
             yield {name: client}
         finally:
+            await _drain(name, client)
             strike(client)
             await _close(name, client)
 
@@ -122,6 +126,18 @@ class _KeepNoCookies(DefaultCookiePolicy):
 
     def set_ok(self, cookie: object, request: object) -> bool:
         return False
+
+
+async def _drain(name: str, client: Any) -> None:
+    """Wait for exchanges that are ending, as uvicorn does not for those that it has cancelled."""
+    with anyio.move_on_after(DRAIN_TIMEOUT, shield=True) as scope:
+        while open_exchanges(client):  # noqa: ASYNC110  an event would cost each exchange
+            await anyio.sleep(0.01)
+    if scope.cancelled_caught:
+        logger.warning(
+            "closing %r with %d exchanges open, after %g s",
+            name, open_exchanges(client), DRAIN_TIMEOUT,
+        )  # fmt: skip
 
 
 async def _close(name: str, client: Any) -> None:
