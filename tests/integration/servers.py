@@ -1,5 +1,6 @@
 """The servers, as real processes, and a caller of raw sockets."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,13 @@ COMMANDS: dict[str, list[str]] = {
     "hypercorn-asyncio": ["hypercorn", "--worker-class", "asyncio"],
     "hypercorn-trio": ["hypercorn", "--worker-class", "trio"],
     "granian": ["granian", "--interface", "asgi", "--workers", "1"],
+}
+# Started where a test is about its workers; all else in it is uvicorn's.
+GUNICORN = "gunicorn"
+GUNICORN_AS_IT_COMES = "gunicorn, uvicorn-worker as it comes"
+WORKER_CLASSES = {
+    GUNICORN: "tests.integration.gunicorn_worker.Worker",
+    GUNICORN_AS_IT_COMES: "uvicorn_worker.UvicornWorker",
 }
 # The same with AsyncioTransport in the app's clients.
 FAST = [f"{name}+asyncio" for name in COMMANDS if name != "hypercorn-trio"]
@@ -47,19 +55,38 @@ def eventually(condition: Callable[[], bool], seconds: float) -> float:
 class Server:
     """The app under one server."""
 
-    def __init__(self, name: str, upstream_url: str, *, app: str = APP) -> None:
+    def __init__(
+        self,
+        name: str,
+        upstream_url: str,
+        *,
+        app: str = APP,
+        options: Sequence[str] = (),
+        grace: int | None = GRACE,
+    ) -> None:
         name, _, transport = name.partition("+")
         self.name, self.transport = name, transport
         self.port = free_port()
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        command = COMMANDS[name]
+        command = COMMANDS.get(name, [])
         if name.startswith("uvicorn"):
-            address += ["--no-proxy-headers", "--timeout-graceful-shutdown", str(GRACE)]
-            address += ["--no-access-log"]
+            address += ["--no-proxy-headers", "--no-access-log"]
+            grace_option = "--timeout-graceful-shutdown"
         elif name.startswith("hypercorn"):
-            address = ["--bind", f"127.0.0.1:{self.port}", "--graceful-timeout", str(GRACE)]
+            address = ["--bind", f"127.0.0.1:{self.port}"]
+            grace_option = "--graceful-timeout"
+        elif name in WORKER_CLASSES:
+            command = ["gunicorn", "--no-control-socket", "--worker-class", WORKER_CLASSES[name]]
+            address = ["--bind", f"127.0.0.1:{self.port}"]
+            grace_option = "--graceful-timeout"
+            if name == GUNICORN and grace is not None:
+                grace += 3  # GRACE is the worker's
         else:
-            address += ["--workers-kill-timeout", str(GRACE), "--backpressure", "2000"]
+            address += ["--backpressure", "2000"]
+            grace_option = "--workers-kill-timeout"
+        if grace is not None:
+            address += [grace_option, str(grace)]
+        address += options
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-m", *command, *address, app],
@@ -73,11 +100,12 @@ class Server:
             },
             stdout=self._log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, to end its workers with it
         )
         try:
             eventually(self._answers, 30)
         except BaseException:
-            self.process.kill()
+            self._kill()
             raise AssertionError(self.log()) from None
         self.pid: int = self.state()["pid"]
 
@@ -100,11 +128,15 @@ class Server:
         try:
             self.process.wait(GRACE + 8)
         finally:
-            self.process.kill()
+            self._kill()
             self.process.wait()
             self.log()
             self._log.close()
         return time.monotonic() - start
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def state(self) -> Any:
         return json.loads(Caller(self, "/state").read().split(b"\r\n\r\n", 1)[1])

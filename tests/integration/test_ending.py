@@ -1,0 +1,164 @@
+"""The table of docs/shutdown.md: what a stop does to open exchanges, on each server."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import NOISE
+from tests.integration.servers import (
+    COMMANDS,
+    FAST,
+    GRACE,
+    GUNICORN,
+    GUNICORN_AS_IT_COMES,
+    Answer,
+    Caller,
+    Server,
+    eventually,
+)
+from tests.integration.upstream import Upstream
+
+KILLERS = ("granian", GUNICORN_AS_IT_COMES)
+"""At the end of their grace they end their workers by SIGKILL, and cancel nothing before."""
+
+HELD: dict[str, tuple[str, dict[str, Any]]] = {
+    "busy, with a frame": ("/plain/streamed/events", {"error_frame": "frame"}),
+    "silent, with a frame": ("/plain/streamed/silent_mid_body", {"error_frame": "frame"}),
+    "head only, with a frame": ("/plain/streamed/silent_after_head", {"error_frame": "frame"}),
+    "busy, without": ("/plain/streamed/events", {}),
+    "silent, without": ("/plain/streamed/silent_mid_body", {}),
+    "before the headers": ("/plain/streamed/never", {"error_frame": "frame"}),
+    "middleware": ("/base/streamed/events", {"error_frame": "frame"}),
+    "bounded": ("/plain/streamed/events", {"error_frame": "frame", "deadline": 1}),
+    "short": ("/plain/streamed/chunks?count=10&delay=0.1", {}),
+}
+
+
+@dataclass
+class Stop:
+    """A server that was stopped while the exchanges of `HELD` were open."""
+
+    server: str
+    answers: dict[str, Answer]
+    seconds: float
+    log: str
+    left_at_the_upstream: int
+
+    @property
+    def kills(self) -> bool:
+        return self.server.partition("+")[0] in KILLERS
+
+
+@pytest.fixture(
+    scope="module", params=[*COMMANDS, *FAST, GUNICORN, GUNICORN + "+asyncio", GUNICORN_AS_IT_COMES]
+)
+def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
+    server = Server(request.param, upstream.url, app="tests.integration.one_client_app:app")
+    try:
+        callers = {name: Caller(server, path, **options) for name, (path, options) in HELD.items()}
+        # On trio hypercorn would never end: it shields its writes.
+        deaf = [] if request.param == "hypercorn-trio" else ["/plain/streamed/pour"]
+        deaf_callers = [Caller(server, path, error_frame="frame") for path in deaf]
+        eventually(lambda: upstream.busy == len(callers) + len(deaf_callers), 5)
+        time.sleep(0.3)  # so that every server watches its callers
+        with ThreadPoolExecutor(len(callers)) as pool:
+            reading = {name: pool.submit(caller.read) for name, caller in callers.items()}
+            seconds = server.stop()
+            answers = {name: Answer(data.result()) for name, data in reading.items()}
+    finally:
+        server.stop()
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: upstream.busy == 0, 2)
+    yield Stop(request.param, answers, seconds, server.log(), upstream.busy)
+    for caller in Caller.open:
+        caller.leave()
+    Caller.open.clear()
+
+
+@pytest.mark.parametrize(
+    "name", ["busy, with a frame", "silent, with a frame", "head only, with a frame"]
+)
+def test_a_stream_ends_with_its_error_frame_unless_the_server_kills_its_workers(
+    stop: Stop, name: str
+) -> None:
+    answer = stop.answers[name]
+    assert answer.status == 200
+    frame = b"event: error\ndata: ExchangeCancelled\n\n"
+    assert (answer.complete, answer.body.endswith(frame)) == (not stop.kills, not stop.kills)
+
+
+@pytest.mark.parametrize("name", ["busy, without", "silent, without"])
+def test_a_stream_without_an_error_frame_is_cut_so_that_its_caller_can_tell(
+    stop: Stop, name: str
+) -> None:
+    assert stop.answers[name].status == 200
+    assert not stop.answers[name].complete
+
+
+def test_a_caller_who_waits_for_the_headers_is_not_answered_as_if_all_were_well(
+    stop: Stop,
+) -> None:
+    closes = stop.kills or stop.server == "hypercorn-trio"
+    assert stop.answers["before the headers"].status == (0 if closes else 500)
+
+
+def test_a_middleware_of_starlettes_lets_no_frame_pass_and_the_stream_is_cut(stop: Stop) -> None:
+    answer = stop.answers["middleware"]
+    assert not answer.complete
+
+
+def test_a_short_answer_under_way_is_finished_within_the_grace(stop: Stop) -> None:
+    answer = stop.answers["short"]
+    expected = b"".join(b"chunk-%d;" % number for number in range(10))
+    assert (answer.status, answer.complete, answer.body) == (200, True, expected)
+
+
+def test_a_stream_whose_deadline_is_within_the_grace_has_its_frame_on_every_server(
+    stop: Stop,
+) -> None:
+    answer = stop.answers["bounded"]
+    assert answer.complete
+    assert answer.body.endswith(b"event: error\ndata: UpstreamTimeout\n\n")
+
+
+def test_the_server_ends_soon_after_its_grace_though_one_caller_reads_nothing(
+    stop: Stop,
+) -> None:
+    assert stop.seconds < GRACE + 5
+
+
+def test_nothing_stays_open_at_the_upstream(stop: Stop) -> None:
+    assert stop.left_at_the_upstream == 0
+
+
+def test_a_stop_is_not_logged_as_a_failure_of_the_upstream(stop: Stop) -> None:
+    warnings = [line for line in stop.log.splitlines() if line.startswith("asgi_upstream WARN")]
+    assert [line for line in warnings if "UpstreamTimeout" not in line] == []
+    for noise in NOISE:
+        assert noise not in stop.log
+
+
+@pytest.mark.parametrize("name", ["uvicorn-h11", "uvicorn-httptools", "granian"])
+def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
+    upstream: Upstream, name: str
+) -> None:
+    server = Server(name, upstream.url, grace=None)
+    try:
+        caller = Caller(server, "/plain/streamed/events")
+        caller.read(b"data: ")
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(GRACE + 1)
+        assert server.process.poll() is None
+        for _ in range(10):
+            caller.read(b"data: ")
+        caller.leave()
+        eventually(lambda: server.process.poll() is not None, 5)
+        assert upstream.busy == 0
+    finally:
+        server.stop()

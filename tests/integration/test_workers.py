@@ -1,0 +1,187 @@
+"""Servers with several workers: whose connections they are, and what a restart does to answers."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
+from tests.integration.upstream import Upstream
+
+APP = "tests.integration.one_client_app:app"
+PLACES = 3
+WHOLE = b"".join(b"chunk-%d;" % number for number in range(5))
+
+
+def workers_of(requests: list[bytes]) -> Counter[int]:
+    """How many requests each process sent."""
+    found = (re.search(rb"x-worker: (\d+)", request) for request in requests)
+    return Counter(int(match[1]) for match in found if match)
+
+
+@contextmanager
+def serving(name: str, upstream: Upstream, *options: str) -> Iterator[Server]:
+    server = Server(name, upstream.url, app=APP, options=options)
+    try:
+        yield server
+    finally:
+        for caller in Caller.open:
+            caller.leave()
+        Caller.open.clear()
+        server.stop()
+
+
+# Access to the upstream.
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [("uvicorn-httptools", 4), ("granian", 2), ("hypercorn-asyncio", 2), (GUNICORN, 2)],
+)
+@pytest.mark.parametrize("transport", ["", "+asyncio"])
+def test_each_worker_has_a_pool_of_its_own(
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    workers: int,
+    transport: str,
+) -> None:
+    monkeypatch.setenv("MAX_CONNECTIONS", str(PLACES))
+    before = len(upstream.requests)
+
+    def under_way() -> Counter[int]:
+        return workers_of(upstream.requests[before:])
+
+    full = PLACES * workers
+    with serving(name + transport, upstream, "--workers", str(workers)) as server:
+        for _ in range(400):  # which worker takes a connection is the kernel's choice
+            if upstream.busy == full:
+                break
+            Caller(server, "/plain/streamed/never")
+            time.sleep(0.02)
+        eventually(lambda: upstream.busy == full, 10)
+        for _ in range(2 * full):
+            Caller(server, "/plain/streamed/never")
+        time.sleep(0.5)
+        assert upstream.busy == full
+        assert sorted(under_way().values()) == [PLACES] * workers
+    eventually(lambda: upstream.busy == 0, 5)
+
+
+def test_the_table_of_the_docs_is_its_own_arithmetic() -> None:
+    text = (ROOT / "docs/workers.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \+ (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
+    assert len(rows) >= 6
+    for limit, replicas, surge, workers, each, most in (map(int, row) for row in rows):
+        pools = (replicas + surge) * workers
+        assert (each, most) == (limit // pools, limit // pools * pools)
+
+
+# Restarts under load.
+
+
+class Load:
+    """Callers who ask one after the other, each on a connection of its own, until it is ended."""
+
+    def __init__(self, server: Server, callers: int = 6, seconds: float = 25) -> None:
+        self.answers: list[Answer] = []
+        self.unanswered = 0
+        self._server = server
+        self._until = time.monotonic() + seconds
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(callers)
+        self._asking = [self._pool.submit(self._ask) for _ in range(callers)]
+
+    def _ask(self) -> None:
+        while not self._over.is_set() and time.monotonic() < self._until:
+            try:
+                caller = Caller(self._server, "/plain/streamed/chunks?count=5&delay=0.03")
+                data = caller.read()
+            except OSError:
+                data = b""
+            if data:
+                self.answers.append(Answer(data))
+            else:
+                self.unanswered += 1
+                time.sleep(0.02)
+
+    def end(self) -> None:
+        self._over.set()
+        self._pool.shutdown()
+        for asking in self._asking:
+            asking.result()
+
+
+def check(load: Load) -> None:
+    """No answer that had started was lost."""
+    assert len(load.answers) > 20
+    for answer in load.answers:
+        assert (answer.status, answer.complete, answer.body) == (200, True, WHOLE)
+    assert load.unanswered <= len(load.answers) / 10
+
+
+RECYCLES = {
+    "uvicorn-httptools": ["--workers", "2", "--limit-max-requests", "40"],
+    "hypercorn-asyncio": ["--workers", "1", "--max-requests", "40"],
+    GUNICORN: ["--workers", "2", "--max-requests", "40"],
+}
+
+
+@pytest.mark.parametrize("name", RECYCLES)
+def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_started(
+    upstream: Upstream, name: str
+) -> None:
+    before = len(upstream.requests)
+    with serving(name, upstream, *RECYCLES[name]) as server:
+        load = Load(server)
+        try:
+            eventually(lambda: len(workers_of(upstream.requests[before:])) >= 4, 25)
+        finally:
+            load.end()
+    check(load)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uvicorn-httptools",
+        "granian",
+        pytest.param(
+            "hypercorn-asyncio",
+            marks=pytest.mark.xfail(reason="hypercorn 0.18 ends all workers with the first"),
+        ),
+        GUNICORN,
+    ],
+)
+def test_a_stop_of_several_workers_finishes_a_short_answer(upstream: Upstream, name: str) -> None:
+    with serving(name, upstream, "--workers", "2") as server, ThreadPoolExecutor(1) as pool:
+        caller = Caller(server, "/plain/streamed/chunks?count=15&delay=0.1")
+        caller.read(b"chunk-0;")
+        reading = pool.submit(caller.read)
+        server.stop()
+        assert reading.result().endswith(b"chunk-14;\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("name", ["uvicorn-httptools", "granian", "hypercorn-asyncio", GUNICORN])
+def test_a_reload_by_sighup_loses_no_answer_that_had_started(upstream: Upstream, name: str) -> None:
+    before = len(upstream.requests)
+    with serving(name, upstream, "--workers", "2") as server:
+        load = Load(server)
+        try:
+            eventually(lambda: len(load.answers) > 30, 15)
+            old = set(workers_of(upstream.requests[before:]))
+            os.kill(server.process.pid, signal.SIGHUP)
+            mark = len(upstream.requests)
+            eventually(lambda: len(set(workers_of(upstream.requests[mark:])) - old) >= 1, 20)
+            more = len(load.answers) + 60
+            eventually(lambda: len(load.answers) > more, 15)
+        finally:
+            load.end()
+    check(load)
