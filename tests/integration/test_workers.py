@@ -155,7 +155,10 @@ def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_star
         "granian",
         pytest.param(
             "hypercorn-asyncio",
-            marks=pytest.mark.xfail(reason="hypercorn 0.18 ends all workers with the first"),
+            marks=pytest.mark.xfail(
+                reason="hypercorn 0.18 ends all workers with the first",
+                strict=False,  # a second worker that is slow to start ends late
+            ),
         ),
         GUNICORN,
     ],
