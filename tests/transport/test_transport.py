@@ -659,6 +659,23 @@ async def test_on_a_new_connection_it_is_sent_once() -> None:
         assert len(serve.requests) == 1
 
 
+async def test_an_upstream_that_is_slow_on_a_reused_connection_is_not_asked_twice() -> None:
+    seen: list[bytes] = []
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(OK)
+        seen.append(await read_request(reader))
+        await reader.read()
+
+    async with Upstream(slow) as upstream, client(upstream) as c:
+        await c.get("/first")
+        with pytest.raises(httpx.ReadTimeout):
+            await c.get("/second", timeout=httpx.Timeout(10, read=0.2))
+        assert len(seen) == 2
+        assert len(upstream.peers) == 1
+
+
 async def stream_of_parts() -> AsyncIterator[bytes]:
     yield b"part"
 

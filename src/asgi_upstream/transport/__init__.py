@@ -179,7 +179,8 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
                 stale = connection.exchanges > 1 and not connection.answered
                 can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
-                if again or not (stale and can_repeat and isinstance(exc, httpx.TransportError)):
+                closed = isinstance(exc, httpx.NetworkError | httpx.RemoteProtocolError)
+                if again or not (stale and can_repeat and closed):  # who is slow is not asked twice
                     raise
                 again = True
 
