@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -74,7 +75,8 @@ NAMED: dict[str, Any] = {
 
 def respond(request: Request, client: httpx.AsyncClient, kind: str, path: str) -> Response:
     options = json.loads(request.headers.get("x-options", "{}"))
-    timeout = httpx.Timeout(options.pop("timeout", TIMEOUT))
+    timeout = options.pop("timeout", TIMEOUT)
+    timeout = httpx.Timeout(**timeout) if isinstance(timeout, dict) else httpx.Timeout(timeout)
     url = options.pop("url", f"{UPSTREAM}/{path}?{request.url.query}")
     upload = options.pop("upload", False)
     outgoing = client.build_request(
@@ -152,14 +154,20 @@ handling = routes(FastAPI())
 handling.add_exception_handler(UpstreamError, handled)
 
 
-def client(*, limits: httpx.Limits | None = None, **options: Any) -> Lifespan[object]:
+def client(
+    *,
+    limits: httpx.Limits | None = None,
+    verify: ssl.SSLContext | bool = True,
+    **options: Any,
+) -> Lifespan[object]:
     """A client on the transport that this run of the tests is about."""
     limits = limits or httpx.Limits(max_connections=100, max_keepalive_connections=20)
     if os.environ.get("TRANSPORT") == "asyncio":
         from asgi_upstream.transport import AsyncioTransport
 
-        return client_lifespan(transport=AsyncioTransport(limits=limits), **options)
-    return client_lifespan(limits=limits, trust_env=False, **options)
+        transport = AsyncioTransport(limits=limits, verify=verify)
+        return client_lifespan(transport=transport, **options)
+    return client_lifespan(limits=limits, verify=verify, trust_env=False, **options)
 
 
 app = FastAPI(

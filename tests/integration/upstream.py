@@ -6,16 +6,14 @@
 import asyncio
 import contextlib
 import gzip
-import socket
 import ssl
-import struct
-import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Self
 from urllib.parse import parse_qs, urlsplit
+
+from tests.integration.in_thread import InThread, reset
 
 OK = b"HTTP/1.1 200 OK\r\nx-upstream: yes\r\n"
 TEXT = OK + b"content-type: application/octet-stream\r\n"
@@ -36,9 +34,7 @@ class Exchange:
         return self.head.split(b" ", 1)[0].decode()
 
     def reset(self) -> None:
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
+        reset(self.writer)
 
     async def write(self, data: bytes) -> None:
         self.writer.write(data)
@@ -238,7 +234,7 @@ async def bomb(e: Exchange) -> None:
 
 
 @dataclass
-class Upstream:
+class Upstream(InThread):
     """The server, in a thread of its own."""
 
     tls: ssl.SSLContext | None = None
@@ -247,33 +243,6 @@ class Upstream:
     requests: list[bytes] = field(default_factory=list)
     sent: int = 0
     port: int = 0
-
-    def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-
-        async def main() -> None:
-            self._stop = asyncio.Event()
-            server = await asyncio.start_server(
-                self._connection, "127.0.0.1", 0, ssl=self.tls, backlog=2048
-            )
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await self._stop.wait()
-            server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-
-        self._loop.set_exception_handler(lambda loop, context: None)
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(main(),))
-        self._thread.start()
-        ready.wait(10)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        self._loop.close()
 
     @property
     def url(self) -> str:

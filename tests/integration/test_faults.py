@@ -1,0 +1,484 @@
+"""What a caller gets when the network, TLS, DNS, the process or its log fails; nothing stays open.
+
+Faults of the network are those of `fault_proxy.py`, between the app and its upstream.
+"""
+
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.integration.fault_app import HOST
+from tests.integration.fault_proxy import End, Fault, FaultProxy
+from tests.integration.servers import Answer, Caller, Server, ask, eventually
+from tests.integration.upstream import Upstream
+
+APP = "tests.integration.fault_app:app"
+# The stock transport on asyncio's own event loop, on trio and on uvloop; ours on asyncio's, uvloop.
+RESOLVING = ["uvicorn-h11", "uvicorn-h11+asyncio", "hypercorn-trio"]
+SERVERS = [*RESOLVING, "granian", "uvicorn-httptools+asyncio"]
+"""Those on uvloop resolve names by its own means, so the app cannot put others in their place."""
+
+SHORT = 0.3
+"""Seconds of timeouts that are to pass."""
+LONG = 30.0
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def secure(authority: trustme.CA) -> Iterator[Upstream]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with Upstream(tls) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def running(
+    request: pytest.FixtureRequest,
+    upstream: Upstream,
+    authority: trustme.CA,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    file = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UPSTREAM_CA", str(file))
+        server = Server(request.param, upstream.url, app=APP)
+    yield server
+    server.stop()
+
+
+def only_on(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("running", names, indirect=True)
+
+
+@pytest.fixture
+def proxy(server: Server, upstream: Upstream) -> Iterator[FaultProxy]:
+    """Before the upstream. No test may leave a connection to it open that failed."""
+    with FaultProxy(upstream.port) as proxy:
+        yield proxy
+        proxy.fault = Fault()
+        assert through(proxy, server, "plain/streamed/item").status == 200  # as if nothing had been
+        # That one may be kept for another.
+        eventually(lambda: proxy.open <= 1, 2)
+
+
+def through(proxy: FaultProxy, server: Server, path: str, **options: Any) -> Answer:
+    """What a caller gets of the upstream behind the proxy."""
+    kind, _, behaviour = path.rpartition("/")
+    url = f"http://127.0.0.1:{proxy.port}/{behaviour}"
+    return ask(server, f"/{kind}/{behaviour}", url=url, **options)
+
+
+# Before the start.
+
+BEFORE: dict[str, tuple[Fault, int]] = {
+    "closes at once": (Fault(End.CLOSE), 502),
+    "resets at once": (Fault(End.RESET), 502),
+    "closes within the request": (Fault(End.CLOSE, up=20), 502),
+    "resets within the request": (Fault(End.RESET, up=20), 502),
+    "closes within the head": (Fault(End.CLOSE, down=20), 502),
+    "resets within the head": (Fault(End.RESET, down=20), 502),
+    "half-open at once": (Fault(End.SILENT), 504),
+    "half-open within the request": (Fault(End.SILENT, up=20), 504),
+    "half-open within the head": (Fault(End.SILENT, down=20), 504),
+    "never reads": (Fault(End.DEAF), 504),
+    "late": (Fault(delay=2 * SHORT), 504),
+}
+kinds = pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered"])
+
+
+@kinds
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_fault_before_the_start_is_an_error_status(
+    server: Server, proxy: FaultProxy, kind: str, name: str
+) -> None:
+    proxy.fault, status = BEFORE[name]
+    answer = through(proxy, server, f"{kind}/item", timeout=SHORT if status == 504 else LONG)
+    assert (answer.status, answer.complete) == (status, True)
+    if proxy.fault.end is not End.DEAF:  # who does not read does not see the end
+        eventually(lambda: proxy.open == 0, 2)
+
+
+@kinds
+def test_a_trickle_of_a_head_ends_at_the_deadline(
+    server: Server, proxy: FaultProxy, kind: str
+) -> None:
+    proxy.fault = Fault(piece=1, delay=0.05, only="down")
+    answer = through(proxy, server, f"{kind}/item?size=10", timeout=SHORT, deadline=3 * SHORT)
+    assert answer.status == 504
+    assert float(answer.field(b"x-seconds") or 0) >= 3 * SHORT  # no read was too slow
+    eventually(lambda: proxy.open == 0, 2)
+
+
+def test_a_peer_that_accepts_no_connection_is_504(server: Server) -> None:
+    with socket.socket() as listening, socket.socket() as fills, socket.socket() as waits:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for other in (fills, waits):  # Linux drops what comes when the backlog is full
+            other.setblocking(False)
+            other.connect_ex(listening.getsockname())
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        assert ask(server, "/plain/streamed/item", url=url, timeout=SHORT).status == 504
+
+
+# In the middle of the body.
+
+DURING: dict[str, Fault] = {
+    "closes": Fault(End.CLOSE, down=100_000),
+    "resets": Fault(End.RESET, down=100_000),
+    "half-open": Fault(End.SILENT, down=100_000),
+    "never reads": Fault(End.DEAF, down=100_000),
+}
+BREAKS = ("closes", "resets")
+during = pytest.mark.parametrize("name", DURING)
+bodies = pytest.mark.parametrize("body", ["item?size=300000", "pour"])
+
+
+@bodies
+@during
+def test_a_fault_in_the_body_cuts_it_off_for_the_caller(
+    server: Server, proxy: FaultProxy, upstream: Upstream, name: str, body: str
+) -> None:
+    proxy.fault = DURING[name]
+    answer = through(
+        proxy, server, f"plain/streamed/{body}", timeout=LONG if name in BREAKS else SHORT
+    )
+    assert answer.status == 200
+    assert not answer.complete
+    proxy.fault = Fault()
+    eventually(lambda: proxy.open == 0, 2)
+    eventually(lambda: upstream.busy == 0, 2)
+
+
+@during
+def test_an_error_frame_ends_a_body_with_a_fault(
+    server: Server, proxy: FaultProxy, name: str
+) -> None:
+    proxy.fault = DURING[name]
+    answer = through(
+        proxy,
+        server,
+        "plain/streamed/pour",
+        timeout=LONG if name in BREAKS else SHORT,
+        error_frame="frame",
+    )
+    assert (answer.status, answer.complete) == (200, True)
+    assert b"event: error\ndata: " in answer.body[-60:]
+
+
+@during
+def test_a_fault_in_a_buffered_body_is_an_error_status(
+    server: Server, proxy: FaultProxy, name: str
+) -> None:
+    proxy.fault = DURING[name]
+    answer = through(
+        proxy, server, "plain/buffered/item?size=300000", timeout=LONG if name in BREAKS else SHORT
+    )
+    assert answer.status == (502 if name in BREAKS else 504)
+
+
+def test_a_trickle_of_a_body_ends_at_the_deadline(server: Server, proxy: FaultProxy) -> None:
+    proxy.fault = Fault(piece=20, delay=0.02, only="down")
+    answer = through(
+        proxy, server, "plain/streamed/item?size=10000", timeout=SHORT, deadline=4 * SHORT
+    )
+    assert answer.status == 200
+    assert not answer.complete
+    eventually(lambda: proxy.open == 0, 2)
+
+
+# What is slow, and no more.
+
+
+@kinds
+def test_a_trickle_of_one_byte_at_a_time_arrives_whole(
+    server: Server, proxy: FaultProxy, kind: str
+) -> None:
+    proxy.fault = Fault(piece=1, delay=0.0001)
+    for body, expected in (("item?size=50", b"x" * 50), ("chunks?count=2", b"chunk-0;chunk-1;")):
+        answer = through(proxy, server, f"{kind}/{body}")
+        assert (answer.status, answer.body, answer.complete) == (200, expected, True)
+
+
+@kinds
+def test_a_delay_delays_and_changes_nothing(server: Server, proxy: FaultProxy, kind: str) -> None:
+    proxy.fault = Fault(delay=0.1)
+    begun = time.monotonic()
+    answer = through(proxy, server, f"{kind}/item?size=300000")
+    assert (answer.status, answer.body) == (200, b"x" * 300_000)
+    assert time.monotonic() - begun >= 0.2
+
+
+# Connections that are idle.
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+def test_a_connection_that_ends_while_idle_is_nobodys_error(
+    server: Server, proxy: FaultProxy, end: End
+) -> None:
+    assert through(proxy, server, "plain/streamed/item").status == 200
+    for number in range(2, 6):
+        proxy.cut(end)
+        assert through(proxy, server, "plain/streamed/item").status == 200
+        assert proxy.accepted == number
+
+
+def test_a_connection_that_went_silent_while_idle_costs_one_timeout(
+    server: Server, proxy: FaultProxy
+) -> None:
+    assert through(proxy, server, "plain/streamed/item").status == 200
+    proxy.cut(End.SILENT)
+    assert through(proxy, server, "plain/streamed/item", timeout=SHORT).status == 504
+    assert through(proxy, server, "plain/streamed/item", timeout=SHORT).status == 200
+    assert proxy.accepted == 2
+
+
+# Uploads.
+
+UPLOADS: dict[str, tuple[Fault, int]] = {
+    "closes": (Fault(End.CLOSE, up=100_000), 502),
+    "resets": (Fault(End.RESET, up=100_000), 502),
+    "half-open": (Fault(End.SILENT, up=100_000), 504),
+    "never reads": (Fault(End.DEAF, up=100_000), 504),
+}
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+def test_a_fault_in_an_upload_is_an_error_status(
+    server: Server, proxy: FaultProxy, upstream: Upstream, name: str
+) -> None:
+    proxy.fault, status = UPLOADS[name]
+    size = 16 << 20  # more than all buffers on the way hold
+    caller = Caller(
+        server,
+        "/plain/streamed/echo",
+        method="POST",
+        fields=f"content-length: {size}\r\n",
+        url=f"http://127.0.0.1:{proxy.port}/echo",
+        upload=True,
+        timeout=SHORT if status == 504 else LONG,
+    )
+
+    def send() -> None:
+        with contextlib.suppress(OSError):  # it is answered before it is sent
+            caller.socket.sendall(bytes(size))
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    answer = Answer(caller.read(b"}"))
+    assert (answer.status, answer.complete) == (status, True)
+    with contextlib.suppress(OSError):
+        caller.socket.shutdown(socket.SHUT_RDWR)  # so that the thread ends
+    sending.join(10)
+    proxy.fault = Fault()
+    eventually(lambda: proxy.open == 0, 2)
+    eventually(lambda: upstream.busy == 0, 2)
+
+
+# Callers who leave an upstream with a fault.
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
+@pytest.mark.parametrize("down", [0, 20, 300])
+def test_a_caller_who_leaves_a_half_open_upstream_frees_the_connection(
+    server: Server, proxy: FaultProxy, upstream: Upstream, down: int, reset: bool
+) -> None:
+    proxy.fault = Fault(End.SILENT, down=down)
+    url = f"http://127.0.0.1:{proxy.port}/pour"
+    caller = Caller(server, "/plain/streamed/pour", url=url)
+    eventually(lambda: upstream.busy == 1, 2)
+    caller.leave(reset=reset)
+    eventually(lambda: proxy.open == 0, 2)
+
+
+# TLS.
+
+
+@kinds
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.SILENT])
+@pytest.mark.parametrize("body", ["item?size=300000", "pour"])
+def test_tls_that_breaks_off_in_the_body_is_truncation(
+    server: Server, secure: Upstream, kind: str, end: End, body: str
+) -> None:
+    with FaultProxy(secure.port) as proxy:
+        url = f"https://127.0.0.1:{proxy.port}/"
+        path = kind.replace("plain/", "/plain/trusting/")
+        answer = ask(server, f"{path}/item", url=f"{url}item")
+        assert (answer.status, answer.complete) == (200, True)
+        proxy.fault = Fault(end, down=100_000)  # with no close_notify, as none comes from it
+        timeout = SHORT if end is End.SILENT else LONG
+        answer = ask(server, f"{path}/item", url=url + body, timeout=timeout)
+        if "buffered" in kind:
+            assert answer.status == (504 if end is End.SILENT else 502)
+        else:
+            assert answer.status == 200
+            assert not answer.complete
+        eventually(lambda: proxy.open == 0, 2)
+        eventually(lambda: secure.busy == 0, 2)
+        proxy.fault = Fault()
+        assert ask(server, f"{path}/item", url=f"{url}item").complete
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.SILENT])
+def test_tls_that_breaks_off_in_the_handshake_is_an_error_status(
+    server: Server, secure: Upstream, end: End
+) -> None:
+    with FaultProxy(secure.port) as proxy:
+        proxy.fault = Fault(end, down=500)
+        url = f"https://127.0.0.1:{proxy.port}/item"
+        timeout = SHORT if end is End.SILENT else LONG
+        answer = ask(server, "/plain/trusting/streamed/item", url=url, timeout=timeout)
+        assert answer.status == (504 if end is End.SILENT else 502)
+        eventually(lambda: proxy.open == 0, 2)
+
+
+# DNS.
+
+
+@pytest.fixture
+def resolver(server: Server) -> Iterator[None]:
+    yield
+    ask(server, "/resolver")
+
+
+def by_name(proxy: FaultProxy, server: Server, **options: Any) -> Answer:
+    return ask(server, "/plain/streamed/item", url=f"http://{HOST}:{proxy.port}/item", **options)
+
+
+@only_on(*RESOLVING)
+@pytest.mark.usefixtures("resolver")
+def test_dns_that_fails_is_502_until_it_recovers(server: Server, proxy: FaultProxy) -> None:
+    for _ in range(3):
+        ask(server, "/resolver?fails=true")
+        answer = by_name(proxy, server)
+        assert (answer.status, answer.body) == (502, b'{"detail":"The upstream cannot be reached"}')
+        ask(server, "/resolver")
+        assert by_name(proxy, server).status == 200
+        proxy.cut(End.CLOSE)
+
+
+@only_on(*RESOLVING)
+@pytest.mark.usefixtures("resolver")
+def test_a_connection_that_is_kept_needs_no_dns(server: Server, proxy: FaultProxy) -> None:
+    assert by_name(proxy, server).status == 200
+    ask(server, "/resolver?fails=true")
+    assert by_name(proxy, server).status == 200
+    assert proxy.accepted == 1
+    proxy.cut(End.CLOSE)
+
+
+@only_on(*RESOLVING)
+@pytest.mark.usefixtures("resolver")
+def test_dns_that_is_slow_is_504_after_the_connect_timeout(
+    server: Server, proxy: FaultProxy
+) -> None:
+    ask(server, "/resolver?delay=3")
+    answer = by_name(proxy, server, timeout=SHORT)
+    assert answer.status == 504
+    assert float(answer.field(b"x-seconds") or 9) < 2
+    ask(server, "/resolver")
+    assert by_name(proxy, server).status == 200
+    proxy.cut(End.CLOSE)
+
+
+# No descriptors left.
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Kept:
+    """A caller who keeps its connection, which no server can refuse any more."""
+
+    def __init__(self, server: Server) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+
+    def ask(self, path: str, **fields: str) -> int:
+        self._connection.request("GET", path, headers=fields)
+        response = self._connection.getresponse()
+        response.read()
+        return response.status
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def test_a_process_out_of_descriptors_answers_502_does_not_spin_and_recovers(
+    server: Server, upstream: Upstream
+) -> None:
+    callers = [Kept(server) for _ in range(20)]
+    waiting: list[socket.socket] = []
+    with FaultProxy(upstream.port) as proxy:
+        options = f'{{"url": "http://127.0.0.1:{proxy.port}/item", "timeout": 5}}'
+        broken = options.replace(str(proxy.port), "9")
+        for caller in callers:  # Python may need descriptors for what it does for the first time
+            assert caller.ask("/plain/streamed/item", **{"x-options": broken}) == 502
+        assert callers[0].ask("/descriptors?spare=0") == 200
+        try:
+            # Callers whom the server cannot accept. Granian spins for them, by itself.
+            for _ in range(0 if server.name == "granian" else 5):
+                waiting.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            before, until = cpu_seconds(server.pid), time.monotonic() + 1.5
+            statuses = [
+                caller.ask("/plain/streamed/item", **{"x-options": options}) for caller in callers
+            ]
+            while time.monotonic() < until:
+                time.sleep(0.05)
+            spent = cpu_seconds(server.pid) - before
+        finally:
+            assert callers[0].ask("/descriptors") == 200
+        for caller in callers:
+            assert caller.ask("/plain/streamed/item", **{"x-options": options}) == 200
+            caller.close()
+        for sock in waiting:
+            sock.close()
+        assert set(statuses) == {502}
+        assert spent < 0.8
+        eventually(lambda: proxy.open <= 1, 2)
+    assert ask(server, "/plain/streamed/item").status == 200
+
+
+# A log that fails.
+
+
+@pytest.fixture(params=["full", "handler", "filter"])
+def log(request: pytest.FixtureRequest, server: Server) -> Iterator[str]:
+    ask(server, f"/logging?to={request.param}")
+    yield request.param
+    ask(server, "/logging")
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed"])
+def test_a_log_that_fails_changes_no_answer(server: Server, proxy: FaultProxy, kind: str) -> None:
+    proxy.fault = Fault(End.RESET)
+    assert through(proxy, server, f"{kind}/item").status == 502
+    proxy.fault = Fault(End.SILENT)
+    assert through(proxy, server, f"{kind}/item", timeout=SHORT).status == 504
+    proxy.fault = DURING["resets"]
+    answer = through(proxy, server, f"{kind}/item?size=300000")
+    if "buffered" in kind:
+        assert answer.status == 502
+    else:
+        assert (answer.status, answer.complete) == (200, False)
+        assert not through(proxy, server, f"{kind}/pour").complete
+        answer = through(proxy, server, f"{kind}/pour", error_frame="frame")
+        assert answer.complete
+    eventually(lambda: proxy.open == 0, 2)
