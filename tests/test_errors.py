@@ -304,3 +304,24 @@ def test_what_is_not_of_httpx_is_not_logged(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="x"), upstream_errors():
         raise ValueError("x")
     assert caplog.records == []
+
+
+def test_what_anyio_raises_of_a_connection_reset_at_once_is_a_connect_error() -> None:
+    with pytest.raises(UpstreamConnectError), upstream_errors():
+        raise AttributeError("no attribute 'getpeername'", name="getpeername", obj=None)
+    with pytest.raises(AttributeError), upstream_errors():
+        raise AttributeError("a mistake in the app", name="getpeername", obj=object())
+
+
+def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the log cannot be written")
+
+    handler = Raises()
+    logging.getLogger("asgi_upstream").addHandler(handler)
+    try:
+        with pytest.raises(UpstreamConnectError), upstream_errors():
+            raise httpx.ConnectError("refused")
+    finally:
+        logging.getLogger("asgi_upstream").removeHandler(handler)

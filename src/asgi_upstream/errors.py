@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import httpx
 from starlette.exceptions import HTTPException
@@ -88,12 +88,24 @@ _OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits dec
 
 def as_upstream_error(exc: Exception) -> UpstreamError | None:
     """One of the errors above for one of httpx's, its `__cause__`; None for any other."""
+    if _was_reset_at_once(exc):
+        error: UpstreamError = UpstreamConnectError()
+        error.__cause__ = exc
+        return error
     for theirs, ours in _OURS.items():
         if isinstance(exc, theirs):
             error = ours()
             error.__cause__ = exc
             return error
     return exc if isinstance(exc, UpstreamError) else None
+
+
+def _was_reset_at_once(exc: BaseException | None) -> TypeGuard[AttributeError]:
+    """What httpx's own transport raises on uvloop if the upstream resets as soon as it accepts.
+
+    anyio 4 asks a socket for its peer that uvloop has closed already.
+    """
+    return isinstance(exc, AttributeError) and exc.obj is None and exc.name == "getpeername"
 
 
 def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
@@ -124,10 +136,10 @@ class upstream_errors:
         return None
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError):
+        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError) or _was_reset_at_once(exc):
             error = as_upstream_error(exc) or UpstreamError()
             try:
-                log_failure(error, exc.request)
+                log_failure(error, getattr(exc, "request", None))
             except RuntimeError:  # it was raised by code that set no request on it
                 log_failure(error, None)
             raise error from exc
