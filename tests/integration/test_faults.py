@@ -8,6 +8,7 @@ import http.client
 import os
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -123,6 +124,24 @@ def test_a_trickle_of_a_head_ends_at_the_deadline(
     assert answer.status == 504
     assert float(answer.field(b"x-seconds") or 0) >= 3 * SHORT  # no read was too slow
     eventually(lambda: proxy.open == 0, 2)
+
+
+def test_a_peer_that_resets_as_soon_as_it_accepts_is_502(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+        def serve() -> None:
+            for _ in range(60):
+                with listening.accept()[0] as connection:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+        listening.settimeout(20)
+        serving = threading.Thread(target=serve)
+        serving.start()
+        statuses = [ask(server, "/plain/streamed/item", url=url).status for _ in range(60)]
+        serving.join(20)
+    assert set(statuses) == {502}
 
 
 def test_a_peer_that_accepts_no_connection_is_504(server: Server) -> None:
