@@ -96,8 +96,12 @@ class FaultProxy(InThread):
     def _call(self, function: Callable[[], None]) -> None:
         """Call it in the loop of the proxy, and wait until that is done."""
         done = threading.Event()
-        self._loop.call_soon_threadsafe(function)
-        self._loop.call_soon_threadsafe(done.set)
+
+        def act() -> None:
+            function()
+            self._loop.call_soon(done.set)  # behind the sockets that close
+
+        self._loop.call_soon_threadsafe(act)
         assert done.wait(10)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
