@@ -1,5 +1,6 @@
 """Failures of an upstream as HTTP errors: statuses, details, mapping, and the log line."""
 
+import errno
 import logging
 import pickle
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from asgi_upstream import (
     UpstreamTimeout,
     upstream_errors,
 )
+from asgi_upstream.errors import as_upstream_error
 
 ALL = [
     UpstreamError,
@@ -325,3 +327,9 @@ def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
             raise httpx.ConnectError("refused")
     finally:
         logging.getLogger("asgi_upstream").removeHandler(handler)
+
+
+def test_no_descriptor_left_is_no_connection_whatever_httpx_lets_pass() -> None:
+    error = as_upstream_error(OSError(errno.EMFILE, "Too many open files"))
+    assert type(error) is UpstreamConnectError
+    assert as_upstream_error(OSError(errno.ENOENT, "the author's own file")) is None

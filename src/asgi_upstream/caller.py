@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,9 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .headers import RawHeaders
+from .log import logger
 from .records import Outcome
-
-logger = logging.getLogger("asgi_upstream")
 
 WATCH_AFTER = 0.1
 """Seconds, one to two times, until a caller is watched on asyncio. Most exchanges end before."""

@@ -1,7 +1,7 @@
 """Failures of an upstream, as HTTP errors that an app answers without a handler of its own."""
 
+import errno
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeGuard, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeGuard, TypeVar
 import httpx
 from starlette.exceptions import HTTPException
 
-logger = logging.getLogger("asgi_upstream")
+from .log import logger
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +88,7 @@ _OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits dec
 
 def as_upstream_error(exc: Exception) -> UpstreamError | None:
     """One of the errors above for one of httpx's, its `__cause__`; None for any other."""
-    if _was_reset_at_once(exc):
+    if _slipped_through(exc):
         error: UpstreamError = UpstreamConnectError()
         error.__cause__ = exc
         return error
@@ -100,12 +100,15 @@ def as_upstream_error(exc: Exception) -> UpstreamError | None:
     return exc if isinstance(exc, UpstreamError) else None
 
 
-def _was_reset_at_once(exc: BaseException | None) -> TypeGuard[AttributeError]:
-    """What httpx's own transport raises on uvloop if the upstream resets as soon as it accepts.
+def _slipped_through(exc: BaseException | None) -> TypeGuard[AttributeError | OSError]:
+    """What httpx's own transport lets pass of a failure to connect.
 
-    anyio 4 asks a socket for its peer that uvloop has closed already.
+    On uvloop, anyio 4 asks a socket for its peer that is closed already, where the upstream resets
+    as soon as it accepts. And where no descriptor is left, it may fail to import what it needs.
     """
-    return isinstance(exc, AttributeError) and exc.obj is None and exc.name == "getpeername"
+    if isinstance(exc, AttributeError):
+        return exc.obj is None and exc.name == "getpeername"
+    return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
@@ -136,7 +139,7 @@ class upstream_errors:
         return None
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError) or _was_reset_at_once(exc):
+        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError) or _slipped_through(exc):
             error = as_upstream_error(exc) or UpstreamError()
             try:
                 log_failure(error, getattr(exc, "request", None))

@@ -6,7 +6,6 @@ however it ends: the upstream fails, the caller leaves, a deadline passes, the t
 
 import asyncio
 import inspect
-import logging
 import types
 from collections.abc import (
     AsyncGenerator,
@@ -31,11 +30,10 @@ from . import errors, headers
 from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up, close_if_more_came
+from .log import logger
 from .records import Observer, Outcome, Tally, ledger_of
 from .shortcut import sent, shortcut
 from .uploads import Upload
-
-logger = logging.getLogger("asgi_upstream")
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing an upstream response may take."""

@@ -4,14 +4,13 @@ The one place that reads private attributes of httpx and httpcore. Where they ar
 them it does nothing, and a test fails.
 """
 
-import logging
 import socket
 import sys
 from typing import Any
 
 import anyio
 
-logger = logging.getLogger("asgi_upstream")
+from .log import logger
 
 _CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113 7)
 

@@ -2,7 +2,6 @@
 
 import inspect
 import keyword
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -13,9 +12,8 @@ import anyio.to_thread
 import httpx
 from starlette.datastructures import State
 
+from .log import logger
 from .records import Observer, enter, open_exchanges, strike
-
-logger = logging.getLogger("asgi_upstream")
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""

@@ -4,7 +4,6 @@ An observer is a plain function. It is called in the event loop, when the exchan
 nothing is open any more, so it should return at once.
 """
 
-import logging
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,7 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from . import errors
-
-logger = logging.getLogger("asgi_upstream")
+from .log import logger
 
 
 class Outcome(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-logger = logging.getLogger("httpx")
+from .log import httpx_logger
 
 # As these are before anybody wraps them. What somebody has wrapped is from another file.
 _LAYERS = frozenset(
@@ -71,8 +71,8 @@ def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | 
 
 def sent(request: httpx.Request, version: bytes, status: int, reason: bytes) -> None:
     """Log what the client logs of a request that it hands to its transport."""
-    if logger.isEnabledFor(logging.INFO):
-        logger.info(
+    if httpx_logger.isEnabledFor(logging.INFO):
+        httpx_logger.info(
             'HTTP Request: %s %s "%s %d %s"',
             request.method,
             request.url,

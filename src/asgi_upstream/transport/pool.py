@@ -5,11 +5,11 @@ Every operation is O(1). Nothing in here awaits but `wait` and the tasks that co
 
 import asyncio
 import functools
-import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count, islice, takewhile
 from typing import cast
 
 import httpx
@@ -34,7 +34,8 @@ class Group:
     """What there is to one origin. Dicts, for these keep an order and forget one at no cost."""
 
     idle: dict[Connection, None] = field(default_factory=dict[Connection, None])
-    waiters: dict[Waiter, None] = field(default_factory=dict[Waiter, None])
+    # Ordered, for a plain dict looks at each that has left from its front.
+    waiters: OrderedDict[Waiter, None] = field(default_factory=OrderedDict[Waiter, None])
     connecting: int = 0
 
 
@@ -67,10 +68,10 @@ class Pool:
         self._groups: dict[Origin, Group] = {}
         self._open: dict[Connection, Origin] = {}
         self._idle_since: dict[Connection, float] = {}
-        self._without_room: dict[Waiter, None] = {}
+        self._without_room: OrderedDict[Waiter, None] = OrderedDict()
         self._making: set[asyncio.Task[Connection]] = set()
         self._size = 0  # open, or being made
-        self._numbers = itertools.count()
+        self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = cast(asyncio.AbstractEventLoop, None)  # that of the first `wait`
 
@@ -202,10 +203,12 @@ class Pool:
                 raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
         except BaseException as exc:
             self._size -= 1
-            waiting = [waiter for waiter in group.waiters if not waiter.connection.done()]
-            if sum(waiter.has_room for waiter in waiting) > group.connecting:
-                self._forget(waiting[0])
-                waiting[0].connection.set_exception(exc)
+            waiting = (waiter for waiter in group.waiters if not waiter.connection.done())
+            have_room = takewhile(lambda waiter: waiter.has_room, waiting)  # who came first
+            failing = list(islice(have_room, group.connecting + 1))
+            if len(failing) > group.connecting:
+                self._forget(failing[0])
+                failing[0].connection.set_exception(exc)
             self._tidy(origin)
             self._make_room()
         else:
@@ -262,5 +265,5 @@ def _by_address(origins: Mapping[Origin, PoolState]) -> Mapping[str, PoolState]:
     return states
 
 
-def _first(waiters: dict[Waiter, None]) -> Waiter | None:
+def _first(waiters: Iterable[Waiter]) -> Waiter | None:
     return next((waiter for waiter in waiters if not waiter.connection.done()), None)

@@ -1,0 +1,15 @@
+"""The package's log, which can fail without changing what a caller gets."""
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        with suppress(Exception):  # a handler or a filter that raises, or whose disk is full
+            super().log(level, msg, *args, stacklevel=2, **kwargs)
+
+
+logger = _Log(logging.getLogger("asgi_upstream"))
+httpx_logger = _Log(logging.getLogger("httpx"))
