@@ -63,6 +63,7 @@ class Server:
         app: str = APP,
         options: Sequence[str] = (),
         grace: int | None = GRACE,
+        dev_mode: bool = True,
     ) -> None:
         name, _, transport = name.partition("+")
         self.name, self.transport = name, transport
@@ -89,7 +90,7 @@ class Server:
         address += options
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-m", *command, *address, app],
+            [sys.executable, *(["-X", "dev"] * dev_mode), "-m", *command, *address, app],
             cwd=ROOT,
             env=os.environ
             | {

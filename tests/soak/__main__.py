@@ -1,0 +1,54 @@
+"""`make soak MINUTES=10`, or `python -m tests.soak --minutes 10`."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.integration.servers import COMMANDS, FAST
+
+from .report import plot
+from .soak import soak
+
+ALL = [*COMMANDS, *FAST]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--server", choices=COMMANDS, default="uvicorn-httptools")
+    parser.add_argument("--transport", choices=["stock", "asyncio"], default="asyncio")
+    parser.add_argument("--all", action="store_true", help="every server, and both transports")
+    parser.add_argument("--faults", action="store_true", help="harm on the way to the upstream")
+    parser.add_argument("--callers", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the plans")
+    parser.add_argument("--plot", type=Path, help="a folder for the plots; default: a temporary one")
+    options = parser.parse_args()
+    one = options.server + ("+asyncio" if options.transport == "asyncio" else "")
+    if not options.all and one not in ALL:
+        parser.error("AsyncioTransport does not run on trio: give --transport stock")
+    folder = options.plot or Path(tempfile.mkdtemp(prefix="soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name in ALL if options.all else [one]:
+        report = asyncio.run(
+            soak(
+                name,
+                seconds=options.minutes * 60,
+                with_faults=options.faults,
+                callers=options.callers,
+                seed=options.seed,
+                say=lambda line: print(line, flush=True),
+            )
+        )
+        print(report, flush=True)
+        plot(report, folder / f"{name}.svg")
+        (folder / f"{name}.log").write_text(report.log)
+        print(f"  plot, log    {folder}/{name}.svg, .log", flush=True)
+        failed = failed or bool(report.failures())
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
