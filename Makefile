@@ -21,10 +21,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check serve bench clean nginx
+.PHONY: help demo test check serve bench soak soak-all clean nginx
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
@@ -44,6 +44,16 @@ serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to t
 
 bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performance.md: ten minutes
 	@$(RUN) tests.benchmarks
+
+SOAK := $(RUN) tests.soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) \
+    $(if $(CALLERS),--callers $(CALLERS)) $(if $(PLOT),--plot $(PLOT))
+
+soak: $(BENCH) ## mixed traffic through a server: MINUTES=10 SERVER=granian TRANSPORT=stock FAULTS=1
+	@$(SOAK) --server $(or $(SERVER),uvicorn-httptools) --transport $(or $(TRANSPORT),asyncio) \
+	    $(if $(FAULTS),--faults)
+
+soak-all: $(BENCH) ## the same with faults on every server and both transports, a minute each
+	@$(SOAK) --all --faults
 
 clean: ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site

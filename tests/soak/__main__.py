@@ -23,7 +23,9 @@ def main() -> int:
     parser.add_argument("--faults", action="store_true", help="harm on the way to the upstream")
     parser.add_argument("--callers", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the plans")
-    parser.add_argument("--plot", type=Path, help="a folder for the plots; default: a temporary one")
+    parser.add_argument(
+        "--plot", type=Path, help="a folder for the plots; default: a temporary one"
+    )
     options = parser.parse_args()
     one = options.server + ("+asyncio" if options.transport == "asyncio" else "")
     if not options.all and one not in ALL:

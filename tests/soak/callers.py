@@ -6,6 +6,7 @@ import hashlib
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httptools
@@ -27,6 +28,7 @@ class Seen:
         tail: its last bytes.
         stray: bytes behind the response.
         reset: the connection was reset.
+        reused: the connection had served another exchange before.
         hung: nothing ended it in `MOST` seconds.
         to_head: seconds from the request to the response's head.
     """
@@ -39,6 +41,7 @@ class Seen:
     stray: bool = False
     reset: bool = False
     hung: bool = False
+    reused: bool = False
     to_head: float = 0.0
     _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
 
@@ -96,24 +99,25 @@ class Reading:
 class Caller:
     """One after the other, on one connection as long as that may be used again."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, has_come: Callable[[int], bool]) -> None:
         self._port = port
+        self._has_come = has_come  # a plan of that number to the upstream
         self._socket: socket.socket | None = None
         self._loop = asyncio.get_running_loop()
         self.redone = 0
         """Exchanges that a server closed the idle connection under."""
 
     async def carry_out(self, plan: Plan) -> Seen:
-        fresh = self._socket is None or plan.goes_away
-        seen = await self._once(plan)
-        stale = seen.reset and not seen.status and plan.method in ("GET", "HEAD")
-        if not fresh and stale and not seen.hung and not plan.goes_away:
+        seen = Seen(reused=self._socket is not None and not plan.goes_away)
+        await self._carry_out(plan, seen)
+        if not seen.status and seen.reused and not self._has_come(plan.number) and not seen.hung:
+            # A server may close an idle connection at any time (RFC 9112 9.5), and has done so.
             self.redone += 1
-            return await self._once(plan)
+            seen = Seen()
+            await self._carry_out(plan, seen)
         return seen
 
-    async def _once(self, plan: Plan) -> Seen:
-        seen = Seen()
+    async def _carry_out(self, plan: Plan, seen: Seen) -> None:
         if plan.goes_away or self._socket is None:
             self.close()
             self._socket = await self._connect(small=plan.caller == "dawdles")
@@ -124,7 +128,7 @@ class Caller:
                 if plan.goes_away and plan.until == "upload":
                     await self._send(plan, reading, int(plan.patience))
                     self._leave(plan)
-                    return seen
+                    return
                 uploading = asyncio.ensure_future(self._send(plan, reading))
                 if plan.goes_away and plan.until in ("nothing", "time"):
                     with contextlib.suppress(TimeoutError, OSError):
@@ -132,7 +136,7 @@ class Caller:
                         await asyncio.wait_for(asyncio.shield(uploading), 0.1)
                         await asyncio.sleep(timeout)
                     self._leave(plan)
-                    return seen
+                    return
                 await self._read(plan, seen, reading)
         except TimeoutError:
             seen.hung = True
@@ -142,9 +146,10 @@ class Caller:
                 uploading.cancel()
                 await asyncio.gather(uploading, return_exceptions=True)
             closes = seen.fields.get(b"connection", b"").lower() == b"close"
-            if not whole or not seen.complete or closes or plan.fate in ("refuse", "early"):
+            # What of an upload a server has not read may be in front of the next request.
+            unread = plan.upload >= 0 and plan.fate != "whole"
+            if not whole or not seen.complete or closes or unread:
                 self.close()
-        return seen
 
     async def _connect(self, *, small: bool) -> socket.socket:
         sock = socket.socket()

@@ -14,8 +14,8 @@ _BYTES = random.Random("soak").randbytes(8 * MB)
 
 BEFORE = ("close_before", "reset_before", "stall_before")
 MID_BODY = ("close_mid", "reset_mid", "stall_mid")
-ENDLESS = ("never", "drip", "pour")
-"""Upstreams that end an exchange only when the relay does: for callers who leave."""
+UNREAD = ("refuse", "early", "stall_upload")
+"""Upstreams that do not wait for the upload, or do not take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,8 @@ class Plan:
         url = urlsplit(target)
         given = dict(parse_qsl(url.query))
         given["line"], given["fate"], given["number"] = url.path.split("/")[-3:]
-        return cls(**{f.name: _read(f.type, given[f.name]) for f in fields(cls) if f.name in given})
+        read = {f.name: _read(f.type, given[f.name]) for f in fields(cls) if f.name in given}
+        return cls(**read)  # type: ignore[arg-type]
 
     @property
     def body(self) -> memoryview:
@@ -103,10 +104,12 @@ def _content(number: int, size: int) -> memoryview:
     return memoryview(_BYTES)[at : at + size]
 
 
-def _small(plan: Plan) -> Plan:
-    """For a line on which a byte may take its time."""
+def _for_a_faulty_line(plan: Plan) -> Plan:
+    """Small, for a byte may take its time; with an end that can be told from a broken line."""
     size, upload = min(plan.size, 100 * KB), min(plan.upload, 100 * KB)
-    return replace(plan, size=size, upload=upload, cut=max(0, min(plan.cut, size - 1)))
+    framing = "chunked" if plan.framing == "close" else plan.framing
+    cut = max(0, min(plan.cut, size - 1))
+    return replace(plan, size=size, upload=upload, framing=framing, cut=cut)
 
 
 class Plans:
@@ -129,8 +132,8 @@ class Plans:
         kinds = [self._whole, self._events, self._head, self._uploaded, self._refused]
         kinds += [self._broken, self._left, self._left_uploading]
         kind = r.choices(kinds, [40, 5, 5, 14, 4, 12, 14, 6])[0]
-        plan = base | kind()
-        return _small(Plan(**plan)) if plan["line"] == "faulty" else Plan(**plan)  # type: ignore[arg-type]
+        plan = Plan(**base | kind())  # type: ignore[arg-type]
+        return _for_a_faulty_line(plan) if plan.line == "faulty" else plan
 
     def _size(self) -> int:
         r = self._random
@@ -198,7 +201,12 @@ class Plans:
             return gone | {"fate": fate, "until": until, "patience": r.uniform(0, 0.7)}
         fate = r.choice(["drip", "pour"])
         most = 2 * KB if fate == "drip" else 1 * MB
-        return gone | {"way": "streamed", "fate": fate, "until": until, "patience": r.randrange(most)}
+        return gone | {
+            "way": "streamed",
+            "fate": fate,
+            "until": until,
+            "patience": r.randrange(most),
+        }
 
     def _left_uploading(self) -> dict[str, object]:
         r = self._random

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .plan import UNREAD
+
 MB = 1 << 20
 
 
@@ -66,12 +68,17 @@ class Report:
         """Why this is no success."""
         recorded = None if self.records is None else sum(self.records.values())
         before, after = self.descriptors
+        leaked = after - before
+        if self.name.startswith("hypercorn"):
+            # It keeps a connection for good whose upload an app did not read: the end of its app's
+            # part waits for a place in the queue that nobody reads any more (0.18).
+            leaked -= sum(self.right[fate] for fate in UNREAD)
         found = {
             f"{len(self.wrongs)} exchanges went wrong": self.wrongs,
             "no exchange was right": not self.right,
             f"{self.open} exchanges are open at the upstream": self.open,
             f"{self.connections} connections are open at the upstream": self.connections,
-            f"{after - before} descriptors more than before": after > before,
+            f"{leaked} descriptors more than before": leaked > 0,
             f"{recorded} records of {self.reached} exchanges": recorded not in (None, self.reached),
             f"in the log: {', '.join(self.noise)}": self.noise,
         }

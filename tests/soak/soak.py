@@ -15,14 +15,14 @@ from tests.integration.fault_proxy import Fault, FaultProxy
 from tests.integration.servers import Answer, Server, ask
 
 from . import faults
-from .callers import Caller, Seen
 from .app import KEPT_IDLE
+from .callers import Caller, Seen
 from .plan import Plan, Plans
 from .report import Report, Sample, progress
 from .upstream import Upstream
 from .verdict import wrong, wrong_upload
 
-# The last exchange of each client: line and fate.
+# The last exchange of each client, which closes its own connection: line and fate.
 LAST = [("direct", "whole"), ("direct", "stall_before"), ("faulty", "whole")]
 
 FREED_WITHIN = 10.0
@@ -45,39 +45,38 @@ class Soak:
     async def run(self, seconds: float, callers: int) -> None:
         start = time.monotonic()
         before = self._descriptors()
-        sampling = asyncio.ensure_future(self._sample(start))
-        harm = asyncio.ensure_future(faults.rotate(self.proxy)) if self.proxy else None
+        beside = [asyncio.ensure_future(self._sample(start))]
+        if self.proxy is not None:
+            beside.append(asyncio.ensure_future(faults.rotate(self.proxy)))
         async with asyncio.TaskGroup() as group:
             for _ in range(callers):
                 group.create_task(self._call_until(start + seconds))
-        sampling.cancel()
-        if harm is not None and self.proxy is not None:
-            harm.cancel()
+        for task in beside:
+            task.cancel()
+        if self.proxy is not None:
             self.proxy.fault = Fault()
-        await self._settle(Caller(self.server.port), before)
+        await self._settle(before)
         self.report.open = self.upstream.open.total()
         self.report.connections = self.upstream.connections
         self.report.descriptors = before, self._descriptors()
-        self.report.wrongs += self.upstream.surprises
 
-    async def _settle(self, caller: Caller, descriptors: int) -> None:
+    async def _call_until(self, end: float) -> None:
+        with contextlib.closing(self._caller()) as caller:
+            while time.monotonic() < end:
+                await self._call(caller, self.plans.next())
+            self.report.redone += caller.redone
+
+    async def _settle(self, descriptors: int) -> None:
         """Wait until nothing is open any more, idle connections neither."""
         await _until(lambda: not self.upstream.open, FREED_WITHIN)
-        # httpcore looks for those that have expired only when it is used; these requests close
-        # their own connection. One for each client.
+        # httpcore looks for those that have expired only when it is used.
         await asyncio.sleep(KEPT_IDLE + 0.2)
-        for number, (line, fate) in enumerate(LAST):
-            await self._call(caller, Plan(number=number, line=line, fate=fate, framing="close"))
+        with contextlib.closing(self._caller()) as caller:
+            for number, (line, fate) in enumerate(LAST):
+                await self._call(caller, Plan(number=number, line=line, fate=fate, framing="close"))
         await _until(
             lambda: not self.upstream.connections and self._descriptors() <= descriptors, 10
         )
-
-    async def _call_until(self, end: float) -> None:
-        caller = Caller(self.server.port)
-        while time.monotonic() < end:
-            await self._call(caller, self.plans.next())
-        self.report.redone += caller.redone
-        caller.close()
 
     async def _call(self, caller: Caller, plan: Plan) -> None:
         seen = await caller.carry_out(plan)
@@ -88,17 +87,18 @@ class Soak:
             if plan.is_quick:
                 self.latencies.append(seen.to_head)
         else:
-            self.report.wrongs.append(f"{why}: {plan} saw {seen}")
+            came = "" if plan.number in self.upstream.seen else "never reached the upstream: "
+            self.report.wrongs.append(f"{came}{why}: {plan} saw {seen}")
             if len(self.report.wrongs) <= 20:
                 self.say(f"WRONG {self.report.wrongs[-1]}")
 
     async def _wrong_upstream(self, plan: Plan, seen: Seen) -> str | None:
         """What is wrong there, as it is counted from outside."""
-        if plan.line == "direct" and plan.goes_away:
-            if not await _until(lambda: plan.number not in self.upstream.open, FREED_WITHIN):
-                return "open at the upstream after the caller left"
+        left = plan.line == "direct" and plan.goes_away
+        if left and not await _until(lambda: not self.upstream.open[plan.number], FREED_WITHIN):
+            return "open at the upstream after the caller left"
         taken = self.upstream.taken.pop(plan.number, None)
-        return wrong_upload(plan, taken, whole=seen.status == 200)
+        return wrong_upload(plan, seen, taken)
 
     async def _sample(self, start: float) -> None:
         said = start
@@ -123,6 +123,9 @@ class Soak:
             statistics.median(latencies),
             statistics.quantiles(latencies, n=100)[-1] if len(latencies) > 1 else 0.0,
         )
+
+    def _caller(self) -> Caller:
+        return Caller(self.server.port, self.upstream.seen.__contains__)
 
     def _descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.server.pid}/fd"))
@@ -176,5 +179,5 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
     while not condition():
         if time.monotonic() > end:
             return False
-        await asyncio.sleep(0.02)  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
     return True

@@ -12,6 +12,8 @@ from typing import Self
 
 from .plan import Plan
 
+ESTABLISHED = 1  # of Linux's tcp(7)
+
 
 @dataclass
 class Upstream:
@@ -20,15 +22,14 @@ class Upstream:
     Attributes:
         open: the number of exchanges under way, by that of their plan.
         connections: that are open.
+        seen: the numbers of the plans that came.
         taken: whole uploads, by the number of their plan: their digest.
-        surprises: what a right relay never does.
     """
 
     open: Counter[int] = field(default_factory=Counter)
     connections: int = 0
-    requests: int = 0
+    seen: set[int] = field(default_factory=set)
     taken: dict[int, str] = field(default_factory=dict)
-    surprises: list[str] = field(default_factory=list)
     port: int = 0
 
     async def __aenter__(self) -> Self:
@@ -68,11 +69,11 @@ class Upstream:
         """One of them; whether another may follow on this connection."""
         head = await reader.readuntil(b"\r\n\r\n")
         plan = Plan.of(head.split(b" ", 2)[1].decode())
-        self.requests += 1
+        self.seen.add(plan.number)
         self.open[plan.number] += 1
         try:
             acting = asyncio.ensure_future(self._act(plan, head, reader, writer))
-            gone = asyncio.ensure_future(_gone(reader, writer))
+            gone = asyncio.ensure_future(_gone(writer))
             await asyncio.wait([acting, gone], return_when=asyncio.FIRST_COMPLETED)
             whole = acting.done() and not acting.cancelled() and acting.exception() is None
             acting.cancel()
@@ -87,8 +88,10 @@ class Upstream:
         self, plan: Plan, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if plan.fate == "stall_upload":
-            await asyncio.sleep(4)  # more than the relay waits; nothing is read, so no end is seen
-            return False
+            # Not for ever: as long as it reads nothing, not even the end of the connection comes.
+            await asyncio.sleep(4)
+            await _upload(head.lower(), reader)
+            await asyncio.sleep(3600)
         if plan.fate in ("refuse", "early"):
             await _write(writer, _head(plan), plan.body)
             if plan.fate == "refuse":
@@ -179,6 +182,15 @@ async def _upload(head: bytes, reader: asyncio.StreamReader) -> str:
     return digest.hexdigest()
 
 
-async def _gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while not (reader.at_eof() or reader.exception() or writer.is_closing()):
-        await asyncio.sleep(0.02)  # a stream has no event for its end
+async def _gone(writer: asyncio.StreamWriter) -> None:
+    """The relay has closed, also where nobody reads: a stream would not tell of its end."""
+    sock = writer.get_extra_info("socket")
+    while not writer.is_closing() and _state(sock) == ESTABLISHED:
+        await asyncio.sleep(0.02)
+
+
+def _state(sock: socket.socket) -> int:
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:
+        return 0
