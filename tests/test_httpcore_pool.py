@@ -4,10 +4,12 @@ import asyncio
 import types
 from collections.abc import Coroutine, Generator
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 
+from asgi_upstream.httpcore_pool import EarlyAnswer
 from tests.asgi import Caller
 from tests.test_responses import AnyClass, both
 
@@ -73,3 +75,18 @@ async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(cls: Any
     server.close()
     if tasks := [task for task in serving if task is not None]:
         await asyncio.wait(tasks, timeout=5)
+
+
+@pytest.mark.parametrize("failure", [AttributeError, OSError, ValueError])
+def test_a_connection_that_is_gone_has_given_no_early_answer(failure: type[Exception]) -> None:
+    stream, client = object(), Mock()
+
+    class Pool:
+        _requests = [Mock()]  # noqa: RUF012
+
+    Pool._requests[0].request.stream = stream
+    connection = Pool._requests[0].connection = Mock(spec=["_network_stream"])
+    # anyio asks the socket for both its names, whatever it is asked for itself.
+    connection._network_stream.get_extra_info.side_effect = failure
+    client._transport_for_url.return_value._pool = Pool()
+    assert not EarlyAnswer(client, "http://any", stream).has_come()

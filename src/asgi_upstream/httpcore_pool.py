@@ -113,6 +113,8 @@ class EarlyAnswer:
             self.stops_sending = httpcore.WriteError
         except (AttributeError, StopIteration):  # another transport, another version, or HTTP/2
             return
+        except (OSError, ValueError):  # anyio asks the socket for its names, and it is gone
+            return
 
     def has_come(self) -> bool:
         """True where a status of 300 or more waits to be read; never with TLS."""
