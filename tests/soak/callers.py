@@ -147,7 +147,7 @@ class Caller:
                 await asyncio.gather(uploading, return_exceptions=True)
             closes = seen.fields.get(b"connection", b"").lower() == b"close"
             # What of an upload a server has not read may be in front of the next request.
-            unread = plan.upload >= 0 and plan.fate != "whole"
+            unread = plan.upload >= 0 and not (plan.fate == "whole" and seen.status == 200)
             if not whole or not seen.complete or closes or unread:
                 self.close()
 

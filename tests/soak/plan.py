@@ -14,8 +14,6 @@ _BYTES = random.Random("soak").randbytes(8 * MB)
 
 BEFORE = ("close_before", "reset_before", "stall_before")
 MID_BODY = ("close_mid", "reset_mid", "stall_mid")
-UNREAD = ("refuse", "early", "stall_upload")
-"""Upstreams that do not wait for the upload, or do not take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
