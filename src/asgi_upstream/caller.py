@@ -21,6 +21,9 @@ from .records import Outcome
 WATCH_AFTER = 0.1
 """Seconds, one to two times, until a caller is watched on asyncio. Most exchanges end before."""
 
+MUCH = 1024 * 1024
+"""Bytes after which a caller is watched at once: hypercorn keeps what it cannot send any more."""
+
 CALLER_LEFT = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
 
@@ -104,6 +107,7 @@ class Watch:
     expired = False
     cut = False  # the exchange was ended before its own end
     _begun = False
+    _relayed = 0
     _context: contextvars.Context | None = None  # of who begins
     _loop: asyncio.AbstractEventLoop | None = None  # None on trio
     _host: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
@@ -167,8 +171,8 @@ class Watch:
 
     def spawn(self) -> None:
         """The exchange goes on for long: wait for the caller's leaving."""
-        assert self._loop is not None
-        self._task = self._loop.create_task(self._listen(), context=self._context)
+        if self._task is None and self._loop is not None:
+            self._task = self._loop.create_task(self._listen(), context=self._context)
 
     async def _listen(self) -> None:
         more = True
@@ -188,6 +192,12 @@ class Watch:
     def _expire(self) -> None:
         self.expired = True
         self._end()
+
+    def relayed(self, count: int) -> None:
+        """So many bytes more went to the caller."""
+        self._relayed += count
+        if self._relayed > MUCH and self._begun:
+            self.spawn()
 
     def check(self) -> None:
         """End it here and now, where the cancellation has not arrived yet.

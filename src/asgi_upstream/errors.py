@@ -100,7 +100,7 @@ def as_upstream_error(exc: Exception) -> UpstreamError | None:
     return exc if isinstance(exc, UpstreamError) else None
 
 
-def _slipped_through(exc: BaseException | None) -> TypeGuard[AttributeError | OSError]:
+def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
     """What httpx's own transport lets pass of a failure to connect.
 
     On uvloop, anyio 4 asks a socket for its peer that is closed already, where the upstream resets
@@ -108,6 +108,8 @@ def _slipped_through(exc: BaseException | None) -> TypeGuard[AttributeError | OS
     """
     if isinstance(exc, AttributeError):
         return exc.obj is None and exc.name == "getpeername"
+    if isinstance(exc, ValueError):
+        return exc.args == ("negative file descriptor",)
     return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
 
 

@@ -217,6 +217,7 @@ class Exchange:
                         self.last = chunk
                     else:
                         await caller.body(chunk, more=True)
+                        watch.relayed(len(chunk))
         finally:
             if not upstream.keep():
                 await upstream.finish()
@@ -302,6 +303,7 @@ class Exchange:
                 self.last += chunk  # sent as the last part, when the upstream is closed
             elif chunk:
                 await caller.body(chunk, more=True)
+                watch.relayed(len(chunk))
 
     async def _start(self, caller: Caller, status: int, fields: headers.RawHeaders) -> int | None:
         """Send the head; the length of the body that is to follow, where it is known."""

@@ -184,6 +184,11 @@ class Caller:
             self.socket.close()
         return data
 
+    def read_bytes(self, count: int) -> None:
+        """Read so many bytes or some more, and forget them."""
+        while count > 0:
+            count -= len(self.socket.recv(65536))
+
     def leave(self, *, reset: bool = False) -> None:
         if reset:
             linger = struct.pack("ii", 1, 0)

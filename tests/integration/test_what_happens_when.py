@@ -503,6 +503,19 @@ def test_a_caller_who_does_not_read_holds_the_upstream_back(
     eventually(lambda: upstream.busy == 0, 1)
 
 
+def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
+    server: Server, upstream: Upstream
+) -> None:
+    ask(server, "/plain/streamed/item?size=3000000")
+    before = server.memory()
+    for _ in range(5):
+        caller = Caller(server, "/plain/streamed/pour")
+        caller.read_bytes(3_000_000)
+        caller.leave(reset=True)
+        eventually(lambda: upstream.busy == 0, 2)
+    assert server.memory() - before < 30 * MB
+
+
 # The end of the server.
 
 
