@@ -17,7 +17,7 @@ from tests.integration.servers import Answer, Server, ask
 from . import faults
 from .app import KEPT_IDLE
 from .callers import Caller, Seen
-from .plan import Plan, Plans
+from .plan import MID_BODY, Plan, Plans
 from .report import Report, Sample, progress
 from .upstream import Upstream
 from .verdict import wrong, wrong_upload
@@ -80,7 +80,10 @@ class Soak:
 
     async def _call(self, caller: Caller, plan: Plan) -> None:
         seen = await caller.carry_out(plan)
-        why = wrong(plan, seen) or await self._wrong_upstream(plan, seen)
+        why = wrong(plan, seen)
+        if why == "500" and self.server.name == "granian" and plan.fate in MID_BODY:
+            why = None  # it had held the head back until a part of the body, and there came none
+        why = why or await self._wrong_upstream(plan, seen)
         self.exchanges += 1
         if why is None:
             self.report.right[plan.caller if plan.goes_away else plan.fate] += 1
@@ -150,9 +153,13 @@ async def soak(
         try:
             run = Soak(server, upstream, Plans(seed, faults=with_faults), report, say, proxy)
             await run.run(seconds, callers)
-            answer: Answer = await asyncio.to_thread(ask, server, "/_records")
-            counts = json.loads(answer.body)
-            report.reached, report.records = counts["exchanges"], counts["records"]
+            for _ in range(100):  # the last ones may still be ending
+                answer: Answer = await asyncio.to_thread(ask, server, "/_records")
+                counts = json.loads(answer.body)
+                report.reached, report.records = counts["exchanges"], counts["records"]
+                if sum(report.records.values()) == report.reached:
+                    break
+                await asyncio.sleep(0.1)
         finally:
             await asyncio.to_thread(server.stop)
         report.log = server.log()
