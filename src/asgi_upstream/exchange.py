@@ -113,6 +113,7 @@ class Exchange:
         self.own_headers = own_headers
         self.outcome = Outcome.CANCELLED  # unless it ends otherwise
         self.failure: Exception | None = None
+        self.own = Outcome.APP_FAILED  # what it is now that the app's own code raises
         self.tally: Tally | None = None
         self.last = b""
         self.replacement: Response | None = None
@@ -169,7 +170,11 @@ class Exchange:
             self.last = await self._last_words(caller, self.failure)
         elif self.replacement is not None:
             self.outcome = Outcome.REPLACED
-            await self.replacement(scope, receive, send)
+            try:
+                await self.replacement(scope, receive, send)
+            except Exception as exc:
+                self.failure = exc
+                raise
             return True
         try:
             await caller.body(self.last, more=False)
@@ -276,6 +281,8 @@ class Exchange:
             else:
                 await self._buffer(upstream, caller, self.terms.max_bytes, watch)
         finally:
+            if self.tally is not None:
+                self.tally.read_by_others(upstream)
             if self.bodies or not upstream.is_closed:
                 await _close(upstream, *self.bodies)
                 if upstream.http_version == "HTTP/2":
@@ -287,6 +294,7 @@ class Exchange:
             return
         body, changed = self._body_of(upstream, decode=terms.decode or terms.changes_body)
         if terms.transform is not None:
+            self.own = Outcome.TRANSFORM_FAILED
             body, changed = self._read_from(terms.transform(body)), True
         status, fields = self._head_of(upstream, caller, changed=changed)
         if terms.error_frame is not None:
@@ -339,6 +347,7 @@ class Exchange:
             if await self._is_replaced(terms.on_response, upstream):
                 return
         if terms.transform is not None:
+            self.own = Outcome.TRANSFORM_FAILED
             body = self._read_from(terms.transform(self._read_from(_once(content))))
             content, changed = await _read(body, max_bytes, watch), True
         status, fields = self._head_of(upstream, caller, changed=changed)
@@ -380,6 +389,8 @@ class Exchange:
     ) -> tuple[AsyncIterator[bytes], bool]:
         """The body, and whether it is other than the upstream sent it."""
         if upstream.is_stream_consumed:  # an event hook or `on_response` read, and decoded, it
+            if self.tally is not None:
+                self.tally.read_by_others(upstream)
             return self._read_from(_once(upstream.content)), bool(codings_of(upstream))
         body = self._read_from(cast(httpx.AsyncByteStream, upstream.stream))
         if self.tally is not None:
@@ -394,11 +405,13 @@ class Exchange:
         return iterator
 
     async def _is_replaced(self, on_response: OnResponse, upstream: httpx.Response) -> bool:
+        self.own = Outcome.REPLACED
         answer = on_response(upstream)
         self.replacement = await answer if inspect.isawaitable(answer) else answer
         if not isinstance(self.replacement, Response | None):  # pyright: ignore
             kind = type(self.replacement).__name__
             raise TypeError(f"on_response returned {kind}: return None or a JSONResponse(...)")
+        self.own = Outcome.APP_FAILED
         return self.replacement is not None
 
     async def _read_no_content(self, upstream: httpx.Response) -> None:
@@ -423,11 +436,7 @@ class Exchange:
             failure.request = self.request  # as httpx's client does
         error = errors.as_upstream_error(failure) or failure
         if self.tally is not None and self.outcome is Outcome.CANCELLED:
-            transforms, replaces = (
-                self.terms.transform is not None,
-                self.terms.on_response is not None,
-            )
-            self.outcome = self.tally.outcome_of(error, transforms=transforms, replaces=replaces)
+            self.outcome = self.tally.outcome_of(error, self.own)
         if isinstance(error, errors.UpstreamError):
             errors.log_failure(error, self.request)
         if caller.started and self.terms.error_frame is not None:

@@ -4,6 +4,7 @@ An observer is a plain function. It is called in the event loop, when the exchan
 nothing is open any more, so it should return at once.
 """
 
+import inspect
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def ledger_of(client: object) -> Ledger:
         ledger = _ledgers.get(client)
         if ledger is None:
             ledger = _ledgers[client] = Ledger()
-    except TypeError:  # no key of a dict, or not to be referred to weakly
+    except TypeError:  # no key of a dict, or not to be referred to weakly: nothing is kept of it
         ledger = Ledger()
     return ledger
 
@@ -132,21 +133,34 @@ def ledger_of(client: object) -> Ledger:
 def enter(
     client: object, name: str, observers: Sequence[Observer], transport: object = None
 ) -> None:
-    """Open the ledger of a client that has a name."""
+    """Open the ledger of a client that has a name.
+
+    Raises:
+        TypeError: what is given observes nothing, or this client cannot be observed.
+    """
+    if callable(observers) or not all(map(_is_plain, observers)):
+        raise TypeError(f"client_lifespan(observers={observers!r}): give a list of plain functions")
     ledger = ledger_of(client)
     ledger.name, ledger.observers, ledger.transport = name, observers, transport
+    if observers and ledger_of(client) is not ledger:
+        raise TypeError(
+            f"client_lifespan(observers=...): exchanges on {type(client).__name__} cannot be told "
+            f"apart, for it is not hashable or cannot be referred to weakly"
+        )
+
+
+def _is_plain(observer: object) -> bool:
+    return callable(observer) and not inspect.iscoroutinefunction(observer)
 
 
 def strike(client: object) -> None:
     """The client is closed: it has no name any more."""
-    if ledger := _ledgers.get(client):
-        ledger.name = None
+    ledger_of(client).name = None
 
 
 def open_exchanges(client: object) -> int:
     """How many exchanges are under way on a client, from their beginning to their end."""
-    ledger = _ledgers.get(client)
-    return ledger.open if ledger is not None else 0
+    return ledger_of(client).open
 
 
 def open_ledgers() -> Iterator[tuple[str, Ledger]]:
@@ -195,35 +209,44 @@ class Tally:
             self._first_byte = time.perf_counter() - self._begun
         self._received += count
 
+    def read_by_others(self, upstream: httpx.Response) -> None:
+        """An event hook or `on_response` may have read the body, or a part of it."""
+        if self._first_byte is None and upstream.num_bytes_downloaded:
+            self.received(upstream.num_bytes_downloaded)
+
     async def counted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """`body`, with its bytes counted."""
         async for chunk in body:
             self.received(len(chunk))
             yield chunk
 
-    def outcome_of(self, error: Exception, *, transforms: bool, replaces: bool) -> Outcome:
-        """How an exchange ended that failed so."""
+    def outcome_of(self, error: Exception, own: Outcome) -> Outcome:
+        """How an exchange ended that failed so; `own` where that is the app's own failure."""
         if isinstance(error, errors.UpstreamTimeout):
             return _TIMEOUTS.get(type(error.__cause__), Outcome.READ_TIMEOUT)
         for kind, outcome in _FAILURES.items():
             if isinstance(error, kind):
-                in_body = outcome is Outcome.PROTOCOL_FAILED and self._headers is not None
-                return Outcome.BODY_FAILED if in_body else outcome
-        if replaces and isinstance(error, HTTPException):
-            return Outcome.REPLACED
-        return Outcome.TRANSFORM_FAILED if transforms and self._headers else Outcome.APP_FAILED
+                # What is not httpx's is this library's verdict, or the app's, on the whole answer.
+                theirs = isinstance(error.__cause__, httpx.RequestError)
+                in_body = theirs and self._headers is not None
+                return Outcome.BODY_FAILED if in_body and kind is _PROTOCOL else outcome
+        if own is Outcome.REPLACED and not isinstance(error, HTTPException):
+            return Outcome.APP_FAILED
+        return own
 
     def close(self, outcome: Outcome, failure: Exception | None) -> None:
         """Tell the observers."""
-        now, request, route = time.perf_counter(), self._request, self._scope.get("route")
+        now, request = time.perf_counter(), self._request
         url: httpx.URL = getattr(request, "origin_url", None) or request.url
-        if isinstance(request.stream, httpx.ByteStream) and self._headers is not None:
+        # Bytes go in one piece: whoever waited for an answer, or got one, had sent them.
+        waited = self._headers is not None or outcome is Outcome.READ_TIMEOUT
+        if waited and isinstance(request.stream, httpx.ByteStream):
             self.sent = sum(map(len, request.stream))
         record = Record(
             client=self._client,
             method=request.method,
             host=url.netloc.decode("ascii", "replace"),
-            route=getattr(route, "path", None),
+            route=_route_of(self._scope),
             status=self._status,
             outcome=outcome,
             exception=failure.__cause__ or failure
@@ -243,11 +266,24 @@ class Tally:
                 logger.exception("the observer %r failed", observer)
 
 
+def _route_of(scope: Mapping[str, Any]) -> str | None:
+    route = scope.get("route")
+    if route is None:  # FastAPI's router does not say which mount it took
+        mounts = getattr(scope.get("app"), "routes", ())
+        route = next((m for m in mounts if getattr(m, "app", scope) is scope.get("endpoint")), None)
+    # Where FastAPI's router was included under a prefix, the path with it is in here.
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    if getattr(included, "original_route", scope) is route:
+        route = included
+    return getattr(route, "path", None)
+
+
+_PROTOCOL = errors.UpstreamProtocolError
 _FAILURES = {
     errors.PoolExhausted: Outcome.POOL_EXHAUSTED,
     errors.UpstreamBodyTooLarge: Outcome.TOO_LARGE,
     errors.UpstreamConnectError: Outcome.CONNECT_FAILED,
-    errors.UpstreamProtocolError: Outcome.PROTOCOL_FAILED,
+    _PROTOCOL: Outcome.PROTOCOL_FAILED,
 }
 _TIMEOUTS: dict[type[object], Outcome] = {
     httpx.ConnectTimeout: Outcome.CONNECT_TIMEOUT,
