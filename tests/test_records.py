@@ -1011,10 +1011,14 @@ async def observing_in_vain(record: Record) -> None:
 
 
 @pytest.mark.parametrize("observers", [print, [None], [print, "print"], [observing_in_vain]])
-async def test_what_cannot_observe_is_told_of_at_start(observers: Any) -> None:
-    with pytest.raises(TypeError, match=r"client_lifespan\(observers="):
+async def test_what_cannot_observe_is_told_of_at_once(observers: Any) -> None:
+    with pytest.raises(TypeError, match="observers=.*: give a list of plain functions"):
         async with client_lifespan(observers=observers)(None):
             pass
+    async with httpx.AsyncClient() as client:
+        request = client.build_request("GET", "http://upstream/")
+        with pytest.raises(TypeError, match="observers=.*: give a list of plain functions"):
+            StreamedResponse(client, request, observers=observers)
 
 
 async def test_a_client_that_cannot_be_observed_is_told_of_at_start() -> None:

@@ -138,8 +138,7 @@ def enter(
     Raises:
         TypeError: what is given observes nothing, or this client cannot be observed.
     """
-    if callable(observers) or not all(map(_is_plain, observers)):
-        raise TypeError(f"client_lifespan(observers={observers!r}): give a list of plain functions")
+    check_observers(observers)
     ledger = ledger_of(client)
     ledger.name, ledger.observers, ledger.transport = name, observers, transport
     if observers and ledger_of(client) is not ledger:
@@ -149,8 +148,16 @@ def enter(
         )
 
 
-def _is_plain(observer: object) -> bool:
-    return callable(observer) and not inspect.iscoroutinefunction(observer)
+def check_observers(observers: Sequence[Observer]) -> None:
+    """Refuse what would observe nothing.
+
+    Raises:
+        TypeError: it is no list of functions, or has one that is async.
+    """
+    if callable(observers) or any(
+        not callable(each) or inspect.iscoroutinefunction(each) for each in observers
+    ):
+        raise TypeError(f"observers={observers!r}: give a list of plain functions")
 
 
 def strike(client: object) -> None:

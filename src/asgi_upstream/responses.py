@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Terms, Transform
-from .records import Observer
+from .records import Observer, check_observers
 
 
 class RelayOptions(TypedDict, total=False):
@@ -75,6 +75,8 @@ class _UpstreamResponse(Response):
             )
         if transform or on_response or error_frame:
             _check_functions(transform=transform, on_response=on_response, error_frame=error_frame)
+        if observers:
+            check_observers(observers)
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
         if status_code is not None and not 200 <= status_code < 600:

@@ -254,7 +254,8 @@ def _by_address(origins: Mapping[Origin, PoolState]) -> Mapping[str, PoolState]:
     """`origins` by their addresses; those that differ only in the name asked for in TLS as one."""
     states: dict[str, PoolState] = {}
     for (scheme, host, port, _), state in origins.items():
-        address = f"{scheme.decode()}://{host.decode()}:{port}"
+        name = host.decode()
+        address = f"{scheme.decode()}://{f'[{name}]' if ':' in name else name}:{port}"
         other = states.get(address, PoolState(0, 0, 0, 0))
         states[address] = PoolState(
             state.open + other.open,
