@@ -11,14 +11,10 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Coroutine,
     Generator,
-    Sequence,
 )
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import anyio
 import httpx
@@ -27,12 +23,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
+from .bodies import as_read, grown, once, read
 from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up, close_if_more_came
 from .log import logger
-from .records import Observer, Outcome, Tally, ledger_of
+from .records import Outcome, Tally, ledger_of
 from .shortcut import sent, shortcut
+from .terms import ErrorFrame, OnResponse, Relay, Relayed, Terms
 from .uploads import Upload
 
 CLOSE_TIMEOUT = 5.0
@@ -40,67 +38,6 @@ CLOSE_TIMEOUT = 5.0
 
 FRAME_TIMEOUT = 1.0
 """Seconds that the `error_frame` of an exchange may take that the server has cancelled."""
-
-Transform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
-OnResponse = Callable[[httpx.Response], Response | Awaitable[Response | None] | None]
-ErrorFrame = Callable[[Exception], bytes]
-
-
-class SendsRequests(Protocol):
-    """All that an exchange needs of a client."""
-
-    async def send(
-        self, request: httpx.Request, *, stream: bool, **options: bool
-    ) -> httpx.Response: ...
-
-
-class Head(Protocol):
-    """Status and fields of a response."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def fields(self) -> headers.RawHeaders: ...
-    @property
-    def version(self) -> bytes: ...
-    @property
-    def reason(self) -> bytes: ...
-
-
-class Relayed(Protocol):
-    """A response that was never made an `httpx.Response`; it ends with `keep` or `finish`."""
-
-    @property
-    def head(self) -> Head: ...
-    @property
-    def exchanges(self) -> int: ...
-    def take(self) -> bytes | None: ...
-    async def read(self) -> bytes: ...
-    def keep(self) -> bool: ...
-    async def finish(self) -> None: ...
-
-
-Relay = Callable[[httpx.Request], Awaitable[Relayed] | None]
-
-
-@dataclass(slots=True)
-class Terms:
-    """What the endpoint asked for."""
-
-    client: SendsRequests
-    request: httpx.Request
-    decode: bool
-    transform: Transform | None
-    on_response: OnResponse | None
-    deadline: float | None
-    error_frame: ErrorFrame | None
-    observers: Sequence[Observer]
-    max_bytes: int | None = None  # read the body, up to so many bytes, before anything is sent
-
-    @property
-    def changes_body(self) -> bool:
-        """Whether bytes are added, as they can be only to a body that is not compressed."""
-        return self.transform is not None or self.error_frame is not None
 
 
 class Exchange:
@@ -233,7 +170,7 @@ class Exchange:
         while chunk := upstream.take() or await upstream.read():
             if self.tally is not None:
                 self.tally.received(len(chunk))
-            content = _grown(content, chunk, max_bytes)
+            content = grown(content, chunk, max_bytes)
         return bytes(content)
 
     async def _open_and_relay(
@@ -338,18 +275,18 @@ class Exchange:
         if terms.on_response is not None:  # it may read `upstream.text`
             decode = decode or all(map(can_decode, codings_of(upstream)))
         body, changed = self._body_of(upstream, decode=decode)
-        content = await _read(body, max_bytes, watch)
+        content = await read(body, max_bytes, watch)
         # What follows may take its time, so the connection is given back before it.
         await _close(upstream, *self.bodies)
         self.bodies.clear()
         if terms.on_response is not None:
-            upstream = _as_read(upstream, content, decoded=changed)
+            upstream = as_read(upstream, content, decoded=changed)
             if await self._is_replaced(terms.on_response, upstream):
                 return
         if terms.transform is not None:
             self.own = Outcome.TRANSFORM_FAILED
-            body = self._read_from(terms.transform(self._read_from(_once(content))))
-            content, changed = await _read(body, max_bytes, watch), True
+            body = self._read_from(terms.transform(self._read_from(once(content))))
+            content, changed = await read(body, max_bytes, watch), True
         status, fields = self._head_of(upstream, caller, changed=changed)
         await self._send_whole(caller, status, fields, content)
 
@@ -391,7 +328,7 @@ class Exchange:
         if upstream.is_stream_consumed:  # an event hook or `on_response` read, and decoded, it
             if self.tally is not None:
                 self.tally.read_by_others(upstream)
-            return self._read_from(_once(upstream.content)), bool(codings_of(upstream))
+            return self._read_from(once(upstream.content)), bool(codings_of(upstream))
         body = self._read_from(cast(httpx.AsyncByteStream, upstream.stream))
         if self.tally is not None:
             body = self._read_from(self.tally.counted(body))
@@ -465,47 +402,6 @@ def _frame(error_frame: ErrorFrame, error: Exception) -> bytes:
     if not isinstance(frame, bytes):  # pyright: ignore
         raise TypeError(f"error_frame returned {type(frame).__name__}, not bytes")
     return frame
-
-
-def _as_read(upstream: httpx.Response, content: bytes, *, decoded: bool) -> httpx.Response:
-    """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
-    codings = upstream.headers.pop("content-encoding", None)  # or httpx would decode once more
-    response = httpx.Response(
-        upstream.status_code,
-        headers=upstream.headers,
-        content=content,
-        request=upstream.request,
-        extensions=upstream.extensions,
-        history=upstream.history,
-        default_encoding=upstream.default_encoding,
-    )
-    response.elapsed = upstream.elapsed
-    if codings is not None and not decoded:
-        response.headers["content-encoding"] = codings
-    return response
-
-
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    yield content
-
-
-async def _read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
-    content: bytes | bytearray = b""
-    async for chunk in body:
-        watch.check()
-        content = _grown(content, chunk, max_bytes)
-    return bytes(content)
-
-
-def _grown(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
-    if not content:
-        content = chunk  # as it mostly stays
-    else:
-        content = content if isinstance(content, bytearray) else bytearray(content)
-        content += chunk
-    if len(content) > max_bytes:
-        raise errors.UpstreamBodyTooLarge
-    return content
 
 
 async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:

@@ -8,8 +8,9 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .exchange import ErrorFrame, Exchange, OnResponse, SendsRequests, Terms, Transform
+from .exchange import Exchange
 from .records import Observer, check_observers
+from .terms import ErrorFrame, OnResponse, SendsRequests, Terms, Transform
 
 
 class RelayOptions(TypedDict, total=False):

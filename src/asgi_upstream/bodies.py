@@ -1,0 +1,56 @@
+"""Bodies as a whole: read up to a bound, and given as a stream."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+
+from .caller import Watch
+from .errors import UpstreamBodyTooLarge
+
+
+def as_read(upstream: httpx.Response, content: bytes, *, decoded: bool) -> httpx.Response:
+    """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
+    codings = upstream.headers.pop("content-encoding", None)  # or httpx would decode once more
+    response = httpx.Response(
+        upstream.status_code,
+        headers=upstream.headers,
+        content=content,
+        request=upstream.request,
+        extensions=upstream.extensions,
+        history=upstream.history,
+        default_encoding=upstream.default_encoding,
+    )
+    response.elapsed = upstream.elapsed
+    if codings is not None and not decoded:
+        response.headers["content-encoding"] = codings
+    return response
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """`content` as a stream."""
+    yield content
+
+
+async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
+    """All of `body`.
+
+    Raises:
+        UpstreamBodyTooLarge: it is longer than `max_bytes`.
+    """
+    content: bytes | bytearray = b""
+    async for chunk in body:
+        watch.check()
+        content = grown(content, chunk, max_bytes)
+    return bytes(content)
+
+
+def grown(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
+    """`content` with `chunk` behind it; raises as `read`."""
+    if not content:
+        content = chunk  # as it mostly stays
+    else:
+        content = content if isinstance(content, bytearray) else bytearray(content)
+        content += chunk
+    if len(content) > max_bytes:
+        raise UpstreamBodyTooLarge
+    return content
