@@ -37,6 +37,9 @@ class Fake:
             self.closed = True
             self.pool.lost(cast(Connection, self))
 
+    def fail(self, failure: BaseException) -> None:
+        self.close()
+
 
 class Connects:
     """The pool under test, and the connects that it began: each ends when the test says so."""

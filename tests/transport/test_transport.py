@@ -275,6 +275,14 @@ async def test_socket_options_are_set() -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == expected
 
 
+async def test_a_socket_option_that_is_refused_leaves_nothing_open() -> None:
+    options = [(socket.SOL_SOCKET, 9999, 1)]
+    async with Upstream() as upstream, client(upstream, socket_options=options) as c:
+        with pytest.raises(httpx.ConnectError):
+            await c.get("/")
+        await eventually(lambda: len(upstream.peers) == 1 and not upstream.open)
+
+
 async def test_connecting_is_tried_again_as_often_as_asked() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -578,6 +586,25 @@ async def test_the_end_of_a_connection_that_switched_protocols_is_read_as_such()
         assert await stream.read(100) == b""
 
 
+async def deaf_for_a_while(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+    await asyncio.sleep(0.2)
+    while await reader.read(1 << 20):
+        pass
+
+
+async def test_several_tasks_may_write_to_a_connection_that_switched_protocols() -> None:
+    async with (
+        Upstream(deaf_for_a_while) as upstream,
+        client(upstream) as c,
+        c.stream("GET", "/", headers={"connection": "upgrade", "upgrade": "x"}) as response,
+    ):
+        stream = response.extensions["network_stream"]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(stream.write(bytes(10 << 20)) for _ in range(3)))
+
+
 async def echoing_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     protocol = WSConnection(ConnectionType.SERVER)
     while data := await reader.read(65536):
@@ -659,21 +686,75 @@ async def test_on_a_new_connection_it_is_sent_once() -> None:
         assert len(serve.requests) == 1
 
 
-async def test_an_upstream_that_is_slow_on_a_reused_connection_is_not_asked_twice() -> None:
-    seen: list[bytes] = []
+async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(OK)
+    await reader.read()
 
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append(await read_request(reader))
-        writer.write(OK)
-        seen.append(await read_request(reader))
-        await reader.read()
 
-    async with Upstream(slow) as upstream, client(upstream) as c:
+async def test_a_reused_connection_that_is_only_slow_is_not_given_up_for_another() -> None:
+    async with Upstream(answers_once) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.ReadTimeout):
-            await c.get("/second", timeout=httpx.Timeout(10, read=0.2))
-        assert len(seen) == 2
+            await c.get("/second", timeout=httpx.Timeout(10, read=0.1))
         assert len(upstream.peers) == 1
+
+
+async def test_what_was_under_way_when_the_client_was_closed_is_not_sent_again() -> None:
+    async with Upstream(answers_once) as upstream, client(upstream) as c:
+        transport = c._transport
+        assert isinstance(transport, AsyncioTransport)
+        await c.get("/first")
+        under_way = asyncio.create_task(c.get("/second"))
+        await eventually(lambda: not transport.pool_state().idle)
+        await transport.aclose()
+        with pytest.raises(httpx.CloseError, match="the client was closed"):
+            await under_way
+        await eventually(lambda: not upstream.open)
+        assert len(upstream.peers) == 1
+        assert transport.pool_state().open == 0
+
+
+async def test_a_transport_that_is_used_again_after_its_closing_keeps_no_connection_for_ever() -> (
+    None
+):
+    limits = httpx.Limits(keepalive_expiry=0.1)
+    async with Upstream() as upstream, AsyncioTransport(limits=limits) as transport:
+        for _ in range(2):
+            response = await transport.handle_async_request(httpx.Request("GET", upstream.url))
+            await response.aread()
+            assert transport.pool_state().idle == 1
+            await transport.aclose()
+            assert transport.pool_state().open == 0
+        await (await transport.handle_async_request(httpx.Request("GET", upstream.url))).aread()
+        await eventually(lambda: not transport.pool_state().open)
+
+
+async def test_what_comes_behind_a_body_that_is_read_late_is_not_the_next_response() -> None:
+    size = 320 * 1024  # of which not all is read from the socket while nobody takes it
+
+    async def smuggling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+        await asyncio.sleep(0.1)
+        writer.write(b"HTTP/1.1 200 Smuggled\r\ncontent-length: 8\r\n\r\nsmuggled")
+        await reader.read()
+
+    async with Upstream(smuggling) as upstream, client(upstream) as c:
+        transport = c._transport
+        assert isinstance(transport, AsyncioTransport)
+        opening = transport.relay(c.build_request("GET", "/first"))
+        assert opening is not None
+        connection = await opening
+        await asyncio.sleep(0.5)  # nothing is taken, and all of that has come
+        body = b""
+        while piece := connection.take():
+            body += piece
+        assert len(body) == size
+        assert not connection.keep()
+        await connection.finish()
+        assert len((await c.get("/second")).content) == size
+        assert len(upstream.peers) == 2
 
 
 async def stream_of_parts() -> AsyncIterator[bytes]:
@@ -766,6 +847,21 @@ async def test_an_early_answer_is_delivered_at_once_and_ends_the_connection(
             assert (response.status_code, response.text) == (413, "big")
             await eventually(lambda: not upstream.open)
             assert len(upstream.peers) == number
+
+
+async def test_a_body_whose_maker_was_cancelled_is_cancelled_and_nothing_stays_open() -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"a part"
+        maker = asyncio.create_task(asyncio.sleep(10))
+        maker.cancel()
+        await maker
+
+    async with Upstream() as upstream, client(upstream) as c:
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(10):
+                await c.post("/", content=content())
+        await eventually(lambda: not upstream.open)
+        assert (await c.get("/")).text == "ok"
 
 
 @pytest.mark.parametrize("parts", [[b"1234"], [b"123", b"456"], [b"1", b"2"]])

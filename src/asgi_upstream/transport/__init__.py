@@ -178,9 +178,9 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
                 await connection.finish()
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
                 stale = connection.exchanges > 1 and not connection.answered
+                closed = isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError)
                 can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
-                closed = isinstance(exc, httpx.NetworkError | httpx.RemoteProtocolError)
-                if again or not (stale and can_repeat and closed):  # who is slow is not asked twice
+                if again or not (stale and closed and can_repeat):
                     raise
                 again = True
 
@@ -237,8 +237,12 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             transport, connection = await loop.create_connection(
                 protocol, host, port, local_addr=local, **tls
             )
-        for option in self._socket_options:
-            transport.get_extra_info("socket").setsockopt(*option)
+        try:
+            for option in self._socket_options:
+                transport.get_extra_info("socket").setsockopt(*option)
+        except BaseException:
+            transport.abort()  # for nobody else knows of it yet
+            raise
         return connection
 
     def pool_state(self) -> PoolState:
@@ -317,6 +321,7 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._writing = asyncio.Lock()  # several tasks may write, as with a WebSocket
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._connection.read_timeout = timeout
@@ -324,7 +329,8 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
-            await self._connection.write(buffer, timeout)
+            async with self._writing:
+                await self._connection.write(buffer, timeout)
 
     async def aclose(self) -> None:
         await self._connection.finish()

@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []  # of the body, and not yet read
         self._unread = 0  # bytes in them
         self._reads = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._upload: asyncio.Task[None] | None = None
         self._uploading = False
         self._reading_paused = self._writing_paused = False
@@ -251,8 +251,12 @@ class Connection(asyncio.Protocol):
                 await self.write(b"0\r\n\r\n", timeout)
             elif left:
                 raise httpx.LocalProtocolError("less content than Content-Length says")
+        except asyncio.CancelledError as exc:
+            if self._uploading:  # what makes the content was cancelled, and not this
+                self.fail(exc)
+            raise
         except Exception as exc:
-            self._fail(exc)
+            self.fail(exc)
         else:
             self._upload, self._uploading = None, False
             if self._reader is not None:
@@ -278,7 +282,7 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
         except Broken as exc:
-            self._fail(httpx.RemoteProtocolError(str(exc)))
+            self.fail(httpx.RemoteProtocolError(str(exc)))
         self._wake(self._reader)
 
     def _read_head(self, data: bytes) -> None:
@@ -315,10 +319,10 @@ class Connection(asyncio.Protocol):
             self._reusable = False  # no byte crosses to the next exchange
             data = data[: self._left]
         self._left -= len(data)
-        if data:
-            self._deliver(data)
         if not self._left:
             self._phase = Phase.DONE
+        if data:
+            self._deliver(data)
 
     def _read_chunks(self, data: bytes) -> None:
         """RFC 9112 7.1."""
@@ -343,6 +347,8 @@ class Connection(asyncio.Protocol):
                     break
                 self._in_trailers = False
                 self._phase = Phase.DONE
+                if self._reading_paused:
+                    self._resume_reading()
                 self._reusable = self._reusable and end.end() == len(data)
                 self._data = b""
                 return
@@ -362,7 +368,12 @@ class Connection(asyncio.Protocol):
     def _deliver(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._unread += len(piece)
-        if self._unread > MOST_UNREAD and not self._reading_paused:
+        # After the end of the body nothing more should come, and what does is to be noticed.
+        if (
+            self._unread > MOST_UNREAD
+            and self._phase is not Phase.DONE
+            and not self._reading_paused
+        ):
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -377,9 +388,9 @@ class Connection(asyncio.Protocol):
         if whole and self._phase in (Phase.UNTIL_CLOSE, Phase.UPGRADED):
             self._phase, self._reusable = Phase.DONE, False
         elif self._phase is Phase.HEAD and exc is None:
-            self._fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
+            self.fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
         elif self._phase not in (Phase.IDLE, Phase.DONE):
-            self._fail(
+            self.fail(
                 httpx.ReadError(str(exc))
                 if exc is not None
                 else httpx.RemoteProtocolError(
@@ -390,7 +401,8 @@ class Connection(asyncio.Protocol):
         self._wake(self._reader)
         self._wake(self._writer)
 
-    def _fail(self, failure: Exception) -> None:
+    def fail(self, failure: BaseException) -> None:
+        """Close, and tell whoever reads or writes why."""
         if self._failure is None:
             self._failure = failure
         self.close()

@@ -147,6 +147,7 @@ class Pool:
         """Close every connection; who waits for one gets an error."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for task in self._making:
             task.cancel()
         self._making.clear()
@@ -156,7 +157,7 @@ class Pool:
                 if not waiter.connection.done():
                     waiter.connection.set_exception(httpx.ConnectError("the client was closed"))
         for connection in list(self._open):
-            connection.close()
+            connection.fail(httpx.CloseError("the client was closed"))
 
     def state(self) -> PoolState:
         """What there is now, counted."""
