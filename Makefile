@@ -2,6 +2,7 @@
 # that needs it, and again only after pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
+MINUTES ?= 10
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -21,7 +22,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check serve bench soak soak-all clean nginx
+.PHONY: help demo test check serve bench fuzz soak soak-all clean nginx
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,9 @@ serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to t
 
 bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performance.md: ten minutes
 	@$(RUN) tests.benchmarks
+
+fuzz: $(DEV) ## look for what breaks the transport: ten minutes, or make fuzz MINUTES=n
+	@$(RUN) tests.transport.fuzz --minutes $(MINUTES)
 
 SOAK := $(RUN) tests.soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) \
     $(if $(CALLERS),--callers $(CALLERS)) $(if $(PLOT),--plot $(PLOT))
