@@ -31,7 +31,7 @@ from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan
 from asgi_upstream.transport.connection import Connection
 from asgi_upstream.transport.pool import Origin
 
-from .memory import InMemory, StuckError, VirtualLoop, Wire
+from .memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
 
 REQUEST = re.compile(rb"([A-Z]+) /(\d+)(?:-(\d+))? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*\r\n")
 SMUGGLED = b"HTTP/1.1 200 OK\r\nx-id: smuggled\r\ncontent-length: 8\r\n\r\nsmuggled"
@@ -349,7 +349,7 @@ class Case:
             answer = self.answer(one, tainted=tainted)
             one.answered_by.append(answer)
             if not answer.early:
-                while (end := _end_of_body(wire.taken, at, head[0])) is None and not wire.closing:
+                while (end := end_of_body(wire.taken, at, head[0])) is None and not wire.closing:
                     if not await self.heard(wire, news, math.inf if self.kind else 20):
                         break
                 if end is None:
@@ -462,24 +462,6 @@ class _Transport(InMemory):
             connection.close()  # as `create_connection` does
             raise
         return connection
-
-
-def _end_of_body(data: bytearray, at: int, head: bytes) -> int | None:
-    """Where the body of a request ends, if that has come."""
-    if match := re.search(rb"content-length: (\d+)", head, re.IGNORECASE):
-        end = at + int(match[1])
-        return end if len(data) >= end else None
-    if b"chunked" in head.lower():
-        while True:
-            line = re.compile(rb"([0-9a-f]+)\r\n").match(data, at)
-            if line is None:
-                return None
-            at = line.end() + int(line[1], 16) + 2
-            if len(data) < at:
-                return None
-            if int(line[1], 16) == 0:
-                return at
-    return at
 
 
 def _body(data: bytes | bytearray, head: bytes) -> bytes:

@@ -4,6 +4,7 @@ On this loop a wait that nothing can end is found at once: nothing is ready, and
 """
 
 import asyncio
+import re
 import selectors
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from asgi_upstream.transport.connection import Connection
 from asgi_upstream.transport.pool import Origin
 
 MOST_READ = 256 * 1024  # bytes that asyncio reads at once
+_CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 
 
@@ -195,14 +197,35 @@ class Wire(asyncio.Transport):
 class InMemory(AsyncioTransport):
     """AsyncioTransport whose connections are wires; `connected` is called with each of them."""
 
+    connecting_takes = 0.0
+
     def __init__(self, connected: Callable[[Wire], None], **options: Any) -> None:
         super().__init__(verify=_TLS, **options)
         self.connected = connected
         self.wires: list[Wire] = []
 
     async def _open(self, origin: Origin) -> Connection:
+        await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
         wire = Wire(Connection(self._connections, loop), loop)
         self.wires.append(wire)
         self.connected(wire)
         return wire.connection
+
+
+def end_of_body(data: bytearray, at: int, head: bytes) -> int | None:
+    """Where the body of a request ends, if that has come."""
+    if match := re.search(rb"content-length: (\d+)", head, re.IGNORECASE):
+        end = at + int(match[1])
+        return end if len(data) >= end else None
+    if b"chunked" in head.lower():
+        while True:
+            line = _CHUNK.match(data, at)
+            if line is None:
+                return None
+            at = line.end() + int(line[1], 16) + 2
+            if len(data) < at:
+                return None
+            if int(line[1], 16) == 0:
+                return at
+    return at
