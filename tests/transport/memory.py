@@ -147,7 +147,7 @@ class Wire(asyncio.Transport):
         self.taken += self._buffer[:most]
         del self._buffer[:most]
         self.on_write()
-        if self._writing_paused and len(self._buffer) <= self.LOW:
+        if self._writing_paused and not self.closing and len(self._buffer) <= self.LOW:
             self._writing_paused = False
             self.connection.resume_writing()
 

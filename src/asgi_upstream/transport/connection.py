@@ -162,8 +162,6 @@ class Connection(asyncio.Protocol):
         if self._pieces:
             self._pieces.clear()
         self._data, self._unread = b"", 0
-        if self._reading_paused:
-            self._resume_reading()
         self._owner.release(self)
         return True
 
