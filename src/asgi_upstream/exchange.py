@@ -177,11 +177,13 @@ class Exchange:
         self, transport: httpx.AsyncBaseTransport | None, caller: Caller, watch: Watch
     ) -> None:
         client, content = self.terms.client, self.request.stream
+        upload: Upload | None = None
         if isinstance(content, httpx.ByteStream):
             watch.begin()
         else:  # it may come from the caller
             body = cast(httpx.AsyncByteStream, content)
-            self.request.stream = Upload(client, self.request.url, body, watch, self.tally)
+            upload = Upload(client, self.request.url, body, watch, self.tally)
+            self.request.stream = upload
         try:
             if transport is not None:
                 upstream = await transport.handle_async_request(self.request)
@@ -208,7 +210,7 @@ class Exchange:
             if self.tally is not None:
                 reused = upstream.extensions.get("connection_reused")
                 self.tally.answered(upstream.status_code, reused=reused)
-            if upstream.status_code < 300:
+            if upstream.status_code < 300 and not (upload and upload.under_way):
                 watch.begin()  # else an upload that was refused would be read on, to no end
             _check_status(upstream.status_code)
             if headers.has_controls(upstream.headers.raw):

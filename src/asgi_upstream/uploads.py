@@ -32,6 +32,7 @@ class Upload(httpx.AsyncByteStream):
         self._body = body
         self._watch = watch
         self._tally = tally
+        self.under_way = False  # so that nobody else may read `receive`
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         early = EarlyAnswer(self._client, self._url, self)
@@ -44,19 +45,23 @@ class Upload(httpx.AsyncByteStream):
             return not waiting.cancel_called
 
         self._watch.every(LOOK_EVERY, look)
-        while look():
-            part = None
-            with waiting:
-                part = await anext(parts, None)
-            if part is not None:
-                if self._tally is not None:
-                    self._tally.sent += len(part)
-                yield part
-                waiting = anyio.CancelScope()
-            elif not waiting.cancel_called:
-                self._watch.begin()
-                return
-        raise early.stops_sending("the upstream has answered")
+        self.under_way = True
+        try:
+            while look():
+                part = None
+                with waiting:
+                    part = await anext(parts, None)
+                if part is not None:
+                    if self._tally is not None:
+                        self._tally.sent += len(part)
+                    yield part
+                    waiting = anyio.CancelScope()
+                elif not waiting.cancel_called:
+                    self._watch.begin()
+                    return
+            raise early.stops_sending("the upstream has answered")
+        finally:
+            self.under_way = False
 
     async def aclose(self) -> None:
         await self._body.aclose()

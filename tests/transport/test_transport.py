@@ -18,11 +18,15 @@ import httpx
 import pytest
 import trio
 from httpx_ws import AsyncWebSocketSession, aconnect_ws
+from starlette.requests import Request
+from starlette.types import Message
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
+from wsproto.events import AcceptConnection, CloseConnection, TextMessage
+from wsproto.events import Request as Handshake
 
+from asgi_upstream import StreamedResponse, forward_request
 from asgi_upstream.transport import AsyncioTransport
-from tests.asgi import collect
+from tests.asgi import Caller, collect
 
 pytestmark = pytest.mark.anyio
 
@@ -610,7 +614,7 @@ async def echoing_websocket(reader: asyncio.StreamReader, writer: asyncio.Stream
     while data := await reader.read(65536):
         protocol.receive_data(data)
         for event in protocol.events():
-            if isinstance(event, Request):
+            if isinstance(event, Handshake):
                 writer.write(protocol.send(AcceptConnection()))
             elif isinstance(event, TextMessage):
                 echo = TextMessage(event.data.upper(), message_finished=event.message_finished)
@@ -790,15 +794,6 @@ async def test_it_is_not_sent_again_once_a_byte_of_the_answer_came(start: bytes)
 
 
 async def test_the_response_is_read_while_the_body_is_sent() -> None:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        while line := await reader.readline():
-            writer.write(line + await reader.readexactly(int(line, 16) + 2))
-            if int(line, 16) == 0:
-                break
-        await reader.read()
-
     answered: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def in_turn() -> AsyncIterator[bytes]:
@@ -806,13 +801,46 @@ async def test_the_response_is_read_while_the_body_is_sent() -> None:
         for _ in range(3):
             yield b"after " + await answered.get()
 
-    async with Upstream(echo) as upstream, client(upstream) as c:
+    async with Upstream(echoing) as upstream, client(upstream) as c:
         async with c.stream("POST", "/", content=in_turn()) as response:
             seen = []
             async for part in response.aiter_raw():
                 seen.append(part)
                 answered.put_nowait(part)
         assert seen == [b"ping"] + [b"after " * n + b"ping" for n in (1, 2, 3)]
+
+
+async def echoing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    size = 1
+    while size:
+        line = await reader.readline()
+        size = int(line, 16)
+        writer.write(line + await reader.readexactly(size + 2))
+    await reader.read()
+
+
+async def test_a_long_upload_reaches_an_upstream_that_answers_meanwhile_whole() -> None:
+    parts = [b"<%d>" % number for number in range(20)]
+    expected, answer = b"".join(parts), bytearray()
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.03)  # in all longer than until the caller is watched
+        if not parts:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: Message) -> None:
+        answer.extend(message.get("body", b""))
+
+    fields = [(b"transfer-encoding", b"chunked")]
+    scope = Caller("POST", headers=fields).scope
+    async with Upstream(echoing) as upstream, client(upstream) as c:
+        request = forward_request(c, Request(scope, receive))
+        async with asyncio.timeout(20):
+            await StreamedResponse(c, request)(scope, receive, send)
+    assert answer == expected
 
 
 async def test_no_time_is_counted_against_an_upstream_that_waits_for_the_body() -> None:
