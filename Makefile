@@ -2,7 +2,6 @@
 # that needs it, and again only after pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
-MINUTES ?= 10
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -47,7 +46,7 @@ bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performa
 	@$(RUN) tests.benchmarks
 
 fuzz: $(DEV) ## look for what breaks the transport: ten minutes, or make fuzz MINUTES=n
-	@$(RUN) tests.transport.fuzz --minutes $(MINUTES)
+	@$(RUN) tests.transport.fuzz --minutes $(or $(MINUTES),10)
 
 SOAK := $(RUN) tests.soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) \
     $(if $(CALLERS),--callers $(CALLERS)) $(if $(PLOT),--plot $(PLOT))
