@@ -1,0 +1,7 @@
+"""A gateway in front of language models: an app to start from. See docs/llm-gateway.md.
+
+    uvicorn examples.llm_gateway.upstream:app --port 9001
+    uvicorn examples.llm_gateway.app:app
+
+Then open http://127.0.0.1:8000 in a browser, with the key `key-of-ann`.
+"""

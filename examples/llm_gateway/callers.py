@@ -1,0 +1,52 @@
+"""Who may call, and how much: a key for each, so many answers at once, so many tokens."""
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+
+@dataclass(eq=False)
+class Caller:
+    """What is known of a caller. In a database where there is more than one process."""
+
+    name: str
+    most_at_once: int = 2
+    tokens_left: int = 100_000
+    at_once: int = 0
+
+
+CALLERS = {"key-of-ann": Caller("ann"), "key-of-bob": Caller("bob")}
+
+Key = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
+async def known_caller(key: Key) -> Caller:
+    """Whoever has the key; 401 for a key that nobody has, and for none."""
+    sent = key.credentials.encode() if key else b""
+    for known, caller in CALLERS.items():
+        if secrets.compare_digest(known.encode(), sent):
+            return caller
+    raise HTTPException(401, "no such key", {"www-authenticate": "Bearer"})
+
+
+KnownCaller = Annotated[Caller, Depends(known_caller)]
+
+
+async def within_limits(caller: KnownCaller) -> AsyncIterator[Caller]:
+    """Holds one of the caller's places until the exchange has ended; 429 where none is free."""
+    if caller.tokens_left <= 0:
+        raise HTTPException(429, "no tokens left")
+    if caller.at_once >= caller.most_at_once:
+        raise HTTPException(429, "too many at once", {"retry-after": "1"})
+    caller.at_once += 1
+    try:
+        yield caller
+    finally:
+        caller.at_once -= 1
+
+
+LimitedCaller = Annotated[Caller, Depends(within_limits)]

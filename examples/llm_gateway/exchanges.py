@@ -1,0 +1,56 @@
+"""What is under way and what has been: a list for each caller, closed by the library's records."""
+
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from asgi_upstream import Record
+
+from .usage import Usage
+
+
+@dataclass(eq=False)
+class Listed:
+    """One exchange: live until there is a record of it."""
+
+    number: int
+    caller: str
+    model: str
+    usage: Usage
+    began: float = field(default_factory=time.time)
+    record: Record | None = None
+
+    def told(self) -> dict[str, object]:
+        """What the caller may know of it: no host, and nothing of an exception."""
+        record = self.record
+        return {
+            "number": self.number,
+            "model": self.model,
+            "began": self.began,
+            "tokens": self.usage.completion_tokens,
+            "seconds": record.seconds if record else time.time() - self.began,
+            "seconds_to_first_byte": record.seconds_to_first_byte if record else None,
+            "status": record.status if record else None,
+            "outcome": record.outcome if record else None,
+            "failed": record.outcome.is_failure if record else False,
+        }
+
+
+class Exchanges:
+    """The last ones, of all callers."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._listed: deque[Listed] = deque(maxlen=most)
+        self._numbers = itertools.count(1)
+
+    def begin(self, caller: str, model: str, usage: Usage) -> Listed:
+        """A new one, live."""
+        listed = Listed(next(self._numbers), caller, model, usage)
+        self._listed.append(listed)
+        return listed
+
+    def of(self, caller: str, most: int = 20) -> list[dict[str, object]]:
+        """A caller's own, the newest first."""
+        own = (listed.told() for listed in reversed(self._listed) if listed.caller == caller)
+        return list(itertools.islice(own, most))
