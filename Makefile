@@ -13,7 +13,8 @@ MADE := $(VENV)/.made
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
-NGINX := $(VENV)/.nginx-tried
+TRIED_NGINX := $(VENV)/.nginx-tried
+TRIED_CHROMIUM := $(VENV)/.chromium-tried
 
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
@@ -21,7 +22,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check serve bench fuzz soak soak-all clean nginx
+.PHONY: help demo test check serve bench fuzz soak soak-all clean nginx chromium
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +30,7 @@ help: ## list the targets
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
-test: $(DEV) nginx ## run the tests
+test: $(DEV) nginx chromium ## run the tests
 	@$(RUN) pytest -n 4 --dist worksteal -m "not alone"
 	@$(RUN) pytest -m alone
 
@@ -90,18 +91,29 @@ $(BENCH): $(DEV)
 	@$(PIP) install -c constraints.txt --group bench
 	@touch $@
 
-# Some tests run a real nginx. Where it cannot be had they are skipped, and say so.
+# Some tests run a real nginx, and some a real Chromium. Where one cannot be had they are skipped, and
+# say so.
 nginx: | $(MADE)
-	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test -e $(NGINX) || $(MAKE) -s $(NGINX)
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test -e $(TRIED_NGINX) \
+	    || $(MAKE) -s $(TRIED_NGINX)
 
-$(NGINX): | $(MADE)
+chromium: | $(MADE)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	    || test -e $(TRIED_CHROMIUM) || $(MAKE) -s $(TRIED_CHROMIUM)
+
+# The packages to try, the best first.
+$(TRIED_NGINX): PACKAGES := nginx-light nginx
+$(TRIED_CHROMIUM): PACKAGES := chromium
+
+$(TRIED_NGINX) $(TRIED_CHROMIUM): $(VENV)/.%-tried: | $(MADE)
 	@touch $@
 	@command -v apt-get >/dev/null || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then as_root=; \
 	elif sudo -n true 2>/dev/null; then as_root="sudo -n"; \
 	else exit 0; fi; \
-	echo "installing nginx, which some tests run"; \
+	echo "installing $*, which some tests run"; \
 	apt() { timeout 300 $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$$@"; }; \
-	{ apt install nginx-light || { apt update && apt install nginx-light; } || apt install nginx; } \
-	    >$(VENV)/nginx.log 2>&1 </dev/null \
-	    || echo "nginx could not be installed ($(VENV)/nginx.log says why); its tests are skipped"
+	first() { for package in $(PACKAGES); do apt install $$package && return; done; return 1; }; \
+	{ first || { apt update && first; }; } \
+	    >$(VENV)/$*.log 2>&1 </dev/null \
+	    || echo "$* could not be installed ($(VENV)/$*.log says why); its tests are skipped"

@@ -1,0 +1,93 @@
+"""Chromium, driven by playwright, and the gateway's page in it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# playwright gives each browser a new profile of its own.
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--no-proxy-server",
+]
+WIDE, NARROW = (1280, 800), (390, 844)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Chat:
+    """The page at the gateway, with a key given, and what its console said."""
+
+    def __init__(
+        self,
+        browser: Browser,
+        url: str,
+        *,
+        key: str = "key-of-ann",
+        size: tuple[int, int] = WIDE,
+        dark: bool = False,
+    ) -> None:
+        self._context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+        )
+        self._context.set_default_timeout(10_000)
+        self.page: Page = self._context.new_page()
+        self.said: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on(
+            "request",
+            lambda sent: None if sent.url.startswith(url) else self.elsewhere.append(sent.url),
+        )
+        self.page.goto(url)
+        self.give_key(key)
+
+    def close(self) -> None:
+        self._context.close()
+
+    def give_key(self, key: str) -> None:
+        self.page.get_by_label("Your key").fill(key)
+        self.page.get_by_role("button", name="Use it").click()
+
+    def lengthen_answers(self, tokens: int) -> None:
+        """Have them last until they are stopped, as the page itself does not ask for."""
+
+        def lengthen(route: Route) -> None:
+            asked = json.loads(route.request.post_data or "{}")
+            route.continue_(post_data=json.dumps(asked | {"max_tokens": tokens}))
+
+        self.page.route("**/chat/completions", lengthen)
+
+    def ask(self, model: str, prompt: str = "Why should a gateway stop the model?") -> None:
+        self.page.get_by_label("Model").select_option(model)
+        self.page.get_by_label("Message").fill(prompt)
+        self.page.get_by_role("button", name="Send").click()
+
+    def stop(self) -> None:
+        self.page.get_by_role("button", name="Stop").click()
+
+    def wait_until_over(self) -> None:
+        self.page.locator("[aria-busy]").wait_for(state="detached")
+
+    def answer(self) -> str:
+        """The last answer, as far as it has come."""
+        return self.page.locator(".said:not(.own) .words").last.text_content() or ""
+
+    def outcomes(self) -> list[str]:
+        """How the exchanges on the list ended, the newest first."""
+        return self.page.locator("#exchanges .outcome").all_text_contents()
