@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import httpx
 
-from .messages import Broken, Head, Outgoing, Phase
+from .messages import Broken, Head, Outgoing, Phase, head_of
 
 MOST_UNREAD = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""
@@ -293,14 +293,16 @@ class Connection(asyncio.Protocol):
                     raise Broken("not HTTP")
                 self._data = data
                 return
-            head = Head(data[: end.end()])
+            head = head_of(data[: end.end()])
             data = data[end.end() :]
-            phase, self._left, self._reusable = head.framing(self._out.method)
             if head.status == 101 and b"\r\nupgrade:" not in self._out.head.lower():
                 raise Broken("it switched protocols, and nobody had asked for that")
             if head.status < 200 and head.status != 101:
                 continue  # interim (RFC 9110 15.2)
-            self.head, self._phase = head, phase
+            self.head, self._phase = head, head.phase
+            self._left, self._reusable = head.length, head.keeps
+            if self._out.method == "HEAD" and head.status != 101:
+                self._phase, self._left = Phase.LENGTH, 0
         self._data = b""
         if self._upload is not None and self.head.status >= 300:
             self._upload.cancel()  # it is refused; `finish` sees that it is not whole

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import cast
 
 import httptools
@@ -14,7 +15,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 MOST_FIELDS = 128
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]"
-_REQUEST = re.compile(rb"%b+ [!-~]+ HTTP/1\.1\r\n(?:%b+: [^\0\r\n]*+\r\n)*+\r\n" % (_TOKEN, _TOKEN))
+_START = re.compile(rb"%b+ [!-~]+" % _TOKEN)
+_LINES = re.compile(rb"(?:%b+: [^\0\r\n]*+\r\n)*+" % _TOKEN)
 _STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9]) ([1-9][0-9]{2})(?: ([^\0\r\n\x0b\x0c]*))?\r?\n")
 _FIELD_LINE = re.compile(rb"^(%b+):[ \t]*+([^\0-\x08\n-\x1f\x7f]*+)\r\n" % _TOKEN, re.MULTILINE)
 _FOLD = re.compile(rb"\r?\n[ \t]+")
@@ -62,25 +64,12 @@ def outgoing(
     Raises:
         httpx.LocalProtocolError: for what would not be one request, or not this one.
     """
-    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("ascii", "replace"), target, lines)
-    if (
-        not _REQUEST.fullmatch(head)
-        or head.count(b"\n") != len(fields) + 2
-        or b":" in b"".join([name for name, _ in fields])
-    ):
-        raise httpx.LocalProtocolError("malformed method, target or field")
-    lower = head.lower()
-    if b"\r\nhost: " not in lower:
-        raise httpx.LocalProtocolError("no Host field")
-    length: int | None = 0
-    if b"\r\ntransfer-encoding: " in lower:
-        length = None
-    if b"\r\ncontent-length: " in lower:
-        values = {value for name, value in fields if name.lower() == b"content-length"}
-        if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
-            raise httpx.LocalProtocolError("bad Content-Length")
-        length = int(value)
+    # Few fields are an author's own, and the same again and again.
+    lines, length = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
+    start = b"%b %b" % (method.encode("ascii", "replace"), target)
+    if not _START.fullmatch(start):
+        raise httpx.LocalProtocolError("malformed method or target")
+    head = b"%b HTTP/1.1\r\n%b" % (start, lines)
     content: bytes | AsyncIterator[bytes]
     if isinstance(stream, httpx.ByteStream):
         content = b"".join(stream)
@@ -93,10 +82,30 @@ def outgoing(
     return Outgoing(method, head, content, length, timeouts.get("read"), timeouts.get("write"))
 
 
-class Head:
-    """Status and fields of a response (RFC 9112 4 and 5)."""
+def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None]:
+    """The lines of a request's fields, and the length of its content; None where it is chunked."""
+    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+    names = [name.lower() for name, _ in fields]
+    if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(fields) or b":" in b"".join(names):
+        raise httpx.LocalProtocolError("malformed field")
+    if b"host" not in names:
+        raise httpx.LocalProtocolError("no Host field")
+    length = None if b"transfer-encoding" in names else 0
+    if b"content-length" in names:
+        values = {value for name, value in fields if name.lower() == b"content-length"}
+        if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
+            raise httpx.LocalProtocolError("bad Content-Length")
+        length = int(value)
+    return lines + b"\r\n", length
 
-    __slots__ = ("fields", "reason", "status", "version")
+
+_usual_lines = lru_cache(64)(_lines)
+
+
+class Head:
+    """Status and fields of a response (RFC 9112 4 and 5), and how its body ends (6.3)."""
+
+    __slots__ = ("fields", "keeps", "length", "phase", "reason", "status", "version")
 
     def __init__(self, data: bytes) -> None:
         line = _STATUS_LINE.match(data)
@@ -110,6 +119,10 @@ class Head:
             self._parse(data[line.end() :])
         if len(self.fields) > MOST_FIELDS:
             raise Broken("too many fields")
+        self.phase = Phase.UNTIL_CLOSE
+        self.length = 0  # of the body, where the phase is LENGTH
+        self.keeps = self.version == b"HTTP/1.1"  # the connection, where the body has an end
+        self._frame()
 
     def _parse(self, lines: bytes) -> None:
         if lines[:1] in b" \t":
@@ -123,7 +136,7 @@ class Head:
             if field := _FIELD_LINE.match(line + b"\r\n"):
                 self.on_header(*field.groups())
                 continue
-            try:  # alone, for what is said of framing is judged in `framing`
+            try:  # alone, for what is said of framing is judged in `_frame`
                 parser = httptools.HttpResponseParser(self)
                 parser.feed_data(b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n")
             except httptools.HttpParserUpgrade:
@@ -134,11 +147,9 @@ class Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value.strip(b" \t")))
 
-    def framing(self, method: str) -> tuple[Phase, int, bool]:
-        """How the body ends (RFC 9112 6.3), its length, and if the connection can be kept."""
+    def _frame(self) -> None:
         length = codings = b""
         repeated = False
-        keep = self.version == b"HTTP/1.1"
         for name, value in self.fields:
             if len(name) in _LENGTHS_OF_NAMES:  # which most are not
                 key = name.lower()
@@ -148,7 +159,8 @@ class Head:
                 elif key == b"transfer-encoding":
                     codings = codings + b"," + value if codings else value or b"-"
                 elif key == b"connection" and value != b"keep-alive":
-                    keep = keep and b"close" not in map(bytes.strip, value.lower().split(b","))
+                    closes = b"close" in map(bytes.strip, value.lower().split(b","))
+                    self.keeps = self.keeps and not closes
         if codings and (length or codings.lower() != b"chunked"):
             raise Broken("unknown Transfer-Encoding, or Content-Length beside it")
         if repeated:
@@ -156,14 +168,13 @@ class Head:
         if length and not (length.isdigit() and len(length) < 20):
             raise Broken("bad Content-Length")
         if self.status == 101:
-            return Phase.UPGRADED, 0, False
-        if method == "HEAD" or self.status in (204, 304):
-            return Phase.LENGTH, 0, keep
-        if codings:
-            return Phase.CHUNKED, 0, keep
-        if length:
-            return Phase.LENGTH, int(length), keep
-        return Phase.UNTIL_CLOSE, 0, False
+            self.phase = Phase.UPGRADED
+        elif self.status in (204, 304):
+            self.phase = Phase.LENGTH
+        elif codings:
+            self.phase = Phase.CHUNKED
+        elif length:
+            self.phase, self.length = Phase.LENGTH, int(length)
 
     def _one_length(self, lengths: bytes) -> bytes:
         """One Content-Length in place of several that say the same (RFC 9110 8.6)."""
@@ -177,3 +188,17 @@ class Head:
         later = zip(names[at + 1 :], self.fields[at + 1 :], strict=True)
         self.fields[at + 1 :] = [field for name, field in later if name != b"content-length"]
         return length
+
+
+_usual_head = lru_cache(64)(Head)
+
+
+def head_of(data: bytes) -> Head:
+    """The head in these bytes, which is not to be changed.
+
+    Under load an upstream sends the same heads again and again, as long as its Date is the same.
+
+    Raises:
+        Broken: it is none.
+    """
+    return _usual_head(data) if len(data) < 1024 else Head(data)
