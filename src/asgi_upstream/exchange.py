@@ -67,11 +67,11 @@ class Exchange:
         if ledger.observers or terms.observers:
             observers = (*ledger.observers, *terms.observers)
             self.tally = Tally(observers, ledger.name, self.request, scope)
-        ledger.open += 1
+        ledger.under_way.add(self)
         try:
             return await self._carry_out(scope, receive, send)
         finally:
-            ledger.open -= 1
+            ledger.under_way.discard(self)
             if self.tally is not None:
                 self.tally.close(self.outcome, self.failure)
 

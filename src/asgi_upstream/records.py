@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from starlette.exceptions import HTTPException
@@ -104,16 +104,27 @@ class Record:
 Observer = Callable[[Record], None]
 
 
-class Ledger:
-    """What is kept of a client: its name, who observes it, and how many exchanges are open."""
+class UnderWay(Protocol):
+    """An exchange that is open."""
 
-    __slots__ = ("name", "observers", "open", "transport")
+    request: httpx.Request
+
+
+class Ledger:
+    """What is kept of a client: its name, who observes it, and which exchanges are open."""
+
+    __slots__ = ("name", "observers", "transport", "under_way")
 
     def __init__(self) -> None:
         self.name: str | None = None  # where a lifespan has it open
         self.observers: Sequence[Observer] = ()
-        self.open = 0
+        self.under_way: set[UnderWay] = set()
         self.transport: object = None  # where a lifespan was given one
+
+    @property
+    def open(self) -> int:
+        """How many exchanges are under way."""
+        return len(self.under_way)
 
 
 _ledgers: weakref.WeakKeyDictionary[object, Ledger] = weakref.WeakKeyDictionary()
@@ -168,6 +179,14 @@ def strike(client: object) -> None:
 def open_exchanges(client: object) -> int:
     """How many exchanges are under way on a client, from their beginning to their end."""
     return ledger_of(client).open
+
+
+def all_ledgers() -> Iterator[tuple[Any, Ledger]]:
+    """Those of all clients that are there, with the clients; from any thread."""
+    for reference in _ledgers.keyrefs():
+        client = reference()
+        if client is not None and (ledger := _ledgers.get(client)) is not None:
+            yield client, ledger
 
 
 def open_ledgers() -> Iterator[tuple[str, Ledger]]:

@@ -1,0 +1,21 @@
+"""What a test of a relaying app needs: a scripted upstream, the app served, a check for leaks.
+
+The pytest plugin, `pytest_asgi_upstream`, has the fixtures `upstream`, `serve` and `no_leaks`.
+"""
+
+from .answers import Answer
+from .leaks import no_leaks
+from .received import Received
+from .serving import serve
+from .upstream import Upstream
+from .waiting import aeventually, eventually
+
+__all__ = [
+    "Answer",
+    "Received",
+    "Upstream",
+    "aeventually",
+    "eventually",
+    "no_leaks",
+    "serve",
+]

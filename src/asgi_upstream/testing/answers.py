@@ -1,0 +1,208 @@
+"""What an upstream answers, said in one line.
+
+Three kinds of calls make an answer, and each returns it: what is sent (`json`, `chunks`, `raw`,
+...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this one.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import responses
+from typing import Self, TypeAlias
+
+from .broken import BROKEN, Broken
+from .received import Received
+from .steps import Fault, Step, is_sent, with_faults
+
+Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
+Fields: TypeAlias = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Message:
+    steps: Sequence[bytes | float] | None  # None: the body of the request
+    status: int | None = None  # None: the steps are all of it, head included
+    fields: Sequence[tuple[str, str]] = ()
+    chunked: bool = False
+    forever: bool = False
+
+
+class Answer:
+    """What a request is answered: 200 and no content, unless said otherwise."""
+
+    def __init__(self) -> None:
+        self._message = _Message([b""], 200)
+        self._faults: list[Fault] = []
+        self._next: Answer | None = None
+
+    # What is sent.
+
+    def status(self, status: int, *, headers: Headers = ()) -> Self:
+        """Send a status, and no content."""
+        return self.content(b"", status=status, headers=headers)
+
+    def content(self, content: bytes, *, status: int = 200, headers: Headers = ()) -> Self:
+        """Send bytes, with their length."""
+        return self._sends(_Message([content], status, _fields(headers)))
+
+    def text(self, text: str, *, status: int = 200, headers: Headers = ()) -> Self:
+        """Send plain text."""
+        fields = _over([("content-type", "text/plain; charset=utf-8")], headers)
+        return self.content(text.encode(), status=status, headers=fields)
+
+    def json(self, value: object, *, status: int = 200, headers: Headers = ()) -> Self:
+        """Send a value as JSON."""
+        fields = _over([("content-type", "application/json")], headers)
+        return self.content(json.dumps(value).encode(), status=status, headers=fields)
+
+    def chunks(
+        self,
+        *steps: bytes | float,
+        every: float = 0,
+        forever: bool = False,
+        status: int = 200,
+        headers: Headers = (),
+    ) -> Self:
+        """Send each of some bytes as a chunk; a number among them is seconds to wait.
+
+        Arguments:
+            every: seconds to wait after each chunk.
+            forever: begin again at the end, until the other side leaves.
+        """
+        if forever and not any(map(is_sent, steps)):
+            raise ValueError("forever=True needs bytes to send")
+        paced: list[bytes | float] = []
+        for step in steps:
+            paced += [step, every] if is_sent(step) and every else [step]
+        return self._sends(_Message(paced, status, _fields(headers), chunked=True, forever=forever))
+
+    def events(
+        self,
+        *data: object,
+        every: float = 0,
+        forever: bool = False,
+        status: int = 200,
+        headers: Headers = (),
+    ) -> Self:
+        """Send an event stream: an event for each string, and for each other value as JSON.
+
+        `every`, `forever` as of `chunks`.
+        """
+        fields = _over(
+            [("content-type", "text/event-stream"), ("cache-control", "no-store")], headers
+        )
+        events = map(_event, data)
+        return self.chunks(*events, every=every, forever=forever, status=status, headers=fields)
+
+    def echo(self, *, status: int = 200, headers: Headers = ()) -> Self:
+        """Send back the body of the request, and its content type."""
+        return self._sends(_Message(None, status, _fields(headers)))
+
+    def raw(self, *steps: bytes | float) -> Self:
+        """Send these bytes as they are, head and all, and close; a number is seconds to wait."""
+        return self._sends(_Message(steps))
+
+    def broken(self, kind: Broken) -> Self:
+        """Send what no client can take; the kinds, with their bytes, are in `broken.py`."""
+        return self.raw(BROKEN[kind])
+
+    # What goes wrong.
+
+    def stalls(self, seconds: float | None = None, *, after: int | None = None) -> Self:
+        """Be silent for so many seconds; for ever if not said.
+
+        Arguments:
+            after: so many bytes of the body were sent; of everything, for `raw`. 0 is after the
+                head, and None before it.
+        """
+        return self._goes_wrong(Fault("stall", after, seconds))
+
+    def ends(self, *, after: int | None = None) -> Self:
+        """Close the connection, `after` so many bytes as of `stalls`."""
+        return self._goes_wrong(Fault("end", after))
+
+    def resets(self, *, after: int | None = None) -> Self:
+        """Reset the connection, `after` so many bytes as of `stalls`."""
+        return self._goes_wrong(Fault("reset", after))
+
+    @property
+    def then(self) -> "Answer":
+        """What the next such request is answered. The last answer is given again and again."""
+        if self._next is None:
+            self._next = Answer()
+        return self._next
+
+    # What the upstream asks.
+
+    @property
+    def following(self) -> "Answer":
+        """The answer for the next such request."""
+        return self._next or self
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection ends with it: nobody knows where a raw message ends."""
+        return self._message.status is None
+
+    def steps(self, request: Received) -> Iterator[Step]:
+        """All that is to be done for a request, in its order."""
+        yield from (fault for fault in self._faults if fault.after is None)
+        message = self._message
+        body: Iterable[Step] = [request.body] if message.steps is None else message.steps
+        later = [fault for fault in self._faults if fault.after is not None]
+        if message.status is None:
+            yield from with_faults(body, later)
+            return
+        yield self._head(message.status, request)
+        if request.method == "HEAD" or message.status in (204, 304):
+            return
+        for step in with_faults(itertools.cycle(body) if message.forever else body, later):
+            framed = message.chunked and is_sent(step)
+            yield b"%x\r\n%s\r\n" % (len(step), step) if framed and is_sent(step) else step
+        if message.chunked:
+            yield b"0\r\n\r\n"
+
+    def _head(self, status: int, request: Received) -> bytes:
+        message, fields = self._message, Fields()
+        if message.steps is None:
+            fields += [
+                ("content-type", request.headers.get("content-type", "application/octet-stream")),
+                ("content-length", str(len(request.body))),
+            ]
+        elif message.chunked:
+            fields += [("transfer-encoding", "chunked")]
+        elif status not in (204, 304):
+            fields += [("content-length", str(sum(map(len, filter(is_sent, message.steps)))))]
+        reason = responses.get(status, "Whatever")
+        lines = [f"{name}: {value}" for name, value in _over(fields, message.fields)]
+        return "\r\n".join([f"HTTP/1.1 {status} {reason}", *lines, "", ""]).encode("latin-1")
+
+    def _sends(self, message: _Message) -> Self:
+        for step in message.steps or ():
+            if not isinstance(step, bytes | float | int):  # pyright: ignore
+                raise TypeError(f"{step!r}: give bytes to send, or seconds to wait")
+        for field in message.fields:
+            ": ".join(field).encode("latin-1")  # else it would fail in the server's thread
+        self._message = message
+        return self
+
+    def _goes_wrong(self, fault: Fault) -> Self:
+        self._faults.append(fault)
+        return self
+
+
+def _fields(headers: Headers) -> Fields:
+    return list(headers.items() if isinstance(headers, Mapping) else headers)
+
+
+def _over(defaults: Fields, headers: Headers) -> Fields:
+    """The headers, and the defaults that are not among them."""
+    fields = _fields(headers)
+    named = {name.lower() for name, _ in fields}
+    return [*((name, value) for name, value in defaults if name not in named), *fields]
+
+
+def _event(data: object) -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data)
+    return "".join(f"data: {line}\n" for line in text.split("\n")).encode() + b"\n"

@@ -1,0 +1,178 @@
+"""What was opened and not closed: exchanges that go on, and clients that nobody closed."""
+
+import functools
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from ..records import all_ledgers
+from .upstream import running
+from .waiting import aeventually, eventually
+
+WITHIN = 5.0
+"""Seconds that an exchange may take to end once its caller has left."""
+
+
+class no_leaks:
+    """Fails a test that leaves an exchange open, or a client that it never closed.
+
+        with no_leaks():  # or async with
+            ...
+
+    Only what begins inside counts. Exchanges of this library are seen wherever the app runs in
+    this process; those of an app elsewhere, where they end in an `Upstream`. Of clients are seen
+    those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and had
+    an exchange.
+
+    Arguments:
+        within: seconds that an exchange may still take to end.
+
+    Raises:
+        AssertionError: at the end, with the requests of what is open and the names of the clients.
+            Not where the block raised something itself.
+    """
+
+    def __init__(self, *, within: float = WITHIN) -> None:
+        self._within = within
+        self._paused = False
+
+    def begin(self) -> None:
+        """Watch from here on."""
+        self._made: list[Any] = []
+        self._not_ours: list[object] = []
+        self._look_away()
+        _watching.append(self)
+        _follow_clients()
+
+    def end(self) -> None:
+        """Watch no longer."""
+        if self in _watching:
+            _watching.remove(self)
+        _follow_clients()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """What is opened inside is somebody else's to close."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._look_away()
+
+    def made(self, client: object) -> None:
+        if not self._paused:
+            self._made.append(client)
+
+    def check_exchanges(self) -> None:
+        """Wait for what is open to end, and raise where it does not."""
+        try:
+            eventually(lambda: not self._open_exchanges(), self._within)
+        except AssertionError:
+            raise AssertionError(self._told_of_exchanges()) from None
+
+    async def acheck_exchanges(self) -> None:
+        """The same in an async test, while the tasks beside it go on."""
+        try:
+            await aeventually(lambda: not self._open_exchanges(), self._within)
+        except AssertionError:
+            raise AssertionError(self._told_of_exchanges()) from None
+
+    def check_clients(self) -> None:
+        """Raise where a client was not closed."""
+        if unclosed := list(self._unclosed_clients()):
+            raise AssertionError("\n  ".join(["never closed:", *unclosed]))
+
+    def _told_of_exchanges(self) -> str:
+        title = f"still open {self._within:g} s after the end:"
+        return "\n  ".join([title, *self._open_exchanges()])
+
+    def _look_away(self) -> None:
+        """What is open now is not of the test."""
+        self._not_ours += [one for one, _ in _under_way()]
+        self._not_ours += [client for client, ledger in all_ledgers() if ledger.name is not None]
+
+    def _is_ours(self, one: object) -> bool:
+        return all(one is not other for other in self._not_ours)
+
+    def _open_exchanges(self) -> list[str]:
+        return [told for one, told in _under_way() if self._is_ours(one)]
+
+    def _unclosed_clients(self) -> Iterator[str]:
+        for client, ledger in all_ledgers():
+            if ledger.name is not None and self._is_ours(client):
+                yield f"the client {ledger.name!r}: the lifespan that opened it was not left"
+            elif any(client is made for made in self._made) and not client.is_closed:
+                kind, url = type(client).__name__, client.base_url
+                yield f"an {kind} for {url}: use `async with`, or aclose()"
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: object, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.check_exchanges()
+                self.check_clients()
+        finally:
+            self.end()
+
+    async def __aenter__(self) -> Self:
+        self.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: object, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                await self.acheck_exchanges()
+                self.check_clients()
+        finally:
+            self.end()
+
+
+_watching: list[no_leaks] = []
+_constructors: dict[Any, Any] = {}
+
+
+def _under_way() -> Iterator[tuple[object, str]]:
+    """What is open now, and how to tell of it."""
+    for _, ledger in all_ledgers():
+        for exchange in list(ledger.under_way):
+            request = exchange.request
+            by = f"by the client {ledger.name!r}" if ledger.name else "by a client of no lifespan"
+            yield exchange, f"{request.method} {request.url}, {by}"
+    for upstream in list(running):
+        for received in upstream.under_way():
+            told = f"{received.method} {upstream.url}{received.target}, as the upstream sees it"
+            yield received, told
+
+
+def _follow_clients() -> None:
+    """Learn of each new client while somebody watches, and not else."""
+    if not _watching:
+        for client_class, constructor in _constructors.items():
+            client_class.__init__ = constructor
+        _constructors.clear()
+        return
+    for module in ("httpx", "httpx2"):
+        client_class = getattr(sys.modules.get(module), "AsyncClient", None)
+        if client_class is not None and client_class not in _constructors:
+            _constructors[client_class] = client_class.__init__
+            client_class.__init__ = _followed(client_class.__init__)
+
+
+def _followed(constructor: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(constructor)
+    def init(self: object, *args: object, **options: object) -> None:
+        constructor(self, *args, **options)
+        for watch in list(_watching):
+            watch.made(self)
+
+    return init

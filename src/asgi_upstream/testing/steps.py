@@ -1,0 +1,40 @@
+"""An answer, step by step: bytes to send, seconds to wait, things that go wrong."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeGuard
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong at a point of the answer."""
+
+    kind: Literal["stall", "end", "reset"]
+    after: int | None  # so many bytes of the body; None is before anything is sent
+    seconds: float | None = None  # None is for ever
+
+
+Step: TypeAlias = bytes | float | Fault
+
+
+def is_sent(step: Step) -> TypeGuard[bytes]:
+    return isinstance(step, bytes)
+
+
+def with_faults(steps: Iterable[Step], faults: Iterable[Fault]) -> Iterator[Step]:
+    """The steps, with each fault after its number of bytes, or at the end if there are fewer."""
+    waiting = sorted(faults, key=lambda fault: fault.after or 0)
+    sent = 0
+    for step in steps:
+        if not is_sent(step):
+            yield step
+            continue
+        while waiting and (waiting[0].after or 0) < sent + len(step):
+            before = (waiting[0].after or 0) - sent
+            if before:
+                yield step[:before]
+            step, sent = step[before:], sent + before
+            yield waiting.pop(0)
+        yield step
+        sent += len(step)
+    yield from waiting

@@ -1,0 +1,236 @@
+"""A real server on loopback, in a thread of its own, that answers as scripted and counts."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import weakref
+from typing import Self
+
+from .answers import Answer
+from .received import Received
+from .steps import Fault, is_sent
+
+running: "weakref.WeakSet[Upstream]" = weakref.WeakSet()
+
+_LONGEST_HEAD = 4 << 20
+
+
+class Upstream:
+    """An upstream for a test, sync or async, on any event loop.
+
+        with Upstream() as upstream:
+            upstream.get("/item").json({"name": "lamp"})
+            upstream.get("/events").events("one", "two", every=0.1).resets(after=20)
+            upstream.post("/orders").status(503).then.json({"id": 1}, status=201)
+
+    A path is as it is sent, with nothing decoded; one with a query answers only that query. A HEAD
+    that is not scripted is answered by the head of the GET. What nothing is scripted for is
+    answered 501, with a text that says so.
+
+    Arguments:
+        tls: to serve HTTPS.
+
+    Attributes:
+        requests: what it got, in the order in which the heads were there.
+        connections: how many sockets are open.
+        accepted: how many there have been.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[Received] = []
+        self.connections = 0
+        self.accepted = 0
+        self.port = 0
+        self._tls = tls
+        self._answers: dict[tuple[str | None, str | None], Answer] = {}
+        self._under_way: dict[int, Received] = {}
+
+    # The script.
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, path: str) -> Answer:
+        return self.request("POST", path)
+
+    def put(self, path: str) -> Answer:
+        return self.request("PUT", path)
+
+    def patch(self, path: str) -> Answer:
+        return self.request("PATCH", path)
+
+    def delete(self, path: str) -> Answer:
+        return self.request("DELETE", path)
+
+    def any(self, path: str | None = None) -> Answer:
+        """Every method; without a path, everything that is not scripted otherwise."""
+        return self.request(None, path)
+
+    def request(self, method: str | None, path: str | None) -> Answer:
+        """Begin the answer to such requests, in place of one that was scripted before."""
+        if path is not None and not path.startswith(("/", "http://", "https://", "*")):
+            raise ValueError(f"path={path!r}: a path begins with a slash")
+        answer = self._answers[method, path] = Answer()
+        return answer
+
+    def answer_to(self, request: Received) -> Answer:
+        """The answer to a request, whose turn is then over."""
+        methods = [request.method, *(["GET"] if request.method == "HEAD" else []), None]
+        paths = [request.target, request.path, None]
+        for key in [(method, path) for path in paths for method in methods]:
+            if key in self._answers:
+                answer = self._answers[key]
+                self._answers[key] = answer.following
+                return answer
+        scripted = ", ".join(f"{method or 'any'} {path}" for method, path in self._answers)
+        return Answer().text(
+            f"nothing is scripted for {request.method} {request.target}, "
+            f"but for: {scripted or 'nothing'}\n",
+            status=501,
+        )
+
+    # What can be asked of it.
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def open(self) -> int:
+        """How many exchanges are under way: from the head of a request to the answer's end."""
+        return len(self._under_way)
+
+    def under_way(self) -> list[Received]:
+        """The requests of the exchanges that are open."""
+        return list(self._under_way.values())
+
+    # The server.
+
+    def __enter__(self) -> Self:
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(ready)), name="upstream", daemon=True
+        )
+        self._thread.start()
+        ready.wait(10)
+        running.add(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        running.discard(self)
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(10)
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(
+            self._connection, "127.0.0.1", 0, ssl=self._tls, backlog=2048
+        )
+        # What clients do to their connections is no failure of the test.
+        self._loop.set_exception_handler(lambda loop, context: None)
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await self._stopping.wait()
+        server.close()
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in connections:
+            task.cancel()
+        await asyncio.wait(connections, timeout=5) if connections else None
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection(self.accepted, reader, writer)
+        self.accepted += 1
+        self.connections += 1
+        try:
+            while await self._exchange(connection):
+                pass
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # it is gone, or what it sends is no request, or the upstream stops
+        finally:
+            connection.close()
+            self.connections -= 1
+
+    async def _exchange(self, connection: "_Connection") -> bool:
+        """Read one request and answer it; whether another may follow."""
+        head = await connection.received.readuntil(b"\r\n\r\n")
+        if head.split(b"\r\n", 1)[0].count(b" ") != 2:
+            return False
+        request = Received(head, connection.number)
+        self.requests.append(request)
+        self._under_way[id(request)] = request
+        try:
+            if request.headers.get("expect", "").lower() == "100-continue":
+                await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await request.read_body(connection.received)
+            answer = self.answer_to(request)
+            whole = await connection.answer(request, answer)
+        finally:
+            del self._under_way[id(request)]
+        wants_more = request.headers.get("connection", "").lower() != "close"
+        return whole and wants_more and not answer.closes
+
+
+class _Connection:
+    """Reads all the time, so that it sees at any moment when the other side leaves."""
+
+    def __init__(
+        self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.number = number
+        self.received = asyncio.StreamReader(limit=_LONGEST_HEAD)
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(1, 0)  # so that what is sent has left
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                self.received.feed_data(data)
+        except OSError:
+            pass
+        finally:
+            self.received.feed_eof()
+
+    async def answer(self, request: Received, answer: Answer) -> bool:
+        """Do as the answer says; whether it came to its end."""
+        acting = asyncio.create_task(self._act(request, answer))
+        try:
+            await asyncio.wait([acting, self._reading], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            acting.cancel()
+            await asyncio.wait([acting])
+        # It failed where the connection did.
+        request.left = acting.cancelled() or acting.exception() is not None
+        return not request.left and acting.result()
+
+    async def _act(self, request: Received, answer: Answer) -> bool:
+        for step in answer.steps(request):
+            if is_sent(step):
+                await self.send(step)
+            elif isinstance(step, Fault) and step.kind != "stall":
+                if step.kind == "reset":
+                    self._reset()
+                return False
+            else:
+                seconds = step.seconds if isinstance(step, Fault) else step
+                await asyncio.sleep(float("inf") if seconds is None else float(seconds))
+        return True
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+        await asyncio.sleep(0)  # or one who reads fast would keep all others waiting
+
+    def _reset(self) -> None:
+        linger = struct.pack("ii", 1, 0)
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._reading.cancel()
+        with contextlib.suppress(Exception):
+            self._writer.close()

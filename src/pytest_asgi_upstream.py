@@ -1,0 +1,122 @@
+"""The pytest plugin: fixtures `upstream`, `serve` and `no_leaks`, and a marker of that name.
+
+It lies beside the package, and imports that only where a test uses it, so that it costs the start
+of pytest nothing. (PYTEST_DONT_REWRITE: there are no asserts in here.)
+"""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from asgi_upstream import testing
+
+MARKER = "no_leaks(within=5.0): fail each test that leaves an exchange or a client open"
+
+
+@pytest.fixture
+def upstream() -> Iterator["testing.Upstream"]:
+    """An upstream on loopback, to be scripted: `upstream.get("/item").json({...})`."""
+    from asgi_upstream.testing import Upstream
+
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves an app under uvicorn until the end of the test: `url = serve(app)`."""
+    from asgi_upstream.testing import serve
+
+    with ExitStack() as stack:
+
+        def start(app: "ASGIApp", **options: Any) -> str:
+            return stack.enter_context(serve(app, **options))
+
+        yield start
+
+
+@pytest.fixture
+def no_leaks() -> None:
+    """Fails the test if it leaves an exchange open, or a client that it never closed."""
+
+
+# What `no_leaks` does is done in these hooks, for a fixture is torn down when others are already.
+
+_watch: pytest.StashKey["testing.no_leaks"] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Watch from before the first fixture."""
+    marker = item.get_closest_marker("no_leaks")
+    if marker is not None or "no_leaks" in getattr(item, "fixturenames", ()):
+        from asgi_upstream.testing import no_leaks
+
+        item.session.stash[_watch] = watch = no_leaks(**(marker.kwargs if marker else {}))
+        watch.begin()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    """What a fixture opens for many tests is not of the one that comes first."""
+    watch = request.session.stash.get(_watch, None)
+    if watch is None or request.scope == "function":
+        return (yield)
+    with watch.paused():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Look for exchanges as soon as the test is over, while its fixtures are still there."""
+    watch = item.session.stash.get(_watch, None)
+    if watch is None:
+        return (yield)
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(test := item.obj):
+        # In its event loop, which may be closed at its end with all that goes on in it.
+        item.obj = _checked(test, watch)
+        try:
+            return (yield)
+        finally:
+            item.obj = test
+    yield
+    watch.check_exchanges()
+    return None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Look for clients when all fixtures of the test had their turn to close them."""
+    watch = item.session.stash.get(_watch, None)
+    if watch is None:
+        return (yield)
+    try:
+        yield
+        watch.check_clients()
+    finally:
+        watch.end()
+        del item.session.stash[_watch]
+    return None
+
+
+def _checked(
+    test: Callable[..., Awaitable[None]], watch: "testing.no_leaks"
+) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def checked(*args: Any, **options: Any) -> None:
+        await test(*args, **options)
+        await watch.acheck_exchanges()
+
+    return checked
