@@ -7,64 +7,26 @@ import importlib
 import json
 import os
 import re
-import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 import asgi_upstream
+from asgi_upstream import testing
 
 ROOT = Path(__file__).parent.parent
-READY_IN = 5.0  # seconds
+served, until = testing.serve, testing.eventually
 Serve = Callable[..., httpx.Client]
-
-
-@contextmanager
-def served(app: object) -> Iterator[str]:
-    """The URL of a uvicorn in a thread of its own that serves `app`."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http="httptools",
-        loop="asyncio",
-        ws="none",
-        log_level="critical",
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        until(lambda: server.started or not thread.is_alive())
-        assert server.started, "the app did not start"
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(READY_IN)
-        listener.close()
-        assert not thread.is_alive(), "the server did not stop"
-
-
-def until(condition: Callable[[], bool]) -> float:
-    """Wait for something, for a bounded time; the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < READY_IN, "waited in vain"
-        time.sleep(0.005)
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from asgi_upstream import testing
+
+eventually = testing.eventually
 ROOT = Path(__file__).parents[2]
 APP = "tests.integration.app:app"
 GRACE = 2
@@ -41,15 +44,6 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
-
-
-def eventually(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait until it holds; the seconds that took."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"not within {seconds} s"
-        time.sleep(0.005)
-    return time.monotonic() - start
 
 
 class Server:

@@ -24,7 +24,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, TextMessage
 from wsproto.events import Request as Handshake
 
-from asgi_upstream import StreamedResponse, forward_request
+from asgi_upstream import StreamedResponse, forward_request, testing
 from asgi_upstream.transport import AsyncioTransport
 from tests.asgi import Caller, collect
 
@@ -120,10 +120,7 @@ def client(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClien
     return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=10)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  a socket has no event for its end
-            await asyncio.sleep(0.005)
+eventually = testing.aeventually
 
 
 # Arguments.
