@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from typing import Any
 
 import httpx
 import pytest
@@ -67,7 +68,7 @@ def serve(upstream_of_all: Upstream) -> Iterator[Serve]:
         yield url
 
 
-def gateway_with(environment: dict[str, str]) -> object:
+def gateway_with(environment: dict[str, str]) -> Any:
     """The app, imported once more and not reloaded: that would take the one before it apart."""
     name, path = "examples.llm_gateway.app", ROOT / "examples/llm_gateway/app.py"
     spec = importlib.util.spec_from_file_location(name, path)
