@@ -1,5 +1,7 @@
 """Share one pooled HTTP client in an ASGI app, and answer with an upstream's response."""
 
+from typing import TYPE_CHECKING
+
 from .dependencies import client_dependency, get_client
 from .errors import (
     ExchangeCancelled,
@@ -15,6 +17,9 @@ from .forwarding import ForwardApp, forward_request
 from .lifespan import client_lifespan, combine_lifespans
 from .records import Outcome, Record, open_exchanges
 from .responses import BufferedResponse, StreamedResponse
+
+if TYPE_CHECKING:
+    from .websockets import relay_websocket as relay_websocket
 
 __all__ = [
     "BufferedResponse",
@@ -37,3 +42,12 @@ __all__ = [
     "open_exchanges",
     "upstream_errors",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`relay_websocket` needs httpx-ws, which is imported with it and not before."""
+    if name == "relay_websocket":
+        from .websockets import relay_websocket
+
+        return relay_websocket
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -200,7 +200,7 @@ class Exchange:
                 "again: build the request with bytes, or make a new response for each call"
             ) from None
         except BaseException as exc:
-            await _uninterrupted(clear_up(client, self.request.url))
+            await uninterrupted(clear_up(client, self.request.url))
             if isinstance(exc, UnicodeError):  # httpx, of a Location that no URL is
                 raise errors.UpstreamProtocolError from exc
             raise
@@ -223,9 +223,9 @@ class Exchange:
             if self.tally is not None:
                 self.tally.read_by_others(upstream)
             if self.bodies or not upstream.is_closed:
-                await _close(upstream, *self.bodies)
+                await close_upstream(upstream, *self.bodies)
                 if upstream.http_version == "HTTP/2":
-                    await _uninterrupted(clear_up(client, self.request.url))
+                    await uninterrupted(clear_up(client, self.request.url))
 
     async def _stream(self, upstream: httpx.Response, caller: Caller, watch: Watch) -> None:
         terms = self.terms
@@ -279,7 +279,7 @@ class Exchange:
         body, changed = self._body_of(upstream, decode=decode)
         content = await read(body, max_bytes, watch)
         # What follows may take its time, so the connection is given back before it.
-        await _close(upstream, *self.bodies)
+        await close_upstream(upstream, *self.bodies)
         self.bodies.clear()
         if terms.on_response is not None:
             upstream = as_read(upstream, content, decoded=changed)
@@ -406,7 +406,7 @@ def _frame(error_frame: ErrorFrame, error: Exception) -> bytes:
     return frame
 
 
-async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
+async def close_upstream(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
     """Close all, also in a task that is being cancelled, but never wait for long."""
 
     async def close() -> None:
@@ -422,11 +422,11 @@ async def _close(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
         if scope.cancelled_caught:
             logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
-    await _uninterrupted(close())
+    await uninterrupted(close())
 
 
 @types.coroutine
-def _uninterrupted(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+def uninterrupted(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Await it, and put off a cancellation that comes while it only lets others run.
 
     A shielded scope does not hold off `task.cancel()` of asyncio, which servers and timeouts use.

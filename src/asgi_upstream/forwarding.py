@@ -1,6 +1,7 @@
 """A caller's whole request, passed on to an upstream: as a request, and as an app to mount."""
 
 import inspect
+import logging
 import re
 from collections.abc import (
     Awaitable,
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from . import headers as fields_of
 from .dependencies import client_of
@@ -26,6 +28,8 @@ from .headers import RawHeaders
 from .paths import after_prefix, escapes, raw_path_of
 from .responses import RelayOptions, StreamedResponse
 from .rewriting import rewritten_cookies, rewritten_locations
+
+logger = logging.getLogger("asgi_upstream")
 
 HeaderChange = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
 OnRequest = Callable[
@@ -225,7 +229,9 @@ class ForwardApp:
             Domain.
         options: as of `StreamedResponse`.
 
-    A WebSocket handshake is refused (403).
+    A WebSocket is relayed where httpx-ws is installed (the extra `ws`), as by `relay_websocket`, by
+    the arguments above but `methods` and the two rewrites; of `options` it takes `observers`. Else
+    its handshake is refused (403).
     """
 
     def __init__(
@@ -262,15 +268,16 @@ class ForwardApp:
         self._options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": ""})
-        elif scope["type"] == "lifespan":
+        if scope["type"] == "lifespan":
             await _no_lifespan(receive, send)
         else:
             app = self._answer if "starlette.exception_handlers" in scope else self._answer_alone
             await app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._relay_websocket(WebSocket(scope, receive, send))
+            return
         response = await self.respond(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -302,28 +309,50 @@ class ForwardApp:
         if request.method in _NEVER or (only is not None and request.method not in only):
             allowed = sorted((_USUAL if only is None else only) - _NEVER)
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
-        name = self._name(request) if callable(self._name) else self._name
-        client = client_of(request, await name if inspect.isawaitable(name) else name)
+        client, outgoing = await self._outgoing(request, forward_request)
+        if isinstance(outgoing, Response):
+            return outgoing
+        options = self._options.copy()
+        if self._rewrites:
+            options["on_response"] = partial(self._rewrite, client.base_url, request.scope)
+        return StreamedResponse(client, outgoing, **options)
+
+    async def _outgoing(
+        self, connection: HTTPConnection, forward: Callable[..., httpx.Request]
+    ) -> tuple[httpx.AsyncClient, httpx.Request | Response]:
+        """The client, and what to send by it, or what to answer instead."""
+        name = self._name(connection) if callable(self._name) else self._name
+        client = client_of(connection, await name if inspect.isawaitable(name) else name)
         try:
-            outgoing = forward_request(
+            outgoing = forward(
                 client,
-                request,
+                connection,
                 prefix=self._prefix,
                 headers=self._headers,
                 trust_forwarded=self._trust_forwarded,
             )
         except OutsidePrefix as exc:
             raise HTTPException(404) from exc
-        if self._on_request is not None:
-            answer = self._on_request(outgoing)
-            answer = await answer if inspect.isawaitable(answer) else answer
-            if isinstance(answer, Response):
-                return answer
-            outgoing = outgoing if answer is None else answer
-        options = self._options.copy()
-        if self._rewrites:
-            options["on_response"] = partial(self._rewrite, client.base_url, request.scope)
-        return StreamedResponse(client, outgoing, **options)
+        if self._on_request is None:
+            return client, outgoing
+        answer = self._on_request(outgoing)
+        answer = await answer if inspect.isawaitable(answer) else answer
+        return client, outgoing if answer is None else answer
+
+    async def _relay_websocket(self, websocket: WebSocket) -> None:
+        try:
+            from . import websockets
+        except ImportError as exc:
+            logger.warning("a WebSocket handshake was refused: %s", exc)
+            await websocket.close(1008)
+            return
+        async with websockets.refusals(websocket):
+            client, outgoing = await self._outgoing(websocket, websockets.handshake)
+            if isinstance(outgoing, Response):
+                await websockets.deny(websocket, outgoing)
+            else:
+                observers = self._options.get("observers", ())
+                await websockets.Relay(client, websocket, outgoing, observers=observers).run()
 
     async def _rewrite(
         self, base: httpx.URL, scope: Scope, upstream: httpx.Response
