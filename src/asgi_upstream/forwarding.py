@@ -341,18 +341,19 @@ class ForwardApp:
 
     async def _relay_websocket(self, websocket: WebSocket) -> None:
         try:
-            from . import websockets
+            from . import handshakes
+            from .websockets import Relay
         except ImportError as exc:
             logger.warning("a WebSocket handshake was refused: %s", exc)
             await websocket.close(1008)
             return
-        async with websockets.refusals(websocket):
-            client, outgoing = await self._outgoing(websocket, websockets.handshake)
+        async with handshakes.refusals(websocket):
+            client, outgoing = await self._outgoing(websocket, handshakes.handshake)
             if isinstance(outgoing, Response):
-                await websockets.deny(websocket, outgoing)
+                await handshakes.deny(websocket, outgoing)
             else:
                 observers = self._options.get("observers", ())
-                await websockets.Relay(client, websocket, outgoing, observers=observers).run()
+                await Relay(client, websocket, outgoing, observers=observers).run()
 
     async def _rewrite(
         self, base: httpx.URL, scope: Scope, upstream: httpx.Response

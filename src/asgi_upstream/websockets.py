@@ -6,17 +6,14 @@ upstream's close code. So this reads by itself, in the one task that needs to.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
 
 import anyio
 import httpcore
 import httpx
 from anyio.abc import TaskGroup
-from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 try:
@@ -24,7 +21,7 @@ try:
     from wsproto.connection import ConnectionState
     from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
     from wsproto.frame_protocol import CloseReason
-    from wsproto.utilities import LocalProtocolError, generate_accept_token, generate_nonce
+    from wsproto.utilities import LocalProtocolError
 except ImportError as exc:
     if exc.name not in ("httpx_ws", "wsproto"):
         raise
@@ -32,13 +29,12 @@ except ImportError as exc:
         "relaying WebSockets needs httpx-ws: pip install 'asgi-upstream[ws]'", name=exc.name
     ) from exc
 
-from . import errors
+from . import errors, handshakes
 from .exchange import close_upstream, uninterrupted
-from .forwarding import HeaderChange, forward_request
-from .headers import relayed_response_headers
+from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
 from .records import Observer, Outcome, Tally, ledger_of
-from .responses import StreamedResponse
+from .responses import BufferedResponse
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 PING_INTERVAL = 20.0
@@ -47,8 +43,6 @@ CLOSE_TIMEOUT = 1.0
 
 _PIECE = 65536  # bytes in one read or write
 _PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
-_DENIAL = "websocket.http.response"  # the extension of ASGI to refuse with any response
-_SCHEMES = {"ws": "http", "wss": "https"}
 _GONE = (WebSocketNetworkError, httpcore.NetworkError, httpx.NetworkError, LocalProtocolError)
 _LATE = (httpcore.TimeoutException, httpx.TimeoutException)
 
@@ -87,8 +81,8 @@ async def relay_websocket(
             answer. Where the server has no denial response it is a close instead, which is a 403.
         ValueError: as of `forward_request`.
     """
-    async with refusals(websocket):
-        request = handshake(
+    async with handshakes.refusals(websocket):
+        request = handshakes.handshake(
             client,
             websocket,
             url=url,
@@ -98,65 +92,6 @@ async def relay_websocket(
         )
         relay = Relay(client, websocket, request, max_message_bytes, ping_interval, observers)
         await relay.run()
-
-
-def handshake(
-    client: httpx.AsyncClient, websocket: HTTPConnection, **options: Any
-) -> httpx.Request:
-    """The caller's handshake as a request to the upstream; `options` are `forward_request`'s."""
-    scope = websocket.scope
-    of_this_hop = (b"sec-websocket-", b"content-length", b"transfer-encoding")
-    fields = [
-        field
-        for field in scope["headers"]
-        if not field[0].lower().replace(b"_", b"-").startswith(of_this_hop)
-    ]
-    scheme = _SCHEMES.get(scope["scheme"], scope["scheme"])  # as X-Forwarded-Proto mostly has it
-    seen = HTTPConnection({**scope, "method": "GET", "scheme": scheme, "headers": fields})
-    request = forward_request(client, seen, **options)
-    _ask_for_upgrade(request, scope.get("subprotocols") or ())
-    return request
-
-
-def _ask_for_upgrade(request: httpx.Request, subprotocols: Sequence[str]) -> None:
-    """RFC 6455 4.1."""
-    request.headers["connection"], request.headers["upgrade"] = "Upgrade", "websocket"
-    request.headers["sec-websocket-version"] = "13"
-    request.headers["sec-websocket-key"] = generate_nonce().decode()
-    if subprotocols:
-        request.headers["sec-websocket-protocol"] = ", ".join(subprotocols)
-
-
-def _check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None:
-    """Refuse a 101 that answers something else (RFC 6455 4.1)."""
-    fields = upstream.headers
-    token = generate_accept_token(upstream.request.headers["sec-websocket-key"].encode())
-    if (
-        fields.get("upgrade", "").lower() != "websocket"
-        or fields.get("sec-websocket-accept", "").strip().encode() != token
-        or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
-        or "sec-websocket-extensions" in fields  # none was offered
-    ):
-        raise errors.UpstreamProtocolError
-
-
-@asynccontextmanager
-async def refusals(websocket: WebSocket) -> AsyncIterator[None]:
-    """Let the app answer an `HTTPException`; close, where the server takes no other answer."""
-    try:
-        yield
-    except HTTPException:
-        if _DENIAL in (websocket.scope.get("extensions") or ()):
-            raise
-        await websocket.close(1008)
-
-
-async def deny(websocket: WebSocket, response: Response) -> None:
-    """Answer the handshake with a response; close, where the server takes none."""
-    if _DENIAL in (websocket.scope.get("extensions") or ()):
-        await response(websocket.scope, websocket.receive, websocket.send)
-    else:
-        await websocket.close(1008)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -203,12 +138,9 @@ class Relay:
         self._client, self._websocket, self._request = client, websocket, request
         self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # `on_request` made another request
-            _ask_for_upgrade(request, self._subprotocols)
-        self._max, self._ping_interval, self._observers = (
-            max_message_bytes,
-            ping_interval,
-            observers,
-        )
+            handshakes.ask_for_upgrade(request, self._subprotocols)
+        self._max, self._ping_interval = max_message_bytes, ping_interval
+        self._observers = observers
         self._pongs: deque[Event] = deque(maxlen=_PONGS)
         self._answering = self._left = False
         self._failure: Exception | None = None
@@ -233,12 +165,12 @@ class Relay:
                 await self._both_ways()
                 if self._upstream is not None and self._session is None and not self._failure:
                     self._left, self._outcome = True, Outcome.COMPLETED
-                    await deny(self._websocket, StreamedResponse.adopt(self._upstream))
+                    self._upstream.headers = httpx.Headers(handshakes.answered(self._upstream))
+                    # In one part, for granian takes no other, and uvicorn collects them.
+                    await handshakes.deny(self._websocket, BufferedResponse.adopt(self._upstream))
             finally:
                 if self._upstream is not None:
-                    if self._session is not None:
-                        await uninterrupted(self._part(self._session))
-                    await close_upstream(self._upstream)
+                    await self._leave(self._upstream)
             await self._end()
         finally:
             ledger.open -= 1
@@ -273,13 +205,11 @@ class Relay:
             self._request.stream = httpx.AsyncByteStream()  # what is sent is counted from here on
         if upstream.status_code != 101:
             return
-        _check_upgrade(upstream, self._subprotocols)
+        handshakes.check_upgrade(upstream, self._subprotocols)
         timeouts: Mapping[str, float | None] = self._request.extensions.get("timeout", {})
         self._stream = _Stream(upstream.extensions["network_stream"], timeouts.get("write"))
         self._session = AsyncWebSocketSession(self._stream, response=upstream)
-        fields = relayed_response_headers(upstream.headers.raw)
-        fields = [field for field in fields if not field[0].startswith(b"sec-websocket-")]
-        await self._websocket.accept(self._session.subprotocol, fields)
+        await self._websocket.accept(self._session.subprotocol, handshakes.answered(upstream))
 
     async def _from_caller(self) -> None:
         """Pass on what the caller says. From the beginning: it may leave during the handshake."""
@@ -301,10 +231,8 @@ class Relay:
             lost = code == 1006 or (code == 1005 and reason is None)
             self._caller_left(lost=lost)
             if not lost:
-                self._to_upstream = (
-                    CloseReason.NO_STATUS_RCVD if code == 1005 else code,
-                    reason or "",
-                )
+                code = CloseReason.NO_STATUS_RCVD if code == 1005 else code
+                self._to_upstream = code, reason or ""
         self._group.cancel_scope.cancel()
 
     def _caller_left(self, *, lost: bool) -> None:
@@ -350,8 +278,9 @@ class Relay:
                     self._to_caller, self._outcome = self._to_upstream, Outcome.COMPLETED
                     return
                 elif isinstance(event, Message):
-                    parts.append(event.data)
-                    size += _size(event.data)
+                    part = cast(str | bytes, event.data)
+                    parts.append(part)
+                    size += _size(part)
                     if size > self._max:
                         self._to_upstream = self._to_caller = CloseReason.MESSAGE_TOO_BIG, ""
                         raise errors.UpstreamBodyTooLarge
@@ -359,7 +288,7 @@ class Relay:
                         if self._tally is not None:
                             self._tally.received(size)
                         is_text = isinstance(event, TextMessage)
-                        data = "".join(parts) if is_text else b"".join(parts)
+                        data: str | bytes = "".join(parts) if is_text else b"".join(parts)
                         parts, size = [], 0
                         key = "text" if is_text else "bytes"
                         await self._websocket.send({"type": "websocket.send", key: data})
@@ -382,6 +311,13 @@ class Relay:
                 raise httpx.RemoteProtocolError("it left without a Close frame")
             session.connection.receive_data(data)
             return list(session.connection.events())
+
+    async def _leave(self, upstream: httpx.Response) -> None:
+        try:
+            if self._session is not None:
+                await uninterrupted(self._part(self._session))
+        finally:
+            await close_upstream(upstream)
 
     async def _part(self, session: AsyncWebSocketSession) -> None:
         """Say why, and wait for the upstream's Close: a close with bytes unread is a reset."""

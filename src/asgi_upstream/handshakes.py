@@ -1,0 +1,89 @@
+"""The handshake of a WebSocket: what of it crosses, and how it is refused (RFC 6455 4)."""
+
+import base64
+import hashlib
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from .errors import UpstreamProtocolError
+from .forwarding import forward_request
+from .headers import RawHeaders, relayed_response_headers
+
+_OF_EACH_HOP = b"sec-websocket-"
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_NO_BODY = (b"content-length", b"transfer-encoding")
+_SCHEMES = {"ws": "http", "wss": "https"}  # as X-Forwarded-Proto mostly has it
+_DENIAL = "websocket.http.response"  # the extension of ASGI to refuse with any response
+
+
+def handshake(
+    client: httpx.AsyncClient, websocket: HTTPConnection, **options: Any
+) -> httpx.Request:
+    """The caller's handshake as a request to the upstream; `options` are `forward_request`'s."""
+    scope = websocket.scope
+    fields = [
+        field
+        for field in scope["headers"]
+        if not field[0].replace(b"_", b"-").lower().startswith((_OF_EACH_HOP, *_NO_BODY))
+    ]
+    scheme = _SCHEMES.get(scope["scheme"], scope["scheme"])
+    seen = HTTPConnection({**scope, "method": "GET", "scheme": scheme, "headers": fields})
+    request = forward_request(client, seen, **options)
+    ask_for_upgrade(request, scope.get("subprotocols") or ())
+    return request
+
+
+def ask_for_upgrade(request: httpx.Request, subprotocols: Sequence[str]) -> None:
+    """RFC 6455 4.1."""
+    request.headers["connection"], request.headers["upgrade"] = "Upgrade", "websocket"
+    request.headers["sec-websocket-version"] = "13"
+    request.headers["sec-websocket-key"] = base64.b64encode(os.urandom(16)).decode()
+    if subprotocols:
+        request.headers["sec-websocket-protocol"] = ", ".join(subprotocols)
+
+
+def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None:
+    """Refuse a 101 that answers something else (RFC 6455 4.1)."""
+    fields = upstream.headers
+    key = upstream.request.headers["sec-websocket-key"]
+    token = base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest())
+    if (
+        fields.get("upgrade", "").lower() != "websocket"
+        or fields.get("sec-websocket-accept", "").strip().encode() != token
+        or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
+        or "sec-websocket-extensions" in fields  # none was offered
+    ):
+        raise UpstreamProtocolError
+
+
+def answered(upstream: httpx.Response) -> RawHeaders:
+    """The fields of the upstream's answer that the caller gets."""
+    fields = relayed_response_headers(upstream.headers.raw)
+    return [field for field in fields if not field[0].startswith(_OF_EACH_HOP)]
+
+
+@asynccontextmanager
+async def refusals(websocket: WebSocket) -> AsyncGenerator[None]:
+    """Let the app answer an `HTTPException`; close, where the server takes no other answer."""
+    try:
+        yield
+    except HTTPException:
+        if _DENIAL in (websocket.scope.get("extensions") or ()):
+            raise
+        await websocket.close(1008)
+
+
+async def deny(websocket: WebSocket, response: Response) -> None:
+    """Answer the handshake with a response; close, where the server takes none."""
+    if _DENIAL in (websocket.scope.get("extensions") or ()):
+        await response(websocket.scope, websocket.receive, websocket.send)
+    else:
+        await websocket.close(1008)
