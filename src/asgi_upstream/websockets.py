@@ -278,7 +278,7 @@ class Relay:
                     self._to_caller, self._outcome = self._to_upstream, Outcome.COMPLETED
                     return
                 elif isinstance(event, Message):
-                    part = cast(str | bytes, event.data)
+                    part = cast(str | bytes, event.data)  # pyright: ignore[reportUnknownMemberType]
                     parts.append(part)
                     size += _size(part)
                     if size > self._max:

@@ -1,6 +1,7 @@
 """Both ends of a relayed WebSocket as raw sockets: frames byte by byte (RFC 6455 5.2)."""
 
 import base64
+import contextlib
 import hashlib
 import socket
 import struct
@@ -98,10 +99,18 @@ class End:
         return Frame(first & 0x0F, payload, bool(first & 0x80))
 
     def message(self) -> Frame:
-        """The next frame that is no ping; pings are answered."""
-        while (frame := self.frame()).opcode == PING:
-            self.send(PONG, frame.payload)
-        return frame
+        """The next message, or Close, as one frame; pings are answered."""
+        opcode, payload = CONTINUATION, b""
+        while True:
+            frame = self.frame()
+            if frame.opcode == PING:
+                self.send(PONG, frame.payload)
+            elif frame.opcode >= CLOSE:
+                return frame
+            else:
+                opcode, payload = opcode or frame.opcode, payload + frame.payload
+                if frame.fin:
+                    return Frame(opcode, payload)
 
     def _exactly(self, count: int) -> bytes:
         parts, have = [self._data], len(self._data)
@@ -125,6 +134,12 @@ class End:
         except EOFError:
             return True
         raise AssertionError(frame)
+
+    def drain(self) -> None:
+        """Read to the end of the connection, and answer nothing."""
+        with contextlib.suppress(EOFError):
+            while True:
+                self.frame()
 
     def reset(self) -> None:
         linger = struct.pack("ii", 1, 0)
