@@ -350,8 +350,14 @@ class Relay:
                 raise error
             self._to_caller = self._to_caller[0], error.detail
         code, reason = self._to_caller
-        with suppress(OSError, WebSocketDisconnect, RuntimeError):  # it has left by now
+        with (
+            anyio.move_on_after(CLOSE_TIMEOUT),
+            suppress(OSError, WebSocketDisconnect, RuntimeError),  # it has left by now
+        ):
             await self._websocket.close(1000 if code == 1005 else code, reason)
+            # What it still says is taken off the server, for hypercorn would wait with it for ever.
+            while (await self._websocket.receive())["type"] != "websocket.disconnect":
+                pass
 
 
 def _size(data: str | bytes) -> int:
