@@ -35,7 +35,10 @@ def handshake(
         if not field[0].replace(b"_", b"-").lower().startswith((_OF_EACH_HOP, *_NO_BODY))
     ]
     scheme = _SCHEMES.get(scope["scheme"], scope["scheme"])
-    seen = HTTPConnection({**scope, "method": "GET", "scheme": scheme, "headers": fields})
+    version = scope.get("http_version", "1.1")  # Starlette's test client gives none
+    seen = HTTPConnection(
+        {**scope, "method": "GET", "scheme": scheme, "headers": fields, "http_version": version}
+    )
     request = forward_request(client, seen, **options)
     ask_for_upgrade(request, scope.get("subprotocols") or ())
     return request

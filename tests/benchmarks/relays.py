@@ -16,14 +16,16 @@ UVICORN = ["-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--log-le
 class Relay:
     """One way in a process of its own."""
 
-    def __init__(self, way: str, upstream_url: str, log: IO[bytes]) -> None:
+    def __init__(
+        self, way: str, upstream_url: str, log: IO[bytes], app: str = "tests.benchmarks.app:app"
+    ) -> None:
         self.port = free_port()
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--backlog", "4096"]
         address += ["--timeout-keep-alive", "120"]  # a slow way is not cut off while it is busy
         proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
         environment = {k: v for k, v in os.environ.items() if k.lower() not in proxies}
         self._process = subprocess.Popen(
-            [sys.executable, *UVICORN, *address, "tests.benchmarks.app:app"],
+            [sys.executable, *UVICORN, *address, app],
             cwd=ROOT,
             env=environment | {"WAY": way, "UPSTREAM_URL": upstream_url},
             stdout=log,

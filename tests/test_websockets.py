@@ -1,0 +1,271 @@
+"""Relayed WebSockets in one process: what needs no sockets. The rest is in tests/integration."""
+
+import base64
+import hashlib
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from httpx_ws.transport import ASGIWebSocketTransport
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+import asgi_upstream
+from asgi_upstream import (
+    ForwardApp,
+    Outcome,
+    Record,
+    UpstreamError,
+    UpstreamProtocolError,
+    client_lifespan,
+    get_client,
+    relay_websocket,
+)
+from asgi_upstream.handshakes import check_upgrade, handshake
+
+
+async def echo(websocket: WebSocket) -> None:
+    """The upstream: says where it was asked for, and then what it hears."""
+    await websocket.accept(subprotocol=next(iter(websocket.scope["subprotocols"]), None))
+    await websocket.send_text(websocket.url.path)
+    try:
+        while True:
+            await websocket.send_text((await websocket.receive_text()).upper())
+    except WebSocketDisconnect:
+        pass
+
+
+UPSTREAM = Starlette(routes=[WebSocketRoute("/{path:path}", echo)])
+SCOPE: dict[str, Any] = {
+    "type": "websocket",
+    "http_version": "1.1",
+    "scheme": "ws",
+    "path": "/x",
+    "raw_path": b"/x",
+    "root_path": "",
+    "query_string": b"",
+    "headers": [],
+}
+
+
+def in_front(*routes: Any, **options: Any) -> TestClient:
+    lifespan = client_lifespan(
+        base_url="http://inside", transport=ASGIWebSocketTransport(UPSTREAM), **options
+    )
+    return TestClient(Starlette(routes=list(routes), lifespan=lifespan))
+
+
+def refusing(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused", request=request)
+
+
+async def called(app: Any, **scope: Any) -> list[Message]:
+    """What an app sends for one handshake on a server that takes no denial response."""
+    sent: list[Message] = []
+
+    coming: list[Message] = [{"type": "websocket.connect"}]
+
+    async def receive() -> Message:
+        if not coming:
+            await anyio.sleep_forever()
+        return coming.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(SCOPE | scope, receive, send)
+    return sent
+
+
+def test_an_app_that_is_mounted_relays() -> None:
+    with (
+        in_front(Mount("/api", ForwardApp())) as caller,
+        caller.websocket_connect("/api/a/b", subprotocols=["one"]) as websocket,
+    ):
+        assert websocket.accepted_subprotocol == "one"
+        assert websocket.receive_text() == "/a/b"
+        websocket.send_text("here")
+        assert websocket.receive_text() == "HERE"
+
+
+def test_a_route_relays_to_another_path_also_when_it_has_received_the_connect() -> None:
+    async def route(websocket: WebSocket) -> None:
+        await websocket.receive()
+        await relay_websocket(await get_client(websocket), websocket, "/elsewhere")
+
+    with (
+        in_front(WebSocketRoute("/live", route)) as caller,
+        caller.websocket_connect("/live") as websocket,
+    ):
+        assert websocket.receive_text() == "/elsewhere"
+
+
+def test_the_client_is_chosen_by_a_function_of_the_connection() -> None:
+    async def name(connection: Any) -> str:
+        assert connection.scope["type"] == "websocket"
+        return "client"
+
+    with (
+        in_front(Mount("/api", ForwardApp(name))) as caller,
+        caller.websocket_connect("/api/x") as websocket,
+    ):
+        assert websocket.receive_text() == "/x"
+
+
+def test_on_request_may_answer_instead() -> None:
+    def answers(request: httpx.Request) -> Response:
+        return PlainTextResponse(f"no {request.headers['upgrade']}", 418)
+
+    with (
+        in_front(Mount("/api", ForwardApp(on_request=answers))) as caller,
+        pytest.raises(WebSocketDenialResponse) as denied,
+    ):
+        caller.websocket_connect("/api/x").__enter__()
+    assert (denied.value.status_code, denied.value.text) == (418, "no websocket")
+
+
+def test_a_failure_at_the_handshake_is_for_the_apps_own_handler() -> None:
+    async def handled(request: Request, exc: Exception) -> Response:
+        return PlainTextResponse(type(exc).__name__, 555)
+
+    app = Starlette(
+        routes=[Mount("/api", ForwardApp())],
+        lifespan=client_lifespan(base_url="http://x", transport=httpx.MockTransport(refusing)),
+        exception_handlers={UpstreamError: handled},
+    )
+    with TestClient(app) as caller, pytest.raises(WebSocketDenialResponse) as denied:
+        caller.websocket_connect("/api/x").__enter__()
+    assert (denied.value.status_code, denied.value.text) == (555, "UpstreamConnectError")
+
+
+def test_a_path_outside_the_prefix_is_404_and_one_with_dots_400() -> None:
+    routes = [WebSocketRoute("/{path:path}", ForwardApp(prefix="/api"))]
+    with in_front(*routes) as caller:
+        for path, status in (("/other", 404), ("/api/%2e%2e/x", 400)):
+            with pytest.raises(WebSocketDenialResponse) as denied:
+                caller.websocket_connect(path).__enter__()
+            assert denied.value.status_code == status
+
+
+@pytest.mark.anyio
+async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() -> None:
+    closed = [{"type": "websocket.close", "code": 1008, "reason": ""}]
+    async with httpx.AsyncClient(
+        base_url="http://x", transport=httpx.MockTransport(refusing)
+    ) as client:
+        state = {"client": client}
+        assert await called(ForwardApp(), state=state) == closed
+        assert await called(ForwardApp(), state=state, raw_path=b"/../x") == closed
+        assert await called(ForwardApp(prefix="/y"), state=state) == closed
+    forbids = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
+    async with httpx.AsyncClient(base_url="http://x", transport=forbids) as client:
+        assert await called(ForwardApp(), state={"client": client}) == closed
+
+
+@pytest.mark.anyio
+async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in [
+        m for m in sys.modules if m.startswith(("httpx_ws", "asgi_upstream.websockets"))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(asgi_upstream, "websockets")
+    monkeypatch.setitem(sys.modules, "httpx_ws", None)
+    with caplog.at_level(logging.WARNING, "asgi_upstream"):
+        sent = await called(ForwardApp())
+    assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
+    assert "pip install 'asgi-upstream[ws]'" in caplog.text
+
+
+def test_the_library_imports_httpx_ws_with_relay_websocket_and_not_before() -> None:
+    code = "import sys, asgi_upstream; print('httpx_ws' in sys.modules, 'wsproto' in sys.modules);"
+    code += "from asgi_upstream import relay_websocket; print('httpx_ws' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "False", "True"]
+    code = "import sys; sys.modules['httpx_ws'] = None; from asgi_upstream import relay_websocket"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'asgi-upstream[ws]'" in done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'relay_webhook'"):
+        _ = asgi_upstream.relay_webhook
+
+
+def test_observers_of_the_client_and_of_the_app_get_a_record() -> None:
+    records: list[Record] = []
+    mine: list[Record] = []
+    app = ForwardApp(observers=[mine.append])
+    with (
+        in_front(Mount("/api", app), observers=[records.append]) as caller,
+        caller.websocket_connect("/api/x") as websocket,
+    ):
+        websocket.receive_text()
+        websocket.send_text("four")
+        websocket.receive_text()
+    assert records == mine
+    record = records[0]
+    assert (record.outcome, record.status, record.client) == (Outcome.COMPLETED, 101, "client")
+    assert (record.method, record.host) == ("GET", "inside")
+    assert (record.bytes_sent, record.bytes_received) == (4, 6)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("scheme", "said"), [("ws", "http"), ("wss", "https"), ("https", "https")])
+async def test_a_handshake_says_by_which_scheme_the_caller_came(scheme: str, said: str) -> None:
+    fields = [
+        (b"sec_websocket_key", b"1"),
+        (b"Sec-WebSocket-Extensions", b"x"),
+        (b"content-length", b"3"),
+        (b"transfer-encoding", b"chunked"),
+        (b"x-kept", b"1"),
+    ]
+    scope = SCOPE | {"scheme": scheme, "headers": fields, "subprotocols": ["a", "b"]}
+    async with httpx.AsyncClient(base_url="http://x") as client:
+        request = handshake(client, HTTPConnection(scope), trust_forwarded=False)
+    key = request.headers.pop("sec-websocket-key")
+    assert len(base64.b64decode(key)) == 16
+    assert (request.method, request.extensions["target"]) == ("GET", b"/x")
+    assert request.headers.raw == [
+        (b"host", b"x"),
+        (b"x-kept", b"1"),
+        (b"x-forwarded-proto", said.encode()),
+        (b"connection", b"Upgrade"),
+        (b"upgrade", b"websocket"),
+        (b"sec-websocket-version", b"13"),
+        (b"sec-websocket-protocol", b"a, b"),
+    ]
+
+
+def test_an_acceptance_must_be_of_this_handshake() -> None:
+    def check(**changes: str | None) -> None:
+        token = hashlib.sha1(b"KEY258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        fields: dict[str, str | None] = {
+            "upgrade": "WebSocket",
+            "sec-websocket-accept": base64.b64encode(token).decode(),
+        }
+        fields |= {name.replace("_", "-"): value for name, value in changes.items()}
+        request = httpx.Request("GET", "http://x", headers={"sec-websocket-key": "KEY"})
+        answer = {name: value for name, value in fields.items() if value is not None}
+        check_upgrade(httpx.Response(101, headers=answer, request=request), ["a", "b"])
+
+    check()
+    check(sec_websocket_protocol="b")
+    for wrong in (
+        {"upgrade": "h2c"},
+        {"upgrade": None},
+        {"sec_websocket_accept": "x"},
+        {"sec_websocket_accept": None},
+        {"sec_websocket_protocol": "c"},
+        {"sec_websocket_protocol": "a, b"},
+        {"sec_websocket_extensions": "permessage-deflate"},
+    ):
+        with pytest.raises(UpstreamProtocolError):
+            check(**wrong)
