@@ -22,8 +22,9 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 FILE_SIZE = 200_000_000
 CHUNK = 65536
@@ -150,6 +151,16 @@ async def big(request: Request) -> Response:
     )
 
 
+async def talk(websocket: WebSocket) -> None:
+    """A WebSocket that gives each message back, and closes at "bye"."""
+    await websocket.accept()
+    async for message in websocket.iter_text():
+        if message == "bye":
+            await websocket.close(4000, "so long")
+            break
+        await websocket.send_text(f"you said: {message}")
+
+
 class Exchanges:
     """Counts the open exchanges of the app in it, and ends those whose caller has left."""
 
@@ -219,6 +230,7 @@ routes = Starlette(
         Route("/headers", headers),
         Route("/status/{code:int}", status),
         Route("/big", big),
+        WebSocketRoute("/talk", talk),
     ]
 )
 app = Exchanges(routes)

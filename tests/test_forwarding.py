@@ -970,20 +970,6 @@ async def test_options_for_the_whole_server_is_answered_400() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_websocket_handshake_is_refused() -> None:
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "websocket.connect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await ForwardApp()({"type": "websocket", "path": "/", "headers": []}, receive, send)
-    assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-@pytest.mark.anyio
 async def test_as_the_whole_app_it_answers_the_lifespan() -> None:
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []

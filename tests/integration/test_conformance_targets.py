@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.servers import Server
-from tests.integration.wire import FULL, Wire, connect, forwarded, full, head, on_all, send, serving
+from tests.integration.wire import FULL, Wire, forwarded, full, head, on_all, send, serving
 
 pytest_plugins = ["tests.integration.wire_fixtures"]
 
@@ -376,16 +376,3 @@ def test_behind_a_proxy_that_cuts_the_root_path_off_the_same_is_forwarded(
 def test_3986_6_2_2_with_a_root_path_no_path_gets_out(rooted: Server, wire: Wire) -> None:
     for target in ESCAPES:
         refused(rooted, wire, f"/forward{target}", 400)
-
-
-# RFC 6455 4.2.2.
-
-
-@on_all
-def test_6455_4_2_2_a_websocket_handshake_is_403(forwarder: Server, wire: Wire) -> None:
-    lines = ["GET /forward/x HTTP/1.1", "Host: app", "Upgrade: websocket", "Connection: Upgrade"]
-    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", ""]
-    with connect(forwarder) as connection:
-        connection.sendall("\r\n".join(lines).encode())
-        assert connection.recv(65536).split(b" ")[1] == b"403"
-    assert wire.seen == []
