@@ -1,13 +1,15 @@
 """The example of WebSockets, with the client of the package websockets."""
 
 import importlib
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.test_examples import imported, served
+from tests.test_examples import ROOT, imported, served
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,14 @@ def test_a_message_past_the_bound_of_the_route_ends_it(url: str) -> None:
             websocket.recv(5)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
+
+
+def test_the_page_on_websockets_is_true() -> None:
+    text = (ROOT / "docs/websockets.md").read_text()
+    page: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+        exec(block, page)
+    page["test_a_message_comes_back"]()
+    with served(page["app"], ws="wsproto") as url, pytest.raises(InvalidStatus) as refused:
+        calling(url.replace("http", "ws", 1) + "/guarded/talk", "https://evil.example")
+    assert refused.value.response.status_code == 403

@@ -95,7 +95,7 @@ async def relay_websocket(
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """The upgraded connection. Whoever has its response closes it, and httpx-ws does not."""
+    """The upgraded connection, which httpx-ws does not close."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, write_timeout: float | None) -> None:
         self._stream, self._write_timeout = stream, write_timeout
@@ -115,7 +115,10 @@ class _Stream(httpcore.AsyncNetworkStream):
         self.in_frame = False
 
     async def aclose(self) -> None:
-        return
+        """Nothing: what the upstream said last is still to be read."""
+
+    async def close(self) -> None:
+        await self._stream.aclose()
 
 
 class Relay:
@@ -318,6 +321,9 @@ class Relay:
                 await uninterrupted(self._part(self._session))
         finally:
             await close_upstream(upstream)
+        if self._session is not None:  # with a response httpx-ws's transport for tests closes none
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*_GONE):
+                await self._stream.close()
 
     async def _part(self, session: AsyncWebSocketSession) -> None:
         """Say why, and wait for the upstream's Close: a close with bytes unread is a reset."""

@@ -463,6 +463,18 @@ def test_an_upstream_that_takes_nothing_past_the_write_timeout_is_given_up(
     upstream.drain()
 
 
+def test_the_write_timeout_is_not_for_a_long_message_that_is_taken_slowly(
+    server: Server, listener: Listener
+) -> None:
+    caller, upstream = listener.open(server, "/hasty")
+    sending = say(caller, [Frame(BINARY, b"x" * 16 * MB)])
+    taken = 0
+    while taken < 16 * MB:
+        taken += len(upstream.socket.recv(MB))
+        time.sleep(0.05)
+    sending.finish()
+
+
 @pytest.mark.parametrize("slow", ["caller", "upstream"])
 def test_a_slow_side_may_leave(server: Server, listener: Listener, slow: str) -> None:
     caller, upstream = listener.open(server)

@@ -47,7 +47,7 @@ narrow = httpx.Limits(max_connections=1)
 hasty = httpx.Timeout(5, write=0.5, read=0.5, pool=0.2)
 app = FastAPI(
     lifespan=combine_lifespans(
-        client(base_url=UPSTREAM, timeout=10, observers=[observer]),
+        client(base_url=UPSTREAM, timeout=30, observers=[observer]),
         client(name="own", base_url=f"{UPSTREAM}/v1", headers={"x-api-key": "ours"}),
         client(name="narrow", base_url=UPSTREAM, timeout=hasty, limits=narrow),
         client(name="hasty", base_url=UPSTREAM, timeout=hasty),
