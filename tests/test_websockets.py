@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import pytest
 from httpx_ws.transport import ASGIWebSocketTransport
@@ -68,11 +69,11 @@ def refusing(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("refused", request=request)
 
 
-async def called(app: Any, **scope: Any) -> list[Message]:
+async def called(app: Any, coming: list[Message] | None = None, **scope: Any) -> list[Message]:
     """What an app sends for one handshake on a server that takes no denial response."""
     sent: list[Message] = []
 
-    coming: list[Message] = [{"type": "websocket.connect"}]
+    coming = coming or [{"type": "websocket.connect"}]
 
     async def receive() -> Message:
         if not coming:
@@ -242,6 +243,94 @@ async def test_a_handshake_says_by_which_scheme_the_caller_came(scheme: str, sai
         (b"sec-websocket-version", b"13"),
         (b"sec-websocket-protocol", b"a, b"),
     ]
+
+
+class Scripted(httpcore.AsyncNetworkStream, httpx.AsyncBaseTransport):
+    """An upstream that accepts, and whose connection reads and writes as it is told."""
+
+    def __init__(self, *, write_error: Exception | None = None) -> None:
+        self.written: list[bytes] = []
+        self.comes: anyio.Event = anyio.Event()
+        self._write_error = write_error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        key = request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        fields = {"upgrade": "websocket", "sec-websocket-accept": accept}
+        return httpx.Response(101, headers=fields, extensions={"network_stream": self})
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        await self.comes.wait()
+        return b"\x81\x05hello" + b"\x88\x02\x0f\xa1"  # and a Close of 4001
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written.append(buffer)
+        self.comes.set()
+        if self._write_error is None:
+            await anyio.sleep_forever()
+        else:
+            raise self._write_error
+
+    async def aclose(self) -> None:
+        pass
+
+    async def calls(self) -> list[Message]:
+        """What a caller gets who says one thing."""
+        coming: list[Message] = [
+            {"type": "websocket.receive", "text": "anybody?"},
+            {"type": "websocket.connect"},
+        ]
+        async with httpx.AsyncClient(base_url="http://x", transport=self) as client:
+            return await called(ForwardApp(), coming, state={"client": client})
+
+
+HEARD = [
+    {"type": "websocket.accept", "subprotocol": None, "headers": []},
+    {"type": "websocket.send", "text": "hello"},
+    {"type": "websocket.close", "code": 4001, "reason": ""},
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [httpcore.WriteError, httpx.WriteError])
+async def test_what_the_upstream_said_last_is_heard_although_a_write_fails_first(
+    error: type[Exception],
+) -> None:
+    assert await Scripted(write_error=error("gone")).calls() == HEARD
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
+    error: type[Exception],
+) -> None:
+    records: list[Record] = []
+
+    async def receive() -> Message:
+        if not coming:
+            await anyio.sleep_forever()
+        return coming.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            raise error("broken pipe")
+
+    coming: list[Message] = [
+        {"type": "websocket.receive", "text": "anybody?"},
+        {"type": "websocket.connect"},
+    ]
+    upstream = Scripted(write_error=httpcore.WriteError("gone"))
+    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
+        app = ForwardApp(observers=[records.append])
+        await app(SCOPE | {"state": {"client": client}}, receive, send)
+    assert [record.outcome for record in records] == [Outcome.CALLER_LEFT_MID_BODY]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_behind_a_frame_that_was_cut_off() -> None:
+    upstream = Scripted()
+    assert await upstream.calls() == HEARD
+    assert len(upstream.written) == 1
 
 
 def test_an_acceptance_must_be_of_this_handshake() -> None:

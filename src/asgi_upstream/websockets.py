@@ -6,7 +6,7 @@ upstream's close code. So this reads by itself, in the one task that needs to.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ except ImportError as exc:
     ) from exc
 
 from . import errors, handshakes
+from .caller import CallerLeft
 from .exchange import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
@@ -189,7 +190,7 @@ class Relay:
                 await self._open()
                 if self._session is not None:
                     await self._from_upstream(self._session)
-            except (OSError, WebSocketDisconnect):  # the server could not send
+            except CallerLeft:
                 self._caller_left(lost=True)
             except Exception as exc:  # raised in here, the group would make it a group
                 self._failure = exc
@@ -212,7 +213,8 @@ class Relay:
         timeouts: Mapping[str, float | None] = self._request.extensions.get("timeout", {})
         self._stream = _Stream(upstream.extensions["network_stream"], timeouts.get("write"))
         self._session = AsyncWebSocketSession(self._stream, response=upstream)
-        await self._websocket.accept(self._session.subprotocol, handshakes.answered(upstream))
+        fields = handshakes.answered(upstream)
+        await self._tell(self._websocket.accept(self._session.subprotocol, fields))
 
     async def _from_caller(self) -> None:
         """Pass on what the caller says. From the beginning: it may leave during the handshake."""
@@ -244,6 +246,12 @@ class Relay:
             self._outcome = Outcome.CALLER_LEFT_BEFORE_HEADERS
         else:
             self._outcome = Outcome.CALLER_LEFT_MID_BODY if lost else Outcome.COMPLETED
+
+    async def _tell(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except (OSError, RuntimeError, WebSocketDisconnect) as exc:  # servers differ in which
+            raise CallerLeft from exc
 
     async def _send(self, event: Event) -> None:
         assert self._session is not None
@@ -294,7 +302,8 @@ class Relay:
                         data: str | bytes = "".join(parts) if is_text else b"".join(parts)
                         parts, size = [], 0
                         key = "text" if is_text else "bytes"
-                        await self._websocket.send({"type": "websocket.send", key: data})
+                        message = {"type": "websocket.send", key: data}
+                        await self._tell(self._websocket.send(message))
 
     async def _read(self, session: AsyncWebSocketSession) -> list[Event]:
         """What the upstream says next. No more is read before all of it is dealt with."""
@@ -358,9 +367,9 @@ class Relay:
         code, reason = self._to_caller
         with (
             anyio.move_on_after(CLOSE_TIMEOUT),
-            suppress(OSError, WebSocketDisconnect, RuntimeError),  # it has left by now
+            suppress(CallerLeft, OSError, RuntimeError),  # it has left by now
         ):
-            await self._websocket.close(1000 if code == 1005 else code, reason)
+            await self._tell(self._websocket.close(1000 if code == 1005 else code, reason))
             # What it still says is taken off the server, for hypercorn would wait with it for ever.
             while (await self._websocket.receive())["type"] != "websocket.disconnect":
                 pass
