@@ -327,7 +327,7 @@ class Relay:
     async def _leave(self, upstream: httpx.Response) -> None:
         try:
             if self._session is not None:
-                await uninterrupted(self._part(self._session))
+                await self._part(self._session)
         finally:
             await close_upstream(upstream)
         if self._session is not None:  # with a response httpx-ws's transport for tests closes none
@@ -338,12 +338,16 @@ class Relay:
         """Say why, and wait for the upstream's Close: a close with bytes unread is a reset."""
         connection = session.connection
         with (
-            anyio.move_on_after(CLOSE_TIMEOUT, shield=True),
+            anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope,
             suppress(*_GONE, *_LATE, httpx.RemoteProtocolError),
         ):
             if not self._stream.in_frame:
                 await session.close(*self._to_upstream)
-            while connection.state is not ConnectionState.CLOSED:
+            # By the clock too, for no scope ends a loop that never has to wait.
+            while (
+                connection.state is ConnectionState.LOCAL_CLOSING
+                and anyio.current_time() < scope.deadline
+            ):
                 connection.receive_data(await self._stream.read(_PIECE) or None)
                 for _ in connection.events():
                     pass

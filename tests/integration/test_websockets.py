@@ -286,6 +286,16 @@ def test_an_upstream_that_never_answers_a_close_is_closed_all_the_same(
     assert upstream.ends()
 
 
+def test_an_upstream_that_goes_on_behind_a_close_is_closed_all_the_same(
+    server: Server, listener: Listener
+) -> None:
+    caller, upstream = listener.open(server)
+    caller.send(*closing(1000)[:2])
+    flood = Flood(upstream, 4000)
+    flood.doing.join(20)
+    assert isinstance(flood.doing.failure, OSError)
+
+
 # What no upstream may send: Autobahn's chapters 3 to 7.
 
 BROKEN: dict[str, tuple[int, list[tuple[int, bytes, bool, int]]]] = {
