@@ -139,7 +139,7 @@ class Relay:
         ping_interval: float | None = PING_INTERVAL,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._client, self._websocket, self._request = client, websocket, request
+        self._client, self._websocket, self.request = client, websocket, request
         self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # `on_request` made another request
             handshakes.ask_for_upgrade(request, self._subprotocols)
@@ -162,8 +162,8 @@ class Relay:
         ledger = ledger_of(self._client)
         if ledger.observers or self._observers:
             observers = (*ledger.observers, *self._observers)
-            self._tally = Tally(observers, ledger.name, self._request, self._websocket.scope)
-        ledger.open += 1
+            self._tally = Tally(observers, ledger.name, self.request, self._websocket.scope)
+        ledger.under_way.add(self)
         try:
             try:
                 await self._both_ways()
@@ -177,7 +177,7 @@ class Relay:
                     await self._leave(self._upstream)
             await self._end()
         finally:
-            ledger.open -= 1
+            ledger.under_way.discard(self)
             if self._tally is not None:
                 self._tally.close(self._outcome, self._failure)
 
@@ -198,19 +198,19 @@ class Relay:
 
     async def _open(self) -> None:
         try:
-            upstream = await self._client.send(self._request, stream=True, follow_redirects=False)
+            upstream = await self._client.send(self.request, stream=True, follow_redirects=False)
         except BaseException:
-            await uninterrupted(clear_up(self._client, self._request.url))
+            await uninterrupted(clear_up(self._client, self.request.url))
             raise
         self._upstream = upstream
         if self._tally is not None:
             reused = upstream.extensions.get("connection_reused")
             self._tally.answered(upstream.status_code, reused=reused)
-            self._request.stream = httpx.AsyncByteStream()  # what is sent is counted from here on
+            self.request.stream = httpx.AsyncByteStream()  # what is sent is counted from here on
         if upstream.status_code != 101:
             return
         handshakes.check_upgrade(upstream, self._subprotocols)
-        timeouts: Mapping[str, float | None] = self._request.extensions.get("timeout", {})
+        timeouts: Mapping[str, float | None] = self.request.extensions.get("timeout", {})
         self._stream = _Stream(upstream.extensions["network_stream"], timeouts.get("write"))
         self._session = AsyncWebSocketSession(self._stream, response=upstream)
         fields = handshakes.answered(upstream)
@@ -359,12 +359,12 @@ class Relay:
             return
         if failure is not None:
             if isinstance(failure, httpx.RequestError):
-                failure.request = self._request
+                failure.request = self.request
             error = errors.as_upstream_error(failure) or failure
             if self._tally is not None:
-                self._outcome = self._tally.outcome_of(error, transforms=False, replaces=False)
+                self._outcome = self._tally.outcome_of(error, Outcome.APP_FAILED)
             if isinstance(error, errors.UpstreamError):
-                errors.log_failure(error, self._request)
+                errors.log_failure(error, self.request)
             if not accepted or not isinstance(error, errors.UpstreamError):
                 raise error
             self._to_caller = self._to_caller[0], error.detail

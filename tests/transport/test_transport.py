@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
+import httpcore
 import httpx
 import pytest
 import trio
@@ -565,7 +566,7 @@ async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
             for line in (b"one\n", b"two\n"):
                 await stream.write(line)
                 assert await stream.read(100, timeout=5) == line.upper()
-            with pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(httpcore.ReadTimeout):
                 await stream.read(100, timeout=0.05)
             await stream.write(b"three\n", timeout=5)
             assert await stream.read(100) == b"THREE\n"

@@ -4,7 +4,8 @@ import asyncio
 import ssl
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import httpcore
@@ -316,6 +317,15 @@ class _Body(httpx.AsyncByteStream):
             await connection.finish()
 
 
+@contextmanager
+def _httpcore_errors() -> Iterator[None]:
+    """What users of a network stream expect, for httpx's errors, which are named the same."""
+    try:
+        yield
+    except httpx.TransportError as exc:
+        raise getattr(httpcore, type(exc).__name__, httpcore.ReadError)(str(exc)) from exc
+
+
 class _NetworkStream(httpcore.AsyncNetworkStream):
     """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
 
@@ -325,12 +335,14 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._connection.read_timeout = timeout
-        return await self._connection.read(max_bytes)
+        with _httpcore_errors():
+            return await self._connection.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
             async with self._writing:
-                await self._connection.write(buffer, timeout)
+                with _httpcore_errors():
+                    await self._connection.write(buffer, timeout)
 
     async def aclose(self) -> None:
         await self._connection.finish()
