@@ -56,11 +56,11 @@ class Hypercorn:
         self.port = free_port()
         self.url = f"https://localhost:{self.port}"
         self._app = app
-        self._config = Config()
-        self._config.bind = [f"127.0.0.1:{self.port}"]
-        self._config.certfile = self._config.keyfile = str(certificate.file)
-        self._config.graceful_timeout = 1
-        self._config.h2_max_concurrent_streams = 200
+        self.config = Config()
+        self.config.bind = [f"127.0.0.1:{self.port}"]
+        self.config.certfile = self.config.keyfile = str(certificate.file)
+        self.config.graceful_timeout = 1
+        self.config.h2_max_concurrent_streams = 200
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -74,7 +74,7 @@ class Hypercorn:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        await serve(cast(Any, self._app), self._config, shutdown_trigger=self._wait)
+        await serve(cast(Any, self._app), self.config, shutdown_trigger=self._wait)
 
     async def _wait(self) -> None:
         await self._stop.wait()

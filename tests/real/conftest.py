@@ -1,0 +1,79 @@
+"""The relay as a process, on each transport, with its upstreams."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+
+from tests.integration.conftest import NOISE
+from tests.integration.servers import Server, free_port
+from tests.real.programs import listening
+
+UPSTREAMS = ("web", "nginx", "s3", "mcp")
+open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's
+
+
+@dataclass(frozen=True)
+class Upstreams:
+    """The address that each upstream has, or will have when a test starts it."""
+
+    folder: Path
+    ports: dict[str, int]
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def tell(self, path: str) -> object:
+        """What the upstream `web` says of itself, asked past the relay."""
+        with closing(open_directly(self.url("web") + path, timeout=10)) as answer:
+            return json.loads(answer.read())
+
+    @property
+    def open(self) -> int:
+        """How many exchanges are open at `web`, less the one that asks."""
+        count = self.tell("/open")
+        assert isinstance(count, int)
+        return count - 1
+
+
+@pytest.fixture(scope="session")
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
+    """The upstream `web` runs. The others are started by the tests that need them."""
+    folder = tmp_path_factory.mktemp("upstreams")
+    ports = {name: free_port() for name in UPSTREAMS}
+    command = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level", "warning"]
+    command += ["--timeout-graceful-shutdown", "1", "--port", str(ports["web"])]
+    home = tmp_path_factory.mktemp("web")
+    environment = {"FOLDER": str(folder)}
+    with listening([*command, "tests.real.web:app"], ports["web"], home, environment):
+        yield Upstreams(folder, ports)
+
+
+@pytest.fixture(scope="session", params=["uvicorn-httptools", "uvicorn-httptools+asyncio"])
+def running(request: pytest.FixtureRequest, upstreams: Upstreams) -> Iterator[Server]:
+    urls = {name: upstreams.url(name) for name in UPSTREAMS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "UPSTREAMS", json.dumps(urls))
+        server = Server(request.param, "", app="tests.real.app:app", dev_mode=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def relay(running: Server) -> Iterator[Server]:
+    """The app, whose log must be quiet of what was lost and not raised."""
+    before = len(running.log())
+    yield running
+    for noise in NOISE:
+        assert noise not in running.log()[before:]
+
+
+@pytest.fixture
+def url(relay: Server) -> str:
+    return f"http://127.0.0.1:{relay.port}"

@@ -1,0 +1,166 @@
+"""The upstream `web`: files, uploads, events, git, packages, a registry of images."""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.real.git_server import git
+from tests.real.registry import routes as registry
+
+FOLDER = Path(os.environ["FOLDER"])
+METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
+PAGE = b"<!doctype html><meta charset=utf-8><link rel=icon href='data:,'><title>page</title>"
+seen: Counter[str] = Counter()
+under_way = 0
+
+
+class Counting:
+    """Counts the exchanges that are open."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        global under_way
+        counts = scope["type"] == "http"
+        under_way += counts
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            under_way -= counts
+
+
+async def count_open(request: Request) -> Response:
+    return JSONResponse(under_way)
+
+
+async def echo(request: Request) -> Response:
+    """What came: the fields, the length and the hash of the body."""
+    digest, length = hashlib.sha256(), 0
+    async for chunk in request.stream():
+        digest.update(chunk)
+        length += len(chunk)
+    seen[request.query_params.get("name", "")] += 1
+    return JSONResponse(
+        {
+            "method": request.method,
+            "query": request.url.query,
+            "fields": [(k.decode(), v.decode("latin-1")) for k, v in request.headers.raw],
+            "length": length,
+            "sha256": digest.hexdigest(),
+        },
+        headers={"x-upstream": "web"},
+    )
+
+
+async def count_seen(request: Request) -> Response:
+    return JSONResponse(seen[request.query_params["name"]])
+
+
+async def refuse(request: Request) -> Response:
+    """Answer without a look at the body."""
+    return Response("too large\n", 413)
+
+
+async def events(request: Request) -> Response:
+    """`count` numbered events from the one that follows Last-Event-ID, and then silence or the end."""
+    first = int(request.headers.get("last-event-id", "0")) + 1
+    count = int(request.query_params.get("count", "1000000"))
+    pause = float(request.query_params.get("pause", "0.02"))
+    holds = "holds" in request.query_params
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"retry: 50\n\n"
+        for number in range(first, first + count):
+            yield b"id: %d\ndata: %s\n\n" % (number, json.dumps({"number": number}).encode())
+            await asyncio.sleep(pause)
+        if holds:
+            await asyncio.sleep(3600)
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+async def lines(request: Request) -> Response:
+    async def stream() -> AsyncIterator[bytes]:
+        for number in range(int(request.query_params["count"])):
+            yield b"line %d\n" % number
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(stream(), media_type="text/plain")
+
+
+async def pour(request: Request) -> Response:
+    async def stream() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    return StreamingResponse(stream(), media_type="application/octet-stream")
+
+
+async def breaks(request: Request) -> Response:
+    """A body that ends before it should."""
+    fields = {"content-length": "100000"} if "length" in request.query_params else {}
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"a" * 1000
+        await asyncio.sleep(0.05)
+        raise ClientDisconnect  # uvicorn cuts the connection
+
+    return StreamingResponse(stream(), headers=fields)
+
+
+async def silent(request: Request) -> Response:
+    """No answer, until the caller leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return Response()
+
+
+async def login(request: Request) -> Response:
+    response = Response("in")
+    response.set_cookie("session", "abc", path="/")
+    response.headers.append("set-cookie", "theme=dark; path=/")
+    return response
+
+
+async def page(request: Request) -> Response:
+    return Response(PAGE, media_type="text/html")
+
+
+async def go(request: Request) -> Response:
+    """A redirect that names this server's own address, as many frameworks send."""
+    return Response(status_code=307, headers={"location": str(request.url_for("echo"))})
+
+
+app = Counting(
+    Starlette(
+        routes=[
+            Route("/open", count_open),
+            Route("/seen", count_seen),
+            Route("/echo", echo, methods=METHODS),
+            Route("/go", go, methods=METHODS),
+            Route("/refuse", refuse, methods=METHODS),
+            Route("/events", events),
+            Route("/lines", lines),
+            Route("/pour", pour),
+            Route("/breaks", breaks),
+            Route("/silent", silent, methods=METHODS),
+            Route("/login", login),
+            Route("/page", page),
+            Mount("/git", git),
+            *registry,
+            Mount("/files", StaticFiles(directory=FOLDER, html=True)),
+        ]
+    )
+)
