@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
@@ -19,6 +20,12 @@ UPSTREAMS = ("web", "nginx", "s3", "mcp")
 open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's
 
 
+def asked_directly(url: str) -> Any:
+    """What an upstream says of itself in JSON, asked past the relay."""
+    with closing(open_directly(url, timeout=10)) as answer:
+        return json.loads(answer.read())
+
+
 @dataclass(frozen=True)
 class Upstreams:
     """The address that each upstream has, or will have when a test starts it."""
@@ -29,16 +36,10 @@ class Upstreams:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
 
-    def tell(self, path: str) -> object:
-        """What the upstream `web` says of itself, asked past the relay."""
-        with closing(open_directly(self.url("web") + path, timeout=10)) as answer:
-            return json.loads(answer.read())
-
     @property
     def open(self) -> int:
         """How many exchanges are open at `web`, less the one that asks."""
-        count = self.tell("/open")
-        assert isinstance(count, int)
+        count: int = asked_directly(self.url("web") + "/open")
         return count - 1
 
 

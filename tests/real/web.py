@@ -1,6 +1,7 @@
 """The upstream `web`: files, uploads, events, git, packages, a registry of images."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -104,6 +105,7 @@ async def pour(request: Request) -> Response:
     async def stream() -> AsyncIterator[bytes]:
         while True:
             yield bytes(65536)
+            await asyncio.sleep(0)  # uvicorn takes all, and at once, for a caller who has left
 
     return StreamingResponse(stream(), media_type="application/octet-stream")
 
@@ -134,6 +136,12 @@ async def login(request: Request) -> Response:
     return response
 
 
+async def zipped(request: Request) -> Response:
+    accepted = "gzip" in request.headers.get("accept-encoding", "")
+    fields = {"content-encoding": "gzip"} if accepted else {}
+    return Response(gzip.compress(b"zipped " * 1000) if accepted else b"zipped", headers=fields)
+
+
 async def page(request: Request) -> Response:
     return Response(PAGE, media_type="text/html")
 
@@ -157,6 +165,7 @@ app = Counting(
             Route("/breaks", breaks),
             Route("/silent", silent, methods=METHODS),
             Route("/login", login),
+            Route("/zipped", zipped),
             Route("/page", page),
             Mount("/git", git),
             *registry,
