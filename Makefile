@@ -13,8 +13,9 @@ MADE := $(VENV)/.made
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
-TRIED_NGINX := $(VENV)/.nginx-tried
-TRIED_CHROMIUM := $(VENV)/.chromium-tried
+
+# What some tests run. Where one cannot be had they are skipped, and say so.
+PROGRAMS := nginx chromium curl git wget rclone
 
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
@@ -22,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check serve bench fuzz soak soak-all clean nginx chromium
+.PHONY: help demo test test-all check serve bench fuzz soak soak-all clean $(PROGRAMS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,9 +31,12 @@ help: ## list the targets
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
-test: $(DEV) nginx chromium ## run the tests
-	@$(RUN) pytest -n 4 --dist worksteal -m "not alone"
-	@$(RUN) pytest -m alone
+test: $(DEV) $(PROGRAMS) ## run the tests
+	@$(RUN) pytest -n 4 --dist worksteal -m "not alone and not slow"
+	@$(RUN) pytest -m "alone and not slow"
+
+test-all: test ## and those that take long
+	@$(RUN) pytest -m slow
 
 check: $(DEV) ## check format, lint and types
 	$(RUN) ruff format --check .
@@ -91,21 +95,15 @@ $(BENCH): $(DEV)
 	@$(PIP) install -c constraints.txt --group bench
 	@touch $@
 
-# Some tests run a real nginx, and some a real Chromium. Where one cannot be had they are skipped, and
-# say so.
-nginx: | $(MADE)
-	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test -e $(TRIED_NGINX) \
-	    || $(MAKE) -s $(TRIED_NGINX)
-
-chromium: | $(MADE)
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
-	    || test -e $(TRIED_CHROMIUM) || $(MAKE) -s $(TRIED_CHROMIUM)
+$(PROGRAMS): | $(MADE)
+	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null || test -e $(VENV)/.$@-tried \
+	    || $(MAKE) -s $(VENV)/.$@-tried
 
 # The packages to try, the best first.
-$(TRIED_NGINX): PACKAGES := nginx-light nginx
-$(TRIED_CHROMIUM): PACKAGES := chromium
+$(VENV)/.%-tried: PACKAGES = $*
+$(VENV)/.nginx-tried: PACKAGES = nginx-light nginx
 
-$(TRIED_NGINX) $(TRIED_CHROMIUM): $(VENV)/.%-tried: | $(MADE)
+$(PROGRAMS:%=$(VENV)/.%-tried): $(VENV)/.%-tried: | $(MADE)
 	@touch $@
 	@command -v apt-get >/dev/null || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then as_root=; \

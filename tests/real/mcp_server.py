@@ -54,11 +54,11 @@ def size(text: str) -> int:
     return len(text)
 
 
-@mcp.custom_route("/seen", methods=["GET"])
 async def tell(request: Request) -> Response:
     return JSONResponse(seen)
 
 
+mcp.custom_route("/seen", methods=["GET"])(tell)
 _app = mcp.streamable_http_app()
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,13 @@ def run(
     home: Path,
     code: int | None = 0,
     data: bytes | None = None,
-    **environment: str,
+    environment: dict[str, str] | None = None,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run it in `home` to its end, which must come in time and with that exit code."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=home,
-        env=clean_environment(home) | environment,
+        env=clean_environment(home) | (environment or {}),
         input=b"" if data is None else data,
         capture_output=True,
         timeout=60,
@@ -68,7 +68,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def listening(
-    command: Sequence[str | Path], port: int, home: Path, environment: Mapping[str, str] = {}
+    command: Sequence[str | Path], port: int, home: Path, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
     """A server that listens on `port`, while this is entered."""
     log = home / f"{port}.log"
@@ -76,7 +76,7 @@ def listening(
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=home,
-            env=clean_environment(home) | environment,
+            env=clean_environment(home) | (environment or {}),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -221,9 +221,7 @@ def test_curl_sees_that_a_body_broke_off_by_http_2(curl2: Curl, path: str) -> No
     assert int(curl2("-o", os.devnull, "-w", "%{exitcode}", path, code=None)) in (18, 56, 92)
 
 
-def test_curl_that_gives_up_by_http_2_frees_the_upstream(
-    curl2: Curl, upstreams: Upstreams
-) -> None:
+def test_curl_that_gives_up_by_http_2_frees_the_upstream(curl2: Curl, upstreams: Upstreams) -> None:
     eventually(lambda: upstreams.open == 0, 5)
     curl2("--max-time", "0.5", "/web/silent", code=28)
     eventually(lambda: upstreams.open == 0, 5)

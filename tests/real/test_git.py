@@ -69,9 +69,7 @@ def test_git_clones_a_part_by_each_version_of_its_protocol(
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_git_pushes_a_pack_in_either_framing(
-    git: Git, bare: Path, url: str, framing: str
-) -> None:
+def test_git_pushes_a_pack_in_either_framing(git: Git, bare: Path, url: str, framing: str) -> None:
     # It sends more than `http.postBuffer` bytes (1 MiB) chunked, after a probe of four bytes.
     git("clone", "-q", address(url, bare, "ann:secret@"), "copy")
     copy = git.home / "copy"

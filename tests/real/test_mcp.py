@@ -54,7 +54,7 @@ def seen(mcp: str) -> dict[str, int]:
 
 async def becomes(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  it is another process that changes
             await anyio.sleep(0.02)
 
 

@@ -1,5 +1,6 @@
 """nginx behind the app, as a server of files and of WebDAV, and nginx in front of it."""
 
+import getpass
 import hashlib
 import http.client
 import json
@@ -46,15 +47,15 @@ IN_FRONT = """
         proxy_set_header X-Forwarded-Host $http_host;
         proxy_http_version 1.1; proxy_set_header Connection "";
         location / {{ proxy_pass http://relay; }}
-        location /web/ {{ proxy_pass http://relay; proxy_buffering off; proxy_request_buffering off; }}
+        location /web/ {{
+            proxy_pass http://relay; proxy_buffering off; proxy_request_buffering off;
+        }}
     }}
     upstream relay {{ server 127.0.0.1:{relay}; keepalive 8; }}
 """
 
 
 def start(home: Path, servers: str, port: int, **values: Any) -> Any:
-    import getpass
-
     for folder in (home, home.parent, home.parent.parent):
         folder.chmod(0o755)
     servers = servers.format(port=port, folder=home, **values)

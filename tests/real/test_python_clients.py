@@ -109,7 +109,7 @@ class Requests(Client):
 
     def ask(self, method: str, path: str, **options: Any) -> Answer:
         with self._session.request(method, self.url + path, timeout=20, **options) as answer:
-            return Answer(answer.status_code, answer.content, dict(self._session.cookies))
+            return Answer(answer.status_code, answer.content, {c.name: c.value or "" for c in self._session.cookies})
 
     def upload(self, path: str) -> Answer:
         return self.ask("POST", path, data=parts())

@@ -34,7 +34,10 @@ def client(service: str, url: str, key: dict[str, str]) -> Any:
         aws_access_key_id=key["AccessKeyId"],
         aws_secret_access_key=key["SecretAccessKey"],
         config=Config(
-            s3={"addressing_style": "path"}, proxies={}, retries={"max_attempts": 0}, read_timeout=20
+            s3={"addressing_style": "path"},
+            proxies={},
+            retries={"max_attempts": 0},
+            read_timeout=20,
         ),
     )
 
@@ -49,9 +52,7 @@ def key(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Itera
         nobody = {"AccessKeyId": "a", "SecretAccessKey": "b"}
         iam = client("iam", upstreams.url("s3"), nobody)
         iam.create_user(UserName="ann")
-        iam.put_user_policy(
-            UserName="ann", PolicyName="all", PolicyDocument=json.dumps(EVERYTHING)
-        )
+        iam.put_user_policy(UserName="ann", PolicyName="all", PolicyDocument=json.dumps(EVERYTHING))
         key = iam.create_access_key(UserName="ann")["AccessKey"]
         iam.close()
         s3 = client("s3", upstreams.url("s3"), key)
@@ -135,8 +136,8 @@ def test_rclone_copies_to_a_bucket_and_back(
     (there / "below").mkdir(parents=True)
     (there / "big").write_bytes(DATA)
     (there / "below" / "a file+1.txt").write_bytes(b"text")
-    run(rclone, "sync", there, f":s3:bucket/{tmp_path.name}", home=tmp_path, **settings)
-    run(rclone, "sync", f":s3:bucket/{tmp_path.name}", back, home=tmp_path, **settings)
+    run(rclone, "sync", there, f":s3:bucket/{tmp_path.name}", home=tmp_path, environment=settings)
+    run(rclone, "sync", f":s3:bucket/{tmp_path.name}", back, home=tmp_path, environment=settings)
     assert (back / "big").read_bytes() == DATA
     assert (back / "below" / "a file+1.txt").read_bytes() == b"text"
-    run(rclone, "check", there, f":s3:bucket/{tmp_path.name}", home=tmp_path, **settings)
+    run(rclone, "check", there, f":s3:bucket/{tmp_path.name}", home=tmp_path, environment=settings)

@@ -35,7 +35,15 @@ def wget(home: Path, *arguments: str) -> str:
 
 
 def mirror(home: Path, url: str) -> str:
-    return wget(home, "--mirror", "-np", "-nH", "--cut-dirs=3", "--trust-server-names", f"{url}/web/files/site/")
+    return wget(
+        home,
+        "--mirror",
+        "-np",
+        "-nH",
+        "--cut-dirs=3",
+        "--trust-server-names",
+        f"{url}/web/files/site/",
+    )
 
 
 def test_wget_mirrors_a_site(tmp_path: Path, url: str, tree: dict[str, bytes]) -> None:

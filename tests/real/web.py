@@ -75,7 +75,7 @@ async def refuse(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """`count` numbered events from the one that follows Last-Event-ID, and then silence or the end."""
+    """`count` numbered events behind Last-Event-ID, and then the end or, with `holds`, silence."""
     first = int(request.headers.get("last-event-id", "0")) + 1
     count = int(request.query_params.get("count", "1000000"))
     pause = float(request.query_params.get("pause", "0.02"))
