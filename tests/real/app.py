@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from asgi_upstream import ForwardApp, combine_lifespans
-from asgi_upstream.headers import RawHeaders
 from tests.integration.app import client
 
 
@@ -18,8 +17,7 @@ async def state(request: Request) -> Response:
     return JSONResponse({"pid": os.getpid()})
 
 
-def with_the_callers_host(fields: RawHeaders) -> RawHeaders:
-    """What a signature over Host needs: it arrives as the caller sent and signed it."""
+def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     host = dict(fields)[b"x-forwarded-host"]
     return [(name, host if name == b"host" else value) for name, value in fields]
 

@@ -133,8 +133,9 @@ def test_curl_gets_a_refusal_of_an_upload(curl: Curl, big: Path) -> None:
 
 
 def test_curl_sends_an_upload_again_to_where_it_is_redirected(curl: Curl, big: Path) -> None:
-    out = curl("--location", "-X", "POST", "--data-binary", f"@{big}", "/web/go")
-    assert json.loads(out)["length"] == len(DATA)
+    echo = curl.asks("--location", "-X", "POST", "--data-binary", f"@{big}", "/web/go")
+    assert echo["length"] == len(DATA)
+    assert len(values(echo, "x-forwarded-host")) == 1  # it came through the relay again
 
 
 def test_curl_uses_one_connection_for_many_requests(curl: Curl) -> None:

@@ -109,7 +109,11 @@ class Requests(Client):
 
     def ask(self, method: str, path: str, **options: Any) -> Answer:
         with self._session.request(method, self.url + path, timeout=20, **options) as answer:
-            return Answer(answer.status_code, answer.content, {c.name: c.value or "" for c in self._session.cookies})
+            return Answer(
+                answer.status_code,
+                answer.content,
+                {c.name: c.value or "" for c in self._session.cookies},
+            )
 
     def upload(self, path: str) -> Answer:
         return self.ask("POST", path, data=parts())
@@ -231,8 +235,9 @@ def test_cookies_are_kept_by_the_client_and_by_nobody_else(client: Client) -> No
 
 
 def test_a_redirect_is_followed_through_the_relay(client: Client) -> None:
-    answer = client.ask("POST", "/web/go", data=b"again")
-    assert (answer.status, answer.json()["length"]) == (200, 5)
+    echo = client.ask("POST", "/web/go", data=b"again").json()
+    assert echo["length"] == 5
+    assert "x-forwarded-host" in dict(echo["fields"])
 
 
 def test_lines_arrive(client: Client) -> None:

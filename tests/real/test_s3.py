@@ -3,6 +3,7 @@
 A signature of version 4 covers the method, the path, the query, Host and other fields.
 """
 
+import inspect
 import json
 import random
 import sys
@@ -16,7 +17,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.integration.servers import Server
+from tests.integration.servers import ROOT, Server
+from tests.real.app import with_the_callers_host
 from tests.real.conftest import Upstreams, open_directly
 from tests.real.programs import listening, program, run
 
@@ -106,6 +108,11 @@ def test_a_signed_upload_in_parts_passes(s3: Any) -> None:
     s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
     assert s3.get_object(**where)["Body"].read() == DATA + b"the end"
     assert s3.get_object(**where, Range="bytes=10-19")["Body"].read() == DATA[10:20]
+
+
+def test_the_page_shows_the_setting_that_is_tested() -> None:
+    page = (ROOT / "docs" / "real-clients.md").read_text()
+    assert inspect.getsource(with_the_callers_host) in page
 
 
 def test_a_wrong_secret_is_refused(url: str, key: dict[str, str]) -> None:
