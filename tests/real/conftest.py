@@ -56,7 +56,14 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
         yield Upstreams(folder, ports)
 
 
-@pytest.fixture(scope="session", params=["uvicorn-httptools", "uvicorn-httptools+asyncio"])
+STOCK, ASYNCIO = "uvicorn-httptools", "uvicorn-httptools+asyncio"
+# Of modules whose programs are slow to start.
+slow_on_stock = pytest.mark.parametrize(
+    "running", [pytest.param(STOCK, marks=pytest.mark.slow), ASYNCIO], indirect=True
+)
+
+
+@pytest.fixture(scope="session", params=[STOCK, ASYNCIO])
 def running(request: pytest.FixtureRequest, upstreams: Upstreams) -> Iterator[Server]:
     urls = {name: upstreams.url(name) for name in UPSTREAMS}
     with pytest.MonkeyPatch.context() as patch:

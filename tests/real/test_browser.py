@@ -7,10 +7,10 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.integration.servers import eventually
-from tests.real.conftest import Upstreams
+from tests.real.conftest import Upstreams, slow_on_stock
 from tests.real.programs import program
 
-pytestmark = pytest.mark.chromium
+pytestmark = [pytest.mark.chromium, slow_on_stock]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking")
 
 

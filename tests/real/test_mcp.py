@@ -17,10 +17,10 @@ from mcp.client.subscriptions import ToolsListChanged
 from mcp.types import ToolListChangedNotification
 
 from tests.integration.servers import Server
-from tests.real.conftest import Upstreams, asked_directly
+from tests.real.conftest import Upstreams, asked_directly, slow_on_stock
 from tests.real.programs import listening
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, slow_on_stock]
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Upstreams
+from tests.real.conftest import Upstreams, slow_on_stock
 from tests.real.programs import run
+
+pytestmark = slow_on_stock
 
 
 def wheel(folder: Path, name: str, *needs: str, version: str = "1.0") -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import threading
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
@@ -61,14 +62,13 @@ def push(server: Server, total: int, chunk: int) -> int:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        upload = Push(server)
-        assert upload.ask("POST") == 202
-        data = memoryview(bytes(range(256)) * (chunk // 256))
-        for _ in range(total // chunk):
-            assert upload.chunk(bytes(data)) == 202
-        assert upload.finish() == 201
-        assert upload.ask("HEAD") == 200  # at the address of the blob, which it was told
-        upload.close()
+        with closing(Push(server)) as upload:
+            assert upload.ask("POST") == 202
+            data = bytes(range(256)) * (chunk // 256)
+            for _ in range(total // chunk):
+                assert upload.chunk(data) == 202
+            assert upload.finish() == 201
+            assert upload.ask("HEAD") == 200  # at the address of the blob, which it was told
     finally:
         over.set()
         watching.join()
@@ -87,18 +87,18 @@ def test_a_layer_of_1_gb_is_pushed_in_chunks_in_constant_memory(relay: Server) -
 
 
 def test_a_chunk_out_of_order_is_refused_as_the_registry_refuses_it(relay: Server) -> None:
-    upload = Push(relay)
-    assert upload.ask("POST") == 202
-    assert upload.chunk(b"a" * 1000) == 202
-    upload.length = 5000
-    assert upload.chunk(b"b" * 1000) == 416
-    upload.close()
+    with closing(Push(relay)) as upload:
+        assert upload.ask("POST") == 202
+        assert upload.chunk(b"a" * 1000) == 202
+        upload.length = 5000
+        assert upload.chunk(b"b" * 1000) == 416
 
 
 def test_without_rewritten_redirects_the_address_of_the_upload_is_the_registrys_own(
     relay: Server,
 ) -> None:
-    upload = Push(relay, "/as-it-comes")
-    with pytest.raises(AssertionError, match="http://127"):
+    with (
+        closing(Push(relay, "/as-it-comes")) as upload,
+        pytest.raises(AssertionError, match="http://127"),
+    ):
         upload.ask("POST")
-    upload.close()
