@@ -15,6 +15,15 @@ from .log import logger
 _CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113 7)
 
 
+def _pool_of(client: Any, url: object) -> Any:
+    """The pool that serves a URL, also where its transport is wrapped: for retries, for a cache."""
+    transport = client._transport_for_url(url)
+    while transport is not None and not hasattr(transport, "_pool"):
+        inner = getattr(transport, "__dict__", {}).values()
+        transport = next((one for one in inner if hasattr(one, "handle_async_request")), None)
+    return transport._pool
+
+
 async def clear_up(client: Any, url: object) -> None:
     """What httpcore leaves undone when an exchange ends before its own end."""
     await reclaim_stranded(client, url)
@@ -30,7 +39,7 @@ async def reclaim_stranded(client: Any, url: object) -> None:
     https://github.com/encode/httpcore/issues/1093; httpx2 has it mended.
     """
     try:
-        pool: Any = client._transport_for_url(url)._pool
+        pool: Any = _pool_of(client, url)
         used = {id(request.connection) for request in pool._requests}
         stranded: list[Any] = [
             connection
@@ -69,7 +78,7 @@ async def reset_orphans(client: Any, url: object) -> None:
     and what came unread is never acknowledged, so that in the end the whole connection stalls.
     """
     try:
-        pool: Any = client._transport_for_url(url)._pool
+        pool: Any = _pool_of(client, url)
         for connection in [c._connection for c in pool._connections]:
             if connection is not None and hasattr(connection, "_h2_state"):
                 await _reset_orphans_of(connection)
@@ -103,7 +112,7 @@ class EarlyAnswer:
         self._socket: Any = None
         self.stops_sending: type[Exception] = OSError
         try:
-            pool: Any = client._transport_for_url(url)._pool
+            pool: Any = _pool_of(client, url)
             httpcore = sys.modules[type(pool).__module__.partition(".")[0]]
             requests = (r for r in pool._requests if r.request.stream is stream)
             connection: Any = next(requests).connection

@@ -1,0 +1,90 @@
+"""Caching, by hishel, as HTTP's rules say (RFC 9111): in SQLite, or in a Redis that workers share.
+
+uvicorn examples.compositions.caching:app
+REDIS_URL=redis://127.0.0.1 uvicorn examples.compositions.caching:app --workers 4
+"""
+
+import hashlib
+import os
+from email.utils import formatdate
+from typing import Annotated
+
+import anyio
+import httpx
+import redis.asyncio
+from fastapi import Depends, FastAPI, Header, Request
+from hishel import AsyncBaseStorage, AsyncRedisStorage, AsyncSqliteStorage, CacheOptions
+from hishel.httpx import AsyncCacheTransport
+
+from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan, forward_request, get_client
+from examples.compositions.network import network
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+REDIS_URL = os.environ.get("REDIS_URL")
+DATABASE = os.environ.get("DATABASE", ".cache/cache.db")
+LARGEST = 10 * 1024 * 1024  # bytes; a longer body is relayed, and not kept
+NAMES_A_CALLER = ("cookie", "x-api-key")
+
+
+class Origin(httpx.AsyncBaseTransport):
+    """Tells the cache what upstreams leave out."""
+
+    def __init__(self, next_transport: httpx.AsyncBaseTransport) -> None:
+        self.next_transport = next_transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self.next_transport.handle_async_request(request)
+        request.extensions["opened"] = response
+        fields = response.headers
+        fields.setdefault("date", formatdate(usegmt=True))  # or its age is 0 for ever
+        control = fields.get("cache-control", "")
+        names_one = any(name in request.headers for name in NAMES_A_CALLER)
+        if "set-cookie" in fields or (names_one and "public" not in control):
+            fields["cache-control"] = f"private, {control}".rstrip(", ")
+        return response
+
+    async def aclose(self) -> None:
+        await self.next_transport.aclose()
+
+
+class Cache(AsyncCacheTransport):
+    """hishel's, which closes the upstream's response also if it is cancelled while it stores."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except BaseException:
+            if (opened := request.extensions.get("opened")) is not None:
+                with anyio.CancelScope(shield=True):
+                    await opened.aclose()
+            raise
+
+
+def storage() -> AsyncBaseStorage:
+    if REDIS_URL is None:
+        return AsyncSqliteStorage(database_path=DATABASE, max_stream_size=LARGEST)
+    server = redis.asyncio.from_url(REDIS_URL, socket_timeout=1, socket_connect_timeout=1)
+    return AsyncRedisStorage(server, max_stream_size=LARGEST)
+
+
+def cached_client() -> httpx.AsyncClient:
+    """Made anew at each start, for a storage that was closed stays so."""
+    cache = Cache(Origin(network()), storage(), rfc=True)
+    return httpx.AsyncClient(base_url=UPSTREAM_URL, transport=cache)
+
+
+app = FastAPI(lifespan=client_lifespan(cached_client))
+app.mount("/api", ForwardApp())
+
+
+@app.get("/mine/{path:path}")
+async def mine(
+    request: Request,
+    client: Annotated[httpx.AsyncClient, Depends(get_client)],
+    authorization: Annotated[str, Header()],
+) -> StreamedResponse:
+    """A cache for each caller, in which what is private is kept too."""
+    outgoing = forward_request(client, request, prefix="/mine")
+    key = hashlib.sha256(f"{authorization} {outgoing.url}".encode()).hexdigest()
+    outgoing.extensions["caching"] = {"key": key, "rfc": CacheOptions(shared=False)}
+    return StreamedResponse(client, outgoing)

@@ -1,0 +1,89 @@
+"""Event streams: read with httpx-sse, changed and written on; and kept alive while nothing comes.
+
+uvicorn examples.compositions.events:app
+curl -N http://127.0.0.1:8000/shouted
+curl -N http://127.0.0.1:8000/kept-alive    # a comment each second, whatever the upstream does
+"""
+
+import os
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import httpx
+from fastapi import Depends, FastAPI
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from httpx_sse import EventSource, aconnect_sse
+from sse_starlette import EventSourceResponse as PingingResponse
+from sse_starlette import ServerSentEvent as Event
+
+from asgi_upstream import StreamedResponse, client_lifespan, get_client, upstream_errors
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+EVENTS = os.environ.get("EVENTS", "/events")
+PING = float(os.environ.get("PING", "1"))  # seconds
+PATIENT = httpx.Timeout(5, read=None)  # events may be far apart
+
+app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
+Client = Annotated[httpx.AsyncClient, Depends(get_client)]
+
+
+# Changed on the way: status, headers and failures are the upstream's, as of any relay.
+
+
+async def shout(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Reads events, however they are cut into chunks, and writes others."""
+    response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
+    async for event in EventSource(response).aiter_sse():
+        data = event.data.upper()
+        yield Event(data, event=event.event or None, id=event.id or None, sep="\n").encode()
+
+
+def error_event(exc: Exception) -> bytes:
+    return Event("the upstream failed", event="error", sep="\n").encode()
+
+
+@app.get("/shouted")
+async def shouted(client: Client) -> StreamedResponse:
+    request = client.build_request("GET", EVENTS, timeout=PATIENT)
+    return StreamedResponse(client, request, transform=shout, error_frame=error_event)
+
+
+# Kept alive: the answer begins at once, before the upstream's, so that it is 200 in any case.
+
+
+async def read_events(client: httpx.AsyncClient) -> AsyncIterator[Event]:
+    try:
+        async with aconnect_sse(client, "GET", EVENTS, timeout=PATIENT) as source:
+            source.response.raise_for_status()
+            async for event in source.aiter_sse():
+                yield Event(event.data, event=event.event or None, id=event.id or None)
+    except httpx.HTTPError as exc:
+        yield Event("the upstream failed", event="error", comment=type(exc).__name__)
+
+
+@app.get("/kept-alive")
+async def kept_alive(client: Client) -> PingingResponse:
+    """By sse-starlette, as often as is set."""
+    return PingingResponse(read_events(client), ping=PING)
+
+
+# The same by FastAPI itself, a comment each 15 seconds; opened before the answer begins.
+
+
+async def opened_events(client: Client) -> AsyncIterator[EventSource]:
+    """So a failure is a 502 still. It is closed when the answer has ended."""
+    with upstream_errors():
+        request = client.build_request("GET", EVENTS, timeout=PATIENT)
+        upstream = await client.send(request, stream=True)
+    try:
+        yield EventSource(upstream)
+    finally:
+        await upstream.aclose()
+
+
+@app.get("/kept-alive/by-fastapi", response_class=EventSourceResponse)
+async def kept_alive_by_fastapi(
+    source: Annotated[EventSource, Depends(opened_events)],
+) -> AsyncIterator[ServerSentEvent]:
+    async for event in source.aiter_sse():
+        yield ServerSentEvent(raw_data=event.data, event=event.event or None, id=event.id or None)

@@ -1,0 +1,64 @@
+"""Retries, by httpx-retries: an upstream that fails for a moment is asked again.
+
+uvicorn examples.compositions.retries:app
+curl -i http://127.0.0.1:8000/api/status/503                 # asked four times, then relayed
+curl -i -T README.md http://127.0.0.1:8000/api/status/503    # an upload is sent once
+"""
+
+import os
+from typing import Annotated
+
+import httpx
+from fastapi import Depends, FastAPI, Request
+from httpx_retries import Retry, RetryTransport
+
+from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan, get_client
+from examples.compositions.network import network
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+
+RETRY = Retry(
+    total=3,
+    backoff_factor=0.1,  # seconds
+    max_backoff_wait=5,
+    # Not PoolTimeout: a full pool gets no better by asking again. Not ReadTimeout: the upstream
+    # may be at work on the request still.
+    retry_on_exceptions=[
+        httpx.ConnectError,
+        httpx.ConnectTimeout,
+        httpx.ReadError,
+        httpx.RemoteProtocolError,
+    ],
+)
+
+
+async def send_streams_once(request: httpx.Request) -> None:
+    """A body that is a stream is gone when it was sent, so it is not sent again."""
+    if not isinstance(request.stream, httpx.ByteStream):
+        request.extensions.setdefault("retry", Retry(total=0))
+
+
+app = FastAPI(
+    lifespan=client_lifespan(
+        base_url=UPSTREAM_URL,
+        transport=RetryTransport(network(), retry=RETRY),
+        event_hooks={"request": [send_streams_once]},
+    )
+)
+app.mount("/api", ForwardApp(deadline=30))
+Client = Annotated[httpx.AsyncClient, Depends(get_client)]
+
+
+@app.put("/held/{path:path}")
+async def held(request: Request, client: Client, path: str) -> StreamedResponse:
+    """Holds the whole upload, so that it can be sent again; for those that are small."""
+    body = await request.body()
+    url = httpx.URL(f"/{path}", params=request.query_params)
+    return StreamedResponse(client, client.build_request("PUT", url, content=body))
+
+
+@app.get("/brief/{path:path}")
+async def brief(request: Request, client: Client, path: str) -> StreamedResponse:
+    """All attempts and the waits between them take a second at most: 504 else."""
+    url = httpx.URL(f"/{path}", params=request.query_params)
+    return StreamedResponse(client, client.build_request("GET", url), deadline=1)

@@ -1,0 +1,56 @@
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+
+import httpx
+import pytest
+
+from asgi_upstream.records import open_ledgers
+from tests.compositions.upstream import arrivals
+from tests.integration.servers import eventually
+from tests.integration.upstream import Upstream
+from tests.test_examples import imported, served
+
+Serve = Callable[..., httpx.Client]
+
+
+@pytest.fixture(scope="module")
+def listening() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def url_of(listening: Upstream) -> Iterator[Callable[..., str]]:
+    """Serves an example by its name, or an app, once for all tests of a module."""
+    with ExitStack() as stack:
+
+        @cache
+        def url(example: object, **environment: str) -> str:
+            if isinstance(example, str):
+                example = imported(f"compositions.{example}", listening.url, **environment)
+            return stack.enter_context(served(example))
+
+        yield url
+
+
+@pytest.fixture
+def upstream(listening: Upstream) -> Iterator[Upstream]:
+    """An upstream that has seen nothing yet. No test may leave an exchange open there."""
+    listening.requests.clear()
+    arrivals.clear()
+    yield listening
+    eventually(lambda: listening.busy == 0, 5)
+
+
+@pytest.fixture
+def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
+    """Serves an example or an app, and returns a caller. No test may leave an exchange open."""
+    with ExitStack() as stack:
+
+        def start(example: object, **environment: str) -> httpx.Client:
+            url = url_of(example, **environment)
+            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=20))
+
+        yield start
+        eventually(lambda: not any(ledger.open for _, ledger in open_ledgers()), 5)

@@ -1,0 +1,238 @@
+"""hishel under a relay: what is answered from the cache, and what never is, for nobody else."""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.compositions.conftest import Serve
+from tests.compositions.upstream import arrivals
+from tests.integration.servers import eventually
+from tests.integration.upstream import Upstream
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache") / "cache.db"
+
+
+@pytest.fixture
+def caller(serve: Serve, database: Path) -> httpx.Client:
+    """Calls examples/compositions/caching.py with its SQLite store."""
+    return serve("caching", DATABASE=str(database))
+
+
+Ask = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def ask(caller: httpx.Client, request: pytest.FixtureRequest) -> Ask:
+    """Asks for what the upstream makes for this test alone."""
+
+    def get(
+        headers: dict[str, str] | None = None, method: str = "GET", **params: Any
+    ) -> httpx.Response:
+        params = {name.replace("_", "-"): value for name, value in params.items()}
+        key = {"key": request.node.name}
+        return caller.request(method, "/api/kept", params=key | params, headers=headers)
+
+    return get
+
+
+@pytest.fixture
+def asked(request: pytest.FixtureRequest, ask: Ask) -> Callable[[], int]:
+    """How often the upstream was asked for what it makes for this test."""
+    return lambda: len(arrivals[request.node.name])
+
+
+Asked = Callable[[], int]
+ANN, BOB = {"authorization": "ann"}, {"authorization": "bob"}
+
+
+def test_a_second_request_is_answered_from_the_cache(ask: Ask, asked: Asked) -> None:
+    first, second = ask(cache="max-age=60"), ask(cache="max-age=60")
+    assert first.text == second.text == "1 for anybody\n"
+    assert (asked(), "age" in first.headers, second.headers["age"]) == (1, False, "0")
+    assert second.headers["content-length"] == first.headers["content-length"]
+
+
+def test_a_body_is_relayed_as_it_comes_and_kept_when_it_is_whole(
+    caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked
+) -> None:
+    params = {"key": request.node.name, "cache": "max-age=60", "parts": "80"}  # 4 MB
+    began = time.monotonic()
+    slowly = params | {"delay": "0.01"}
+    with caller.stream("GET", "/api/kept", params=slowly) as response:
+        chunks = response.iter_raw()
+        body = next(chunks)
+        assert time.monotonic() - began < 0.8 - 0.1, "held back until it was whole"
+        for chunk in chunks:
+            body += chunk
+    again = caller.get("/api/kept", params=slowly)
+    assert (again.content, len(body), asked()) == (body, len(b"1 for anybody\n") + 79 * 50_000, 1)
+
+
+def test_a_body_whose_caller_leaves_is_not_kept(
+    caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked, upstream: Upstream
+) -> None:
+    params = {"key": request.node.name, "cache": "max-age=60", "parts": "5", "delay": "0.1"}
+    with caller.stream("GET", "/api/kept", params=params) as response:
+        next(response.iter_raw())
+    eventually(lambda: upstream.busy == 0, 5)
+    whole = caller.get("/api/kept", params=params).content
+    assert (whole[:1], len(whole), asked()) == (b"2", len(b"2 for anybody\n") + 200_000, 2)
+
+
+def test_a_body_that_breaks_off_is_not_kept(ask: Ask, asked: Asked) -> None:
+    for times in (1, 2):
+        with pytest.raises(httpx.RemoteProtocolError):
+            ask(cache="max-age=60", parts=4, broken=2)
+        assert asked() == times
+
+
+def test_a_body_past_the_largest_is_relayed_whole_and_not_kept(ask: Ask, asked: Asked) -> None:
+    for times in (1, 2):
+        response = ask(cache="max-age=60", parts=220)
+        assert (len(response.content) > 10 * 1024 * 1024, asked()) == (True, times)
+
+
+def test_a_variant_is_answered_only_to_who_asks_for_it(ask: Ask, asked: Asked) -> None:
+    for _ in range(2):
+        for language in ("de", "en"):
+            headers = {"accept-language": language}
+            response = ask(headers, cache="max-age=60", vary="Accept-Language")
+            assert response.text.endswith(f"for {language}\n")
+    assert asked() == 2
+    ask(cache="max-age=60", vary="Accept-Language")
+    assert asked() == 3
+
+
+def test_what_varies_by_everything_is_never_answered_from_the_cache(ask: Ask, asked: Asked) -> None:
+    for times in (1, 2):
+        ask(cache="max-age=60", vary="*")
+        assert asked() == times
+
+
+PRIVATE = ["private", "private, max-age=60", "max-age=60, Private", "PRIVATE,s-maxage=60"]
+
+
+@pytest.mark.parametrize("cache", [*PRIVATE, "public, private", "no-store", "no-cache"])
+@pytest.mark.parametrize("who", [{}, ANN], ids=["anybody", "ann"])
+def test_what_is_private_is_asked_for_each_time(
+    ask: Ask, asked: Asked, cache: str, who: dict[str, str]
+) -> None:
+    for times in (1, 2):
+        number = 1 if (cache, who) == ("no-cache", {}) else times  # else by its tag, as it may
+        assert ask(who, cache=cache, etag='"x"').text.startswith(f"{number} ")
+        assert asked() == times
+
+
+@pytest.mark.parametrize(
+    ("field", "cache", "more"),
+    [
+        ("authorization", "private", {}),
+        ("authorization", "private, max-age=60", {}),
+        ("authorization", "max-age=60", {}),  # RFC 9111 3.5
+        ("authorization", None, {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}),
+        ("authorization", "max-age=60", {"etag": '"same"'}),
+        ("cookie", "max-age=60", {}),
+        ("x-api-key", "max-age=60", {}),
+        ("x-api-key", "max-age=60", {"etag": '"same"'}),
+        ("accept-language", "max-age=60", {"set_cookie": "session=1"}),
+    ],
+)
+def test_many_callers_at_once_never_get_what_is_anothers(
+    ask: Ask, asked: Asked, field: str, cache: str | None, more: dict[str, str]
+) -> None:
+    if cache is not None:
+        more = more | {"cache": cache}
+
+    def get(number: int) -> tuple[str, str]:
+        name = f"caller-{number % 10}"
+        return name, ask({field: name}, **more).text
+
+    with ThreadPoolExecutor(10) as pool:
+        for name, text in pool.map(get, range(40)):
+            assert text.endswith(f"{name}\n")
+    assert asked() == 40
+
+
+def test_what_is_public_is_shared_also_where_callers_give_credentials(
+    ask: Ask, asked: Asked
+) -> None:
+    for who in (ANN, BOB):
+        assert ask(who, cache="public, max-age=60").text == "1 for ann\n"
+    assert asked() == 1
+
+
+def test_who_gives_no_credentials_gets_nothing_that_was_made_for_credentials(ask: Ask) -> None:
+    assert ask(ANN, cache="max-age=60").text == "1 for ann\n"
+    assert ask(cache="max-age=60").text == "2 for anybody\n"
+
+
+def test_a_caller_learns_that_what_sets_a_cookie_is_private(ask: Ask) -> None:
+    response = ask(cache="max-age=60", set_cookie="session=1")
+    assert response.headers["cache-control"] == "private, max-age=60"
+
+
+def test_each_caller_may_have_a_cache_alone(
+    caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked
+) -> None:
+    params = {"key": request.node.name, "cache": "private, max-age=60"}
+    for _ in range(3):
+        for who in (ANN, BOB):
+            response = caller.get("/mine/kept", params=params, headers=who)
+            assert response.text.endswith(f" for {who['authorization']}\n")
+    assert asked() == 2
+
+
+def test_what_is_stale_is_asked_for_again_by_its_tag(
+    ask: Ask, asked: Asked, upstream: Upstream
+) -> None:
+    stale = {"cache": "max-age=60", "age": 100, "etag": '"one"'}
+    first, second = ask(**stale), ask(**stale)
+    assert (second.status_code, second.text, asked()) == (200, first.text, 2)
+    assert b'if-none-match: "one"' in upstream.requests[-1].lower()
+
+
+def test_a_response_without_a_date_gets_stale_too(ask: Ask, asked: Asked) -> None:
+    ask(cache="max-age=1", undated=1)
+    ask(cache="max-age=1", undated=1)
+    assert asked() == 1
+    eventually(lambda: ask(cache="max-age=1", undated=1).text.startswith("2"), 5)
+
+
+def test_a_change_makes_the_cache_forget(ask: Ask, asked: Asked) -> None:
+    ask(cache="max-age=60")
+    assert ask(method="POST", cache="max-age=60").text == "2 for anybody\n"
+    assert (ask(cache="max-age=60").text, asked()) == ("3 for anybody\n", 3)
+
+
+def test_head_and_get_are_not_taken_for_each_other(ask: Ask, asked: Asked) -> None:
+    assert ask(method="HEAD", cache="max-age=60").text == ""
+    assert ask(cache="max-age=60").text == "2 for anybody\n"
+    assert (ask(method="HEAD", cache="max-age=60").content, asked()) == (b"", 2)
+
+
+def test_a_part_is_not_answered_from_the_whole(ask: Ask, asked: Asked) -> None:
+    ask(cache="max-age=60")
+    ask({"range": "bytes=0-1"}, cache="max-age=60")
+    assert asked() == 2
+
+
+def test_a_cache_that_is_broken_does_not_fail_the_answer(
+    serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    caller = serve("caching", DATABASE=str(tmp_path / "broken.db"))
+    params = {"key": request.node.name, "cache": "max-age=60"}
+    assert caller.get("/api/kept", params=params).text == "1 for anybody\n"
+    with sqlite3.connect(tmp_path / "broken.db") as connection:
+        connection.execute("DROP TABLE streams")
+        connection.execute("DROP TABLE entries")
+    connection.close()
+    assert caller.get("/api/kept", params=params).text == "2 for anybody\n"

@@ -1,0 +1,87 @@
+"""What the upstream of raw sockets does for the compositions, besides what it does anyway."""
+
+import asyncio
+import time
+from collections import defaultdict
+from email.utils import formatdate
+
+from tests.integration.upstream import KEEPS_ALIVE, OK, Behaviour, Exchange, behaviour, chunked
+
+arrivals: defaultdict[str, list[float]] = defaultdict(list)
+"""When requests came, by the `key` of their query."""
+
+
+def keeping_alive(function: Behaviour) -> Behaviour:
+    KEEPS_ALIVE.add(function)
+    return behaviour(function)
+
+
+def field(e: Exchange, name: str) -> str:
+    """The value of a field of the request, or nothing."""
+    _, _, rest = e.head.decode("latin-1").lower().partition(f"\r\n{name}: ")
+    return rest.partition("\r\n")[0]
+
+
+@keeping_alive
+async def flaky(e: Exchange) -> None:
+    """Fails `times` times as `how` says, a status or "reset", and answers then."""
+    times = arrivals[e.query["key"]]
+    times.append(time.monotonic())
+    how = e.query.get("how", "503")
+    if len(times) > int(e.query.get("times", "1000000")):
+        await e.write(OK + b"content-length: 4\r\n\r\nwell")
+    elif how == "reset":
+        e.reset()
+    else:
+        after = e.query.get("after")
+        field = f"retry-after: {after}\r\n" if after else ""
+        await e.write(f"HTTP/1.1 {how} No\r\n{field}content-length: 2\r\n\r\nno".encode())
+
+
+@keeping_alive
+async def kept(e: Exchange) -> None:
+    """The n-th answer to a `key`, for whom the request names; `cache`, `vary`, ... as asked for.
+
+    Its body has `parts` parts, `delay` seconds apart, and breaks off after `broken` of them.
+    """
+    times, query = arrivals[e.query["key"]], e.query
+    times.append(time.monotonic())
+    names = ("authorization", "cookie", "x-api-key", "accept-language")
+    for_whom = ",".join(value for name in names if (value := field(e, name)))
+    fields = f"cache-control: {query['cache']}\r\n" if "cache" in query else ""
+    for name in ("vary", "etag", "set-cookie", "content-type", "last-modified"):
+        fields += f"{name}: {query[name]}\r\n" if name in query else ""
+    if "undated" not in query:
+        fields += f"date: {formatdate(time.time() - int(query.get('age', 0)), usegmt=True)}\r\n"
+    if "etag" in query and field(e, "if-none-match") == query["etag"]:
+        await e.write(f"HTTP/1.1 304 Not Modified\r\n{fields}\r\n".encode())
+        return
+    part = f"{len(times)} for {for_whom or 'anybody'}\n".encode()
+    parts = [part, *[bytes([n % 251]) * 50_000 for n in range(1, int(query.get("parts", "1")))]]
+    if len(parts) == 1 and "broken" not in query:
+        await e.write(OK + fields.encode() + b"content-length: %d\r\n\r\n" % len(part))
+        await e.write(part if e.method != "HEAD" else b"")
+        return
+    await e.write(OK + fields.encode() + b"transfer-encoding: chunked\r\n\r\n")
+    for number, part in enumerate(parts):
+        await e.write(chunked(part))
+        if number + 1 == int(query.get("broken", "0")):
+            e.reset()
+            return
+        await asyncio.sleep(float(query.get("delay", "0")))
+    await e.write(b"0\r\n\r\n")
+
+
+@behaviour
+async def quiet(e: Exchange) -> None:
+    """Two events, cut at each byte, and then nothing more; with `dies`, the connection breaks."""
+    head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    await e.write(OK + head)
+    text = ": hello\n\nevent: line\nid: 7\ndata: grün\ndata: rot\n\ndata: zwei\r\n\r\n"
+    for byte in text.encode():
+        await e.write(chunked(bytes([byte])))
+        await asyncio.sleep(0)
+    if "dies" in e.query:
+        await asyncio.sleep(0.05)
+        e.reset()
+    await asyncio.sleep(3600)
