@@ -1,8 +1,8 @@
 """Event streams: read with httpx-sse, changed and written on; and kept alive while nothing comes.
 
 uvicorn examples.compositions.events:app
-curl -N http://127.0.0.1:8000/shouted
-curl -N http://127.0.0.1:8000/kept-alive    # a comment each second, whatever the upstream does
+curl -N http://127.0.0.1:8000/shouted/events
+curl -N http://127.0.0.1:8000/kept-alive/events    # with a comment each second
 """
 
 import os
@@ -19,7 +19,6 @@ from sse_starlette import ServerSentEvent as Event
 from asgi_upstream import StreamedResponse, client_lifespan, get_client, upstream_errors
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
-EVENTS = os.environ.get("EVENTS", "/events")
 PING = float(os.environ.get("PING", "1"))  # seconds
 PATIENT = httpx.Timeout(5, read=None)  # events may be far apart
 
@@ -42,18 +41,18 @@ def error_event(exc: Exception) -> bytes:
     return Event("the upstream failed", event="error", sep="\n").encode()
 
 
-@app.get("/shouted")
-async def shouted(client: Client) -> StreamedResponse:
-    request = client.build_request("GET", EVENTS, timeout=PATIENT)
+@app.get("/shouted/{path}")
+async def shouted(client: Client, path: str) -> StreamedResponse:
+    request = client.build_request("GET", f"/{path}", timeout=PATIENT)
     return StreamedResponse(client, request, transform=shout, error_frame=error_event)
 
 
 # Kept alive: the answer begins at once, before the upstream's, so that it is 200 in any case.
 
 
-async def read_events(client: httpx.AsyncClient) -> AsyncIterator[Event]:
+async def read_events(client: httpx.AsyncClient, path: str) -> AsyncIterator[Event]:
     try:
-        async with aconnect_sse(client, "GET", EVENTS, timeout=PATIENT) as source:
+        async with aconnect_sse(client, "GET", f"/{path}", timeout=PATIENT) as source:
             source.response.raise_for_status()
             async for event in source.aiter_sse():
                 yield Event(event.data, event=event.event or None, id=event.id or None)
@@ -61,19 +60,19 @@ async def read_events(client: httpx.AsyncClient) -> AsyncIterator[Event]:
         yield Event("the upstream failed", event="error", comment=type(exc).__name__)
 
 
-@app.get("/kept-alive")
-async def kept_alive(client: Client) -> PingingResponse:
+@app.get("/kept-alive/{path}")
+async def kept_alive(client: Client, path: str) -> PingingResponse:
     """By sse-starlette, as often as is set."""
-    return PingingResponse(read_events(client), ping=PING)
+    return PingingResponse(read_events(client, path), ping=PING)
 
 
 # The same by FastAPI itself, a comment each 15 seconds; opened before the answer begins.
 
 
-async def opened_events(client: Client) -> AsyncIterator[EventSource]:
+async def opened_events(client: Client, path: str) -> AsyncIterator[EventSource]:
     """So a failure is a 502 still. It is closed when the answer has ended."""
     with upstream_errors():
-        request = client.build_request("GET", EVENTS, timeout=PATIENT)
+        request = client.build_request("GET", f"/{path}", timeout=PATIENT)
         upstream = await client.send(request, stream=True)
     try:
         yield EventSource(upstream)
@@ -81,9 +80,14 @@ async def opened_events(client: Client) -> AsyncIterator[EventSource]:
         await upstream.aclose()
 
 
-@app.get("/kept-alive/by-fastapi", response_class=EventSourceResponse)
+@app.get("/kept-alive-by-fastapi/{path}", response_class=EventSourceResponse)
 async def kept_alive_by_fastapi(
     source: Annotated[EventSource, Depends(opened_events)],
 ) -> AsyncIterator[ServerSentEvent]:
-    async for event in source.aiter_sse():
-        yield ServerSentEvent(raw_data=event.data, event=event.event or None, id=event.id or None)
+    try:
+        async for event in source.aiter_sse():
+            yield ServerSentEvent(
+                raw_data=event.data, event=event.event or None, id=event.id or None
+            )
+    except httpx.HTTPError:
+        yield ServerSentEvent(raw_data="the upstream failed", event="error")

@@ -72,16 +72,26 @@ async def kept(e: Exchange) -> None:
     await e.write(b"0\r\n\r\n")
 
 
-@behaviour
-async def quiet(e: Exchange) -> None:
-    """Two events, cut at each byte, and then nothing more; with `dies`, the connection breaks."""
+async def two_events(e: Exchange) -> None:
+    """Cut at each byte."""
     head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     await e.write(OK + head)
     text = ": hello\n\nevent: line\nid: 7\ndata: grün\ndata: rot\n\ndata: zwei\r\n\r\n"
     for byte in text.encode():
         await e.write(chunked(bytes([byte])))
         await asyncio.sleep(0)
-    if "dies" in e.query:
-        await asyncio.sleep(0.05)
-        e.reset()
+
+
+@behaviour
+async def quiet(e: Exchange) -> None:
+    """Two events, and then nothing more."""
+    await two_events(e)
     await asyncio.sleep(3600)
+
+
+@behaviour
+async def dying(e: Exchange) -> None:
+    """Two events, and then the connection breaks."""
+    await two_events(e)
+    await asyncio.sleep(0.05)
+    e.reset()
