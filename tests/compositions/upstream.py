@@ -1,8 +1,10 @@
 """What the upstream of raw sockets does for the compositions, besides what it does anyway."""
 
 import asyncio
+import json
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from email.utils import formatdate
 
 from tests.integration.upstream import KEEPS_ALIVE, OK, Behaviour, Exchange, behaviour, chunked
@@ -95,3 +97,50 @@ async def dying(e: Exchange) -> None:
     await two_events(e)
     await asyncio.sleep(0.05)
     e.reset()
+
+
+@keeping_alive
+async def some_events(e: Exchange) -> None:
+    """Six events, a moment apart."""
+    head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    await e.write(OK + head)
+    for number in range(6):
+        await e.write(chunked(b"data: %d\n\n" % number))
+        await asyncio.sleep(0.08)
+    await e.write(b"0\r\n\r\n")
+
+
+@dataclass
+class Tokens:
+    """What the token endpoint has given out; the last one is valid, unless it was revoked."""
+
+    issued: int = 0
+    lifetime: int = 3600
+    works: bool = True
+    valid: str = ""
+
+
+tokens = Tokens()
+
+
+@keeping_alive
+async def token(e: Exchange) -> None:
+    await asyncio.sleep(0.2)  # so that many wait for it
+    if not tokens.works:
+        await e.write(b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno")
+        return
+    tokens.issued += 1
+    tokens.valid = f"token-{tokens.issued}"
+    body = json.dumps(
+        {"access_token": tokens.valid, "token_type": "Bearer", "expires_in": tokens.lifetime}
+    ).encode()
+    fields = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    await e.write(OK + fields + body)
+
+
+@keeping_alive
+async def guarded(e: Exchange) -> None:
+    """401 for who does not give the token that is valid."""
+    known = field(e, "authorization") == f"bearer {tokens.valid}"
+    status = b"200 OK" if known else b"401 Unauthorized"
+    await e.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\n\r\nok")

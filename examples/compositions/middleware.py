@@ -1,0 +1,91 @@
+"""The middleware that people have, each around a relay of its own: see docs/compositions.
+
+uvicorn examples.compositions.middleware:app
+curl -N http://127.0.0.1:8000/none/api/slow-text
+curl -N --compressed http://127.0.0.1:8000/gzip/api/slow-text    # held back till the end
+"""
+
+import asyncio
+import os
+
+import httpx
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from asgi_upstream import BufferedResponse, ForwardApp, client_lifespan, get_client
+
+UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
+TIMEOUT = float(os.environ.get("TIMEOUT", "10"))  # seconds
+
+
+class WholeTimeout:
+    """Bounds the whole answer, as middleware written for ASGI does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await self.app(scope, receive, sending)
+        except TimeoutError:
+            if started:
+                raise
+            await PlainTextResponse("too slow\n", 504)(scope, receive, send)
+
+
+async def head_timeout(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Bounds the time to the head, as middleware written on `BaseHTTPMiddleware` does."""
+    try:
+        return await asyncio.wait_for(call_next(request), TIMEOUT)
+    except TimeoutError:
+        return PlainTextResponse("too slow\n", 504)
+
+
+async def stamp(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    response.headers["x-stamp"] = "1"
+    return response
+
+
+async def buffered(request: Request) -> Response:
+    client = await get_client(request)
+    url = httpx.URL(f"/{request.path_params['path']}", params=request.query_params)
+    return BufferedResponse(client, client.build_request("GET", url))
+
+
+def behind(*middleware: Middleware) -> ASGIApp:
+    """An app with this middleware that relays, streamed and buffered."""
+    routes = [Mount("/api", ForwardApp()), Route("/buffered/{path}", buffered)]
+    return Starlette(routes=routes, middleware=middleware)
+
+
+app = Starlette(
+    lifespan=client_lifespan(base_url=UPSTREAM_URL),
+    routes=[
+        Mount("/none", behind()),
+        Mount("/cors", behind(Middleware(CORSMiddleware, allow_origins=["https://page.example"]))),
+        Mount("/gzip", behind(Middleware(GZipMiddleware))),
+        Mount("/session", behind(Middleware(SessionMiddleware, secret_key="not so secret"))),
+        Mount("/hosts", behind(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"]))),
+        Mount("/base", behind(Middleware(BaseHTTPMiddleware, dispatch=stamp))),
+        Mount("/whole-timeout", behind(Middleware(WholeTimeout))),
+        Mount("/head-timeout", behind(Middleware(BaseHTTPMiddleware, dispatch=head_timeout))),
+    ],
+)

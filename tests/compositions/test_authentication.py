@@ -1,0 +1,91 @@
+"""OAuth2 client credentials by authlib: one token for a hundred callers at once."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.compositions.upstream import Tokens, tokens
+from tests.integration.servers import eventually
+from tests.integration.upstream import Upstream
+from tests.test_examples import imported, served
+
+
+@pytest.fixture
+def caller(upstream: Upstream) -> Iterator[httpx.Client]:
+    """Calls examples/compositions/authentication.py, which has no token yet."""
+    vars(tokens).update(vars(Tokens()))
+    app = imported("compositions.authentication", upstream.url)
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as caller:
+        yield caller
+
+
+def hundred(caller: httpx.Client) -> Counter[int]:
+    """The statuses that a hundred callers get at once."""
+    with ThreadPoolExecutor(100) as pool:
+        asking = [pool.submit(caller.get, "/api/guarded") for _ in range(100)]
+        return Counter(future.result().status_code for future in asking)
+
+
+def test_a_hundred_callers_at_once_have_one_token(caller: httpx.Client) -> None:
+    assert hundred(caller) == {200: 100}
+    assert hundred(caller) == {200: 100}
+    assert tokens.issued == 1
+
+
+def test_a_token_that_expires_is_renewed_once_for_a_hundred_callers(caller: httpx.Client) -> None:
+    tokens.lifetime = 59  # authlib renews a minute before the end
+    assert caller.get("/api/guarded").status_code == 200
+    tokens.lifetime = 3600
+    assert hundred(caller) == {200: 100}
+    assert tokens.issued == 2
+
+
+def test_a_token_that_is_revoked_is_renewed_once_for_a_hundred_callers(
+    caller: httpx.Client,
+) -> None:
+    assert caller.get("/api/guarded").status_code == 200
+    tokens.valid = "another"
+    assert hundred(caller) == {200: 100}
+    assert tokens.issued == 2
+
+
+def test_an_upload_that_is_refused_is_not_sent_again(caller: httpx.Client) -> None:
+    assert caller.get("/api/guarded").status_code == 200
+    tokens.valid = "another"
+    assert caller.post("/api/guarded", content=b"upload").status_code == 401
+    assert caller.get("/api/guarded").status_code == 200
+    assert caller.post("/api/guarded", content=b"upload").status_code == 200
+
+
+def test_without_a_token_the_answer_is_502_and_names_nothing(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    tokens.works = False
+    response = caller.get("/api/guarded")
+    assert response.status_code == 502
+    assert not re.search("token|secret|127", response.text)
+    tokens.works = True
+    assert caller.get("/api/guarded").status_code == 200
+
+
+def test_what_a_caller_gives_as_credentials_is_not_sent_on(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    response = caller.get("/api/guarded", headers={"authorization": "Bearer mine"})
+    assert response.status_code == 200
+    assert b"Bearer mine" not in upstream.requests[-1]
+    assert b"secret" not in upstream.requests[-1]
+
+
+def test_a_caller_who_leaves_while_the_token_is_fetched_holds_nobody_up(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        caller.get("/api/guarded", timeout=0.05)
+    assert hundred(caller) == {200: 100}
+    assert tokens.issued <= 2
+    eventually(lambda: upstream.busy == 0, 2)

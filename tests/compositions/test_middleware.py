@@ -1,0 +1,118 @@
+"""The table of docs/compositions/middleware.md: each of its cells, by real sockets."""
+
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.compositions.conftest import Serve
+from tests.integration.servers import ROOT, eventually
+from tests.integration.upstream import Upstream
+
+TIMEOUT = 0.8
+PAGE = (ROOT / "docs/compositions/middleware.md").read_text()
+HEAD, *ROWS = [
+    [cell.strip(" `") for cell in line.strip("|").split("|")]
+    for line in re.findall(r"^\|.*\|$", PAGE, re.M)
+    if "---" not in line
+]
+STACKS = [row[0] for row in ROWS]
+
+
+@pytest.fixture
+def caller(serve: Serve) -> httpx.Client:
+    return serve("middleware", TIMEOUT=str(TIMEOUT))
+
+
+def flow(caller: httpx.Client, path: str) -> str:
+    """Whether the first part is there well before the last."""
+    with caller.stream("GET", path) as response:
+        assert response.status_code == 200
+        times = [time.monotonic() for chunk in response.iter_bytes() if chunk]
+    return "as they come" if times[-1] - times[0] > 0.2 else "held back"
+
+
+def parts(caller: httpx.Client, stack: str) -> str:
+    return flow(caller, f"/{stack}/api/chunks?count=6&delay=0.08")
+
+
+def events(caller: httpx.Client, stack: str) -> str:
+    return flow(caller, f"/{stack}/api/some_events")
+
+
+def head(caller: httpx.Client, stack: str) -> str:
+    try:
+        with caller.stream("GET", f"/{stack}/api/silent_after_head", timeout=0.5) as response:
+            assert response.status_code == 200
+    except httpx.ReadTimeout:
+        return "held back"
+    return "at once"
+
+
+def whole(caller: httpx.Client, path: str) -> bool:
+    try:
+        return caller.get(path).status_code == 200
+    except httpx.RemoteProtocolError:
+        return False
+
+
+def broken(caller: httpx.Client, stack: str) -> str:
+    return "looks whole" if whole(caller, f"/{stack}/api/short_chunked") else "cut"
+
+
+def longer(caller: httpx.Client, stack: str) -> str:
+    return "runs on" if whole(caller, f"/{stack}/api/chunks?count=15&delay=0.1") else "cut"
+
+
+def refused(caller: httpx.Client, stack: str) -> str:
+    return str(caller.get(f"/{stack}/api/close_at_once").status_code)
+
+
+def buffered(caller: httpx.Client, stack: str) -> str:
+    response = caller.get(f"/{stack}/buffered/item?size=3000")
+    assert int(response.headers["content-length"]) == response.num_bytes_downloaded
+    return "whole" if response.content == b"x" * 3000 else "changed"
+
+
+PROBES: list[Callable[[httpx.Client, str], str]] = [
+    parts, events, head, broken, longer, refused, buffered,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "probe"), list(enumerate(PROBES, start=1)))
+def test_each_cell_of_the_table_is_so(
+    caller: httpx.Client, column: int, probe: Callable[[httpx.Client, str], str]
+) -> None:
+    with ThreadPoolExecutor(len(STACKS)) as pool:
+        found = dict(zip(STACKS, pool.map(lambda stack: probe(caller, stack), STACKS), strict=True))
+    assert found == {row[0]: row[column] for row in ROWS}
+
+
+def test_the_table_has_a_column_for_each_probe() -> None:
+    assert [len(row) for row in (HEAD, *ROWS)] == [1 + len(PROBES)] * (1 + len(ROWS))
+    assert len(ROWS) == 8
+
+
+@pytest.mark.parametrize("path", ["never", "silent_mid_body"])
+def test_a_caller_who_leaves_frees_the_upstream_behind_each(
+    caller: httpx.Client, upstream: Upstream, path: str
+) -> None:
+    for stack in STACKS:
+        with pytest.raises(httpx.ReadTimeout):
+            caller.get(f"/{stack}/api/{path}", timeout=0.25)
+        eventually(lambda: upstream.busy == 0, 2)
+
+
+def test_what_the_middleware_is_for_it_does(caller: httpx.Client) -> None:
+    origin = {"origin": "https://page.example"}
+    response = caller.get("/cors/api/item", headers=origin)
+    assert response.headers["access-control-allow-origin"] == "https://page.example"
+    response = caller.get("/hosts/api/item", headers={"host": "elsewhere"})
+    assert response.status_code == 400
+    assert caller.get("/base/api/item").headers["x-stamp"] == "1"
+    assert caller.get("/gzip/api/item").headers["content-encoding"] == "gzip"
+    for stack in ("whole-timeout", "head-timeout"):
+        assert caller.get(f"/{stack}/api/never").status_code == 504
