@@ -18,9 +18,12 @@ _CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113 
 def _pool_of(client: Any, url: object) -> Any:
     """The pool that serves a URL, also where its transport is wrapped: for retries, for a cache."""
     transport = client._transport_for_url(url)
-    while transport is not None and not hasattr(transport, "_pool"):
-        inner = getattr(transport, "__dict__", {}).values()
-        transport = next((one for one in inner if hasattr(one, "handle_async_request")), None)
+    while not hasattr(transport, "_pool"):
+        attributes = getattr(transport, "__dict__", {}).values()
+        inner = [one for one in attributes if hasattr(one, "handle_async_request")]
+        if not inner:
+            raise AttributeError("a transport with no pool")
+        transport = inner[0]
     return transport._pool
 
 

@@ -37,7 +37,7 @@ async def cached(transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTranspor
         pytest.param(retried, AsyncioTransport, 30, id="httpx-retries+asyncio"),
         # httpx's own would fail where a cancellation comes in the one turn of the event loop in
         # which hishel, not the exchange, closes a response that httpcore has read to its end.
-        pytest.param(cached, AsyncioTransport, 200, id="hishel+asyncio"),
+        pytest.param(cached, AsyncioTransport, 200, id="hishel+asyncio", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.asyncio

@@ -100,7 +100,6 @@ def test_a_post_is_sent_once(caller: httpx.Client) -> None:
     assert (response.status_code, len(arrivals["post"])) == (503, 1)
 
 
-@both
 def test_a_body_that_breaks_off_is_not_asked_for_again(
     caller: httpx.Client, upstream: Upstream
 ) -> None:
@@ -109,7 +108,6 @@ def test_a_body_that_breaks_off_is_not_asked_for_again(
     assert len(upstream.requests) == 1
 
 
-@both
 def test_a_caller_who_leaves_during_the_wait_ends_the_retries(
     caller: httpx.Client, upstream: Upstream
 ) -> None:

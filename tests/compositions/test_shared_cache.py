@@ -102,6 +102,7 @@ def test_no_worker_has_from_another_what_is_private(server: Server, upstream: Up
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.slow
 def test_what_one_worker_changes_the_others_forget(server: Server, upstream: Upstream) -> None:
     path = "/api/kept?key=changed&cache=max-age%3D60"
     by_worker(server, path)

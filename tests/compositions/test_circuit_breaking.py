@@ -1,0 +1,106 @@
+"""purgatory around two upstreams: one that fails is left alone, and the other is not touched."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from purgatory.domain.model import OpenedState
+
+from examples.compositions import circuit_breaking as example
+from tests.compositions.upstream import arrivals
+from tests.integration.servers import eventually
+from tests.integration.upstream import Upstream
+from tests.test_examples import imported, served
+
+THRESHOLD, TTL = 3, 1.0
+
+
+@pytest.fixture
+def caller(upstream: Upstream) -> Iterator[httpx.Client]:
+    """Calls examples/compositions/circuit_breaking.py, both circuits closed."""
+    settings = {"ORDERS_URL": upstream.url, "ITEMS_URL": upstream.url}
+    settings |= {"THRESHOLD": str(THRESHOLD), "TTL": str(TTL)}
+    app = imported("compositions.circuit_breaking", upstream.url, **settings)
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as caller:
+        yield caller
+
+
+def fail(caller: httpx.Client, how: str = "503", times: int = THRESHOLD) -> list[int]:
+    params = {"key": "orders", "how": how}
+    return [caller.get("/orders/flaky", params=params).status_code for _ in range(times)]
+
+
+def test_an_upstream_that_fails_is_left_alone_and_the_other_is_not_touched(
+    caller: httpx.Client,
+) -> None:
+    assert fail(caller, times=THRESHOLD + 3) == [503] * (THRESHOLD + 3)
+    assert len(arrivals["orders"]) == THRESHOLD
+    refused = caller.get("/orders/item")
+    assert refused.json() == {"detail": "The upstream is not available"}
+    assert refused.headers["retry-after"] == "1"
+    assert caller.get("/items/item").status_code == 200
+
+
+@pytest.mark.parametrize(("how", "status"), [("500", 500), ("reset", 502)])
+def test_each_kind_of_failure_opens_the_circuit(
+    caller: httpx.Client, how: str, status: int
+) -> None:
+    assert fail(caller, how) == [status] * THRESHOLD
+    assert caller.get("/orders/item").status_code == 503
+
+
+def test_what_is_no_failure_of_the_upstream_does_not_open_the_circuit(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    fail(caller, "404", THRESHOLD + 1)
+    for _ in range(THRESHOLD + 1):  # callers who leave
+        with pytest.raises(httpx.ReadTimeout):
+            caller.get("/orders/never", timeout=0.3)
+    eventually(lambda: upstream.busy == 0, 2)
+    assert caller.get("/orders/item").status_code == 200
+
+
+def test_one_success_between_keeps_the_circuit_closed(caller: httpx.Client) -> None:
+    for _ in range(3):
+        fail(caller, times=THRESHOLD - 1)
+        assert caller.get("/orders/item").status_code == 200
+
+
+def test_an_upstream_that_is_well_again_is_asked_again(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    fail(caller)
+    assert caller.get("/orders/item").status_code == 503
+    eventually(lambda: caller.get("/orders/item").status_code == 200, 5)
+    assert [caller.get("/orders/item").status_code for _ in range(5)] == [200] * 5
+
+
+def test_an_upstream_that_fails_still_is_left_alone_again_after_one_request(
+    caller: httpx.Client,
+) -> None:
+    fail(caller)
+
+    def asked_once_more() -> bool:
+        fail(caller, times=1)
+        return len(arrivals["orders"]) == THRESHOLD + 1
+
+    eventually(asked_once_more, 5)
+    fail(caller)
+    assert len(arrivals["orders"]) == THRESHOLD + 1
+
+
+@pytest.mark.asyncio
+async def test_many_refusals_keep_nothing() -> None:
+    transport = example.Breaking(
+        "failing", httpx.MockTransport(lambda request: httpx.Response(503))
+    )
+    async with httpx.AsyncClient(transport=transport) as client:
+        for _ in range(100):
+            with contextlib.suppress(example.CircuitOpen):
+                await client.get("http://any")
+    breaker = await transport.breakers.get_breaker("failing")
+    with pytest.raises(OpenedState) as raised:
+        await breaker.__aenter__()
+    assert len(traceback.extract_tb(raised.tb)) < 10
