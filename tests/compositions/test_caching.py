@@ -9,7 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from hishel import AsyncSqliteStorage
+from hishel.httpx import AsyncCacheTransport
 
+from asgi_upstream import ForwardApp, client_lifespan
+from examples.compositions.network import network
 from tests.compositions.conftest import Serve
 from tests.compositions.upstream import arrivals
 from tests.integration.servers import eventually
@@ -236,3 +241,47 @@ def test_a_cache_that_is_broken_does_not_fail_the_answer(
         connection.execute("DROP TABLE entries")
     connection.close()
     assert caller.get("/api/kept", params=params).text == "2 for anybody\n"
+
+
+# Why the example is as it is.
+
+
+def by(upstream: Upstream, transport: httpx.AsyncBaseTransport) -> FastAPI:
+    app = FastAPI(lifespan=client_lifespan(base_url=upstream.url, transport=transport))
+    app.mount("/", ForwardApp())
+    return app
+
+
+def test_hishel_without_its_rules_gives_to_anybody_what_is_private(
+    serve: Serve, upstream: Upstream, tmp_path: Path
+) -> None:
+    storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
+    caller = serve(by(upstream, AsyncCacheTransport(network(), storage)))
+    params = {"key": "lawless", "cache": "private, no-store"}
+    for who in (ANN, BOB):
+        assert caller.get("/kept", params=params, headers=who).text == "1 for ann\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "more"), [("x-api-key", {}), ("cookie", {}), ("x-any", {"set-cookie": "session=1"})]
+)
+def test_the_rules_alone_share_what_they_do_not_know_to_be_anybodys(
+    serve: Serve, upstream: Upstream, tmp_path: Path, field: str, more: dict[str, str]
+) -> None:
+    storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
+    caller = serve(by(upstream, AsyncCacheTransport(network(), storage, rfc=True)))
+    params = {"key": "rules", "cache": "max-age=60"} | more
+    texts = {caller.get("/kept", params=params, headers={field: who}).text for who in ("a", "b")}
+    assert len(texts) == 1
+
+
+@pytest.mark.slow
+def test_a_response_without_a_date_is_fresh_for_ever_by_hishel_alone(
+    serve: Serve, upstream: Upstream, tmp_path: Path
+) -> None:
+    storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
+    caller = serve(by(upstream, AsyncCacheTransport(network(), storage, rfc=True)))
+    params = {"key": "dateless", "cache": "max-age=1", "undated": "1"}
+    caller.get("/kept", params=params)
+    time.sleep(2.1)
+    assert caller.get("/kept", params=params).text == "1 for anybody\n"
