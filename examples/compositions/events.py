@@ -20,7 +20,7 @@ from asgi_upstream import StreamedResponse, client_lifespan, get_client, upstrea
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 PING = float(os.environ.get("PING", "1"))  # seconds
-PATIENT = httpx.Timeout(5, read=None)  # events may be far apart
+PATIENT = httpx.Timeout(5, read=60)  # events may be far apart
 
 app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]

@@ -1,11 +1,13 @@
 """Event streams: read in a transform by httpx-sse, and kept alive while the upstream is silent."""
 
+import time
 from collections.abc import Iterator
 
 import fastapi.routing
 import httpx
 import pytest
 
+from examples.compositions import events as example
 from tests.compositions.conftest import Serve
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
@@ -120,3 +122,15 @@ def test_a_caller_who_leaves_before_the_upstream_has_answered_frees_it(
     with pytest.raises(httpx.ReadTimeout):
         serve("events", PING="0.1").get("/shouted/never", timeout=0.4)
     eventually(lambda: upstream.busy == 0, 2)
+
+
+def test_a_dependency_that_waits_for_the_upstream_does_not_see_that_the_caller_has_left(
+    serve: Serve, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = serve("events", PING="0.1")
+    monkeypatch.setattr(example, "PATIENT", httpx.Timeout(5, read=1.5))
+    with pytest.raises(httpx.ReadTimeout):
+        caller.get("/kept-alive-by-fastapi/never", timeout=0.2)
+    time.sleep(0.5)
+    assert upstream.busy == 1
+    eventually(lambda: upstream.busy == 0, 5)

@@ -51,7 +51,7 @@ async def kept(e: Exchange) -> None:
     names = ("authorization", "cookie", "x-api-key", "accept-language")
     for_whom = ",".join(value for name in names if (value := field(e, name)))
     fields = f"cache-control: {query['cache']}\r\n" if "cache" in query else ""
-    for name in ("vary", "etag", "set-cookie", "content-type", "last-modified"):
+    for name in ("vary", "etag", "set-cookie", "last-modified", "access-control-allow-origin"):
         fields += f"{name}: {query[name]}\r\n" if name in query else ""
     if "undated" not in query:
         fields += f"date: {formatdate(time.time() - int(query.get('age', 0)), usegmt=True)}\r\n"
