@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -54,3 +55,11 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
 
         yield start
         eventually(lambda: not any(ledger.open for _, ledger in open_ledgers()), 5)
+
+
+def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -> None:
+    """Ask on a socket, and close it when this is so."""
+    url = caller.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        eventually(condition, 10)

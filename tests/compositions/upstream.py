@@ -44,7 +44,8 @@ async def flaky(e: Exchange) -> None:
 async def kept(e: Exchange) -> None:
     """The n-th answer to a `key`, for whom the request names; `cache`, `vary`, ... as asked for.
 
-    Its body has `parts` parts, `delay` seconds apart, and breaks off after `broken` of them.
+    Its body has `parts` parts and breaks off after `broken` of them; the first time, with `stall`,
+    it stops after one, and does not end.
     """
     times, query = arrivals[e.query["key"]], e.query
     times.append(time.monotonic())
@@ -70,7 +71,8 @@ async def kept(e: Exchange) -> None:
         if number + 1 == int(query.get("broken", "0")):
             e.reset()
             return
-        await asyncio.sleep(float(query.get("delay", "0")))
+        if "stall" in query and len(times) == 1:
+            await asyncio.sleep(3600)
     await e.write(b"0\r\n\r\n")
 
 
@@ -97,17 +99,6 @@ async def dying(e: Exchange) -> None:
     await two_events(e)
     await asyncio.sleep(0.05)
     e.reset()
-
-
-@keeping_alive
-async def some_events(e: Exchange) -> None:
-    """Six events, a moment apart."""
-    head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    await e.write(OK + head)
-    for number in range(6):
-        await e.write(chunked(b"data: %d\n\n" % number))
-        await asyncio.sleep(0.08)
-    await e.write(b"0\r\n\r\n")
 
 
 @dataclass
