@@ -87,10 +87,11 @@ def test_heartbeats_come_before_the_upstream_has_answered_at_all(
 
 
 @pytest.mark.parametrize("path", ["/shouted", *KEPT_ALIVE])
+@pytest.mark.parametrize("events", ["/quiet", "/torrent"])
 def test_a_caller_who_leaves_ends_the_upstreams_stream(
-    serve: Serve, upstream: Upstream, path: str
+    serve: Serve, upstream: Upstream, path: str, events: str
 ) -> None:
-    with serve("events", PING="0.1").stream("GET", path + "/quiet") as response:
+    with serve("events", PING="0.1").stream("GET", path + events) as response:
         read_until("data", response.iter_lines())
         assert upstream.busy == 1
     eventually(lambda: upstream.busy == 0, 2)

@@ -94,6 +94,15 @@ async def quiet(e: Exchange) -> None:
 
 
 @behaviour
+async def torrent(e: Exchange) -> None:
+    """Events without end, as fast as they are taken."""
+    head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    await e.write(OK + head)
+    while True:
+        await e.write(chunked(b"data: %s\n\n" % (b"d" * 10_000)))
+
+
+@behaviour
 async def dying(e: Exchange) -> None:
     """Two events, and then the connection breaks."""
     await two_events(e)
