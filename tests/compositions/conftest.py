@@ -41,7 +41,7 @@ def upstream(listening: Upstream) -> Iterator[Upstream]:
     listening.requests.clear()
     arrivals.clear()
     yield listening
-    eventually(lambda: listening.busy == 0, 5)
+    eventually(lambda: listening.busy == 0, 10)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
             return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=20))
 
         yield start
-        eventually(lambda: not any(ledger.open for _, ledger in open_ledgers()), 5)
+        eventually(lambda: not any(ledger.open for _, ledger in open_ledgers()), 10)
 
 
 def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -> None:

@@ -88,4 +88,4 @@ def test_a_caller_who_leaves_while_the_token_is_fetched_holds_nobody_up(
         caller.get("/api/guarded", timeout=0.05)
     assert hundred(caller) == {200: 100}
     assert tokens.issued <= 2
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)

@@ -73,7 +73,7 @@ def test_what_is_no_failure_of_the_upstream_does_not_open_the_circuit(
     fail(caller, "404", THRESHOLD + 1)
     for _ in range(THRESHOLD + 1):
         leave_when(caller, "/orders/never", lambda: upstream.busy == 1)
-        eventually(lambda: upstream.busy == 0, 2)
+        eventually(lambda: upstream.busy == 0, 10)
     assert caller.get("/orders/item").status_code == 200
 
 

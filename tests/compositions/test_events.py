@@ -42,7 +42,7 @@ def test_events_are_changed_on_the_way_one_by_one_however_they_are_cut(
     assert [line for line in lines if line] == [
         "id: 7", "event: line", "data: GRÜN", "data: ROT", "id: 7", "event: message", "data: ZWEI",
     ]  # fmt: skip
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
 
 
 def test_an_upstream_that_dies_while_its_events_are_changed_ends_them_with_an_error_event(
@@ -66,7 +66,7 @@ def test_heartbeats_come_while_the_upstream_is_silent(
         ]  # fmt: skip
         for _ in range(3):
             read_until(": ping", lines)
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
 
 
 def test_a_transform_has_no_heartbeats_and_drops_the_upstreams(serve: Serve) -> None:
@@ -83,7 +83,7 @@ def test_heartbeats_come_before_the_upstream_has_answered_at_all(
 ) -> None:
     with serve("events", PING="0.1").stream("GET", "/kept-alive/never") as response:
         read_until(": ping", response.iter_lines())
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
 
 
 @pytest.mark.parametrize("path", ["/shouted", *KEPT_ALIVE])
@@ -94,7 +94,7 @@ def test_a_caller_who_leaves_ends_the_upstreams_stream(
     with serve("events", PING="0.1").stream("GET", path + events) as response:
         read_until("data", response.iter_lines())
         assert upstream.busy == 1
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_caller_who_leaves_before_the_upstream_has_answered_frees_it(
     serve: Serve, upstream: Upstream
 ) -> None:
     leave_when(serve("events", PING="0.1"), "/shouted/never", lambda: upstream.busy == 1)
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.busy == 0, 10)
 
 
 @pytest.mark.slow
