@@ -2,6 +2,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from typing import Any
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ def url_of(listening: Upstream) -> Iterator[Callable[..., str]]:
     with ExitStack() as stack:
 
         @cache
-        def url(example: object, **environment: str) -> str:
+        def url(example: Any, **environment: str) -> str:
             if isinstance(example, str):
                 example = imported(f"compositions.{example}", listening.url, **environment)
             return stack.enter_context(served(example))
