@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.requests import Request
@@ -42,9 +43,10 @@ async def git(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def feed(request: Request, stdin: asyncio.StreamWriter) -> None:
-    async for chunk in request.stream():
-        stdin.write(chunk)
-        await stdin.drain()
+    with suppress(ConnectionError):  # it refuses a push before it has read it
+        async for chunk in request.stream():
+            stdin.write(chunk)
+            await stdin.drain()
     stdin.close()
 
 
