@@ -1,8 +1,33 @@
-"""Skips are named at the end of a run; on CI a skip is a failure."""
+"""Skips are named at the end of a run; on CI a skip is a failure. What `make test` leaves out."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+# Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
+EVERY_TIME = {
+    "integration/test_ending.py": ("uvicorn-h11", "hypercorn-trio", "granian+asyncio", "gunicorn"),
+    "integration/test_faults.py": ("uvicorn-h11", "uvicorn-httptools+asyncio"),
+    "integration/test_overload.py": ("uvicorn-httptools+asyncio",),
+    "integration/test_records.py": ("uvicorn-h11", "uvicorn-httptools+asyncio", "hypercorn-trio"),
+    "integration/test_websockets.py": ("uvicorn-httptools+asyncio", "hypercorn-trio", "granian"),
+    "integration/test_workers.py": ("uvicorn-httptools", "gunicorn"),
+    "real/": ("uvicorn-httptools+asyncio",),
+}
+SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(HERE).as_posix() if HERE in item.path.parents else ""
+        for start, servers in EVERY_TIME.items():
+            if path.startswith(start) and isinstance(item, pytest.Function):
+                values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+                names = [value for value in values if str(value).startswith(SERVERS)]
+                if names and not any(name in servers for name in names):
+                    item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
