@@ -7,6 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 LISTS := pyproject.toml constraints.txt
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs
 
 # Stamps: each says that a step of the set-up is done.
 MADE := $(VENV)/.made
@@ -23,10 +24,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check serve bench fuzz soak soak-all clean $(PROGRAMS)
+.PHONY: help demo test test-all check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
@@ -38,11 +39,18 @@ test: $(DEV) $(PROGRAMS) ## run the tests
 test-all: test ## and those that take long
 	@$(RUN) pytest -m slow
 
-check: $(DEV) ## check format, lint and types
+check: $(DEV) ## check format, lint, types and docs
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) pyright
+	$(MKDOCS) build --strict --quiet
+
+docs: $(DEV) ## build the site of the docs, into site/
+	@$(MKDOCS) build --strict
+
+docs-serve: $(DEV) ## show it, and build it anew at each change: http://127.0.0.1:8080
+	@$(MKDOCS) serve --strict --dev-addr 127.0.0.1:8080
 
 serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to try
 	@$(RUN) examples.demo --serve
