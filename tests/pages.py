@@ -1,0 +1,40 @@
+"""The code of README.md and of the pages in docs/."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+UPSTREAM = "http://127.0.0.1:9000"  # where the pages' upstream is
+_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
+_NAME = re.compile(r"# ([\w.]+\.\w+)\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int  # of the first line of code
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str | None:
+        """The file that the first line names."""
+        return match[1] if (match := _NAME.match(self.code)) else None
+
+
+def pages() -> list[str]:
+    return ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    return [
+        Block(page, text[: m.start()].count("\n") + 2, m[2], re.sub(rf"(?m)^{m[1]}", "", m[3]))
+        for m in _FENCE.finditer(text)
+    ]
+
+
+def files(page: str) -> dict[str, str]:
+    """The blocks that are files, by their names."""
+    return {block.name: block.code for block in blocks(page) if block.name}
