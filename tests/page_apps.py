@@ -12,10 +12,15 @@ Serve = Callable[..., Server]
 # What tests/integration/servers.py asks of an app: that it says which process it is.
 _STATE = """
 import os as _os
+from starlette.applications import Starlette as _Starlette
 from starlette.responses import JSONResponse as _JSONResponse
-from starlette.routing import Route as _Route
+from starlette.routing import Mount as _Mount, Route as _Route
 
-app.router.routes.insert(0, _Route("/state", lambda request: _JSONResponse({"pid": _os.getpid()})))
+_state = _Route("/state", lambda request: _JSONResponse({"pid": _os.getpid()}))
+if hasattr(app, "router"):
+    app.router.routes.insert(0, _state)
+else:
+    app = _Starlette(routes=[_state, _Mount("/", app)])
 """
 
 

@@ -239,6 +239,7 @@ class Upstream(InThread):
 
     tls: ssl.SSLContext | None = None
     connections: int = 0
+    accepted: int = 0
     busy: int = 0
     requests: list[bytes] = field(default_factory=list)
     sent: int = 0
@@ -250,6 +251,7 @@ class Upstream(InThread):
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.accepted += 1
         try:
             while await self._exchange(reader, writer):
                 pass
