@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UPSTREAM = "http://127.0.0.1:9000"  # where the pages' upstream is
-_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
+# A comment is code that a reader takes for granted, such as imports shown further up.
+_FENCE = re.compile(r"^( *)(?:```|<!-- )(\w+)[^\n]*\n(.*?)^\1(?:```|-->)$", re.M | re.S)
 _NAME = re.compile(r"# ([\w.]+\.\w+)\n")
 
 

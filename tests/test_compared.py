@@ -12,7 +12,7 @@ import pytest
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
 from tests.integration.upstream import OK, Exchange, Upstream, behaviour
-from tests.page_apps import Serve, serving
+from tests.page_apps import serving
 from tests.pages import ROOT, files
 
 MOVING = files("docs/moving.md")

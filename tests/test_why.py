@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import Answer, Caller, Server, ask, eventually
+from tests.integration.servers import Caller, Server, ask, eventually
 from tests.integration.upstream import Upstream
 from tests.page_apps import Serve, serving
 from tests.pages import ROOT, files
@@ -60,7 +60,7 @@ def after(serve: Serve) -> Server:
 
 
 def test_1_nobody_closes_the_client(tmp_path: Path) -> None:
-    """The app is started and stopped by its lifespan, as a server does, and the process lives on."""
+    """The lifespan runs as under a server, and the process lives on."""
     run = "\n\nimport asyncio\n\n\nasync def main():\n"
     run += "    async with app.router.lifespan_context(app) as state:\n"
     run += "        client = (state or {}).get('client') or globals()['client']\n"

@@ -1,4 +1,7 @@
-"""Failures of an upstream, as HTTP errors that an app answers without a handler of its own."""
+"""Failures of an upstream, as HTTP errors that an app answers without a handler of its own.
+
+docs/errors.md has the cause and the fix of each message of the package.
+"""
 
 import errno
 import inspect
