@@ -42,9 +42,9 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield from filter(None, map(_template, node.exc.args))
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any(_name(target) in ("detail", "_NOT_FORWARDED") for target in targets):
-            if node.value is not None and (text := _template(node.value)) is not None:
-                yield text
+        named = any(_name(target) in ("detail", "_NOT_FORWARDED") for target in targets)
+        if named and node.value is not None and (text := _template(node.value)) is not None:
+            yield text
 
 
 def _name(node: ast.AST) -> str:
