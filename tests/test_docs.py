@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import asgi_upstream
+from asgi_upstream import transport
 from tests.pages import ROOT, Block, blocks, files, pages
 
 PAGES = pages()
@@ -127,6 +129,14 @@ def test_the_site_is_built_without_a_warning_and_asks_nothing_of_other_hosts(
             r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="https?:[^"]*"', path.read_text()
         )
         assert [tag for tag in asked if 'rel="canonical"' not in tag] == []
+
+
+def test_the_reference_has_each_public_name() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    shown = re.findall(r"^::: asgi_upstream\.([\w.]+)$", text, re.M)
+    assert sorted(name for name in shown if "." not in name) == sorted(asgi_upstream.__all__)
+    of_transport = [name.partition(".")[2] for name in shown if name.startswith("transport.")]
+    assert sorted(of_transport) == sorted(transport.__all__)
 
 
 def test_the_map_of_the_house_names_each_module_and_about_its_length() -> None:
