@@ -24,10 +24,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
+.PHONY: help demo test test-all test-httpx2 check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
@@ -35,6 +35,16 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 test: $(DEV) $(PROGRAMS) ## run the tests
 	@$(RUN) pytest -n 4 --dist worksteal -m "not alone and not slow"
 	@$(RUN) pytest -m "alone and not slow"
+	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
+
+# Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
+TELLING := tests/test_corners.py tests/test_errors.py tests/test_lifespan.py tests/test_responses.py
+
+test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of them
+	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
+	    $(wildcard tests/test_*.py) tests/transport tests/instrumentation
+	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
+	    -k uvicorn-httptools tests/integration
 
 test-all: test ## and those that take long
 	@$(RUN) pytest -m slow

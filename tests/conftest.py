@@ -1,9 +1,12 @@
-"""Skips are named at the end of a run; on CI a skip is a failure. What `make test` leaves out."""
+"""Skips are named at the end of a run; on CI a skip is a failure. What `make test` leaves out, and
+what is of httpx alone."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+from tests import ON_HTTPX2
 
 HERE = Path(__file__).parent
 # Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
@@ -19,15 +22,27 @@ EVERY_TIME = {
 SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.relative_to(HERE).as_posix() if HERE in item.path.parents else ""
-        for start, servers in EVERY_TIME.items():
-            if path.startswith(start) and isinstance(item, pytest.Function):
-                values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-                names = [value for value in values if str(value).startswith(SERVERS)]
-                if names and not any(name in servers for name in names):
-                    item.add_marker(pytest.mark.slow)
+        if isinstance(item, pytest.Function) and is_of_a_rarer_server(item):
+            item.add_marker(pytest.mark.slow)
+    left_out = [item for item in items if ON_HTTPX2 and is_of_httpx(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def is_of_a_rarer_server(item: pytest.Function) -> bool:
+    path = item.path.relative_to(HERE).as_posix() if HERE in item.path.parents else ""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    names = [value for value in values if str(value).startswith(SERVERS)]
+    usual = [servers for start, servers in EVERY_TIME.items() if path.startswith(start)]
+    return bool(names and usual) and not any(name in usual[0] for name in names)
+
+
+def is_of_httpx(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return item.get_closest_marker("of_httpx") is not None or "httpx_mock" in fixtures
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

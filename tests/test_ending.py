@@ -95,7 +95,7 @@ async def test_a_client_closes_after_the_last_exchange() -> None:
         async with client_lifespan(upstream.client)(None) as state:
             client = state["client"]
             request = client.build_request("GET", "/")  # type: ignore[attr-defined]
-            response = StreamedResponse(client, request)  # type: ignore[arg-type]
+            response = StreamedResponse(client, request)  # type: ignore[call-overload]
             group.start_soon(response, caller.scope, caller.receive, caller.send)
             while not upstream.open:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
@@ -111,7 +111,7 @@ async def test_a_client_closes_after_a_bound_though_an_exchange_is_open(
         async with client_lifespan(upstream.client)(None) as state:
             client = state["client"]
             request = client.build_request("GET", "/")  # type: ignore[attr-defined]
-            response = StreamedResponse(client, request)  # type: ignore[arg-type]
+            response = StreamedResponse(client, request)  # type: ignore[call-overload]
             group.start_soon(response, caller.scope, caller.receive, caller.send)
             while not upstream.open:  # noqa: ASYNC110
                 await anyio.sleep(0.01)

@@ -33,9 +33,9 @@ from asgi_upstream import (
     ForwardApp,
     StreamedResponse,
     UpstreamError,
-    client_dependency,
     forward_request,
 )
+from asgi_upstream.dependencies import _dependency
 from tests.asgi import Caller, Script, Upstream, answering, collect
 
 BASE = "http://up.example"
@@ -147,7 +147,7 @@ def test_the_signatures_are_those_of_the_contract() -> None:
 
 def test_an_option_that_there_is_not_is_refused_at_once() -> None:
     with pytest.raises(TypeError):
-        ForwardApp(ondemand=True)  # type: ignore[call-arg]
+        ForwardApp(ondemand=True)  # type: ignore[call-overload]
 
 
 # --- method, target, url -------------------------------------------------------------------
@@ -1012,13 +1012,13 @@ async def test_a_name_that_no_client_has_is_an_error_that_names_it(name: Any) ->
 
 @pytest.mark.anyio
 async def test_names_that_callers_choose_are_not_kept_for_ever() -> None:
-    before = client_dependency.cache_info().currsize
+    before = _dependency.cache_info().currsize
     for _ in range(20):
         tenant = uuid.uuid4().hex.encode()
         caller = caller_of(headers=[(b"x-tenant", tenant)], client=client_of())
         with pytest.raises(RuntimeError):
             await called(caller, ForwardApp(_by_header))
-    assert client_dependency.cache_info().currsize == before
+    assert _dependency.cache_info().currsize == before
 
 
 @pytest.mark.anyio

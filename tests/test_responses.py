@@ -473,19 +473,19 @@ async def test_a_sync_client_is_refused_with_what_to_write_instead(cls: AnyClass
     with httpx.Client() as client:
         request = client.build_request("GET", "http://x.example")
         with pytest.raises(TypeError, match=r"client_lifespan.*`def` endpoint"):
-            cls(client, request)  # type: ignore[arg-type]
+            cls(client, request)  # type: ignore[call-overload]
 
 
 @both
 async def test_the_callers_request_in_place_of_the_upstreams_is_refused(cls: AnyClass) -> None:
     with pytest.raises(TypeError, match="build_request"):
-        cls(httpx.AsyncClient(), Request(Caller().scope))  # type: ignore[arg-type]
+        cls(httpx.AsyncClient(), Request(Caller().scope))  # type: ignore[call-overload]
 
 
 @both
 async def test_a_url_in_place_of_a_request_is_refused(cls: AnyClass) -> None:
     with pytest.raises(TypeError, match="build_request"):
-        cls(httpx.AsyncClient(), "http://x.example")  # type: ignore[arg-type]
+        cls(httpx.AsyncClient(), "http://x.example")  # type: ignore[call-overload]
 
 
 # --- decode and transform ------------------------------------------------------------------

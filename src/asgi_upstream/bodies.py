@@ -6,12 +6,15 @@ import httpx
 
 from .caller import Watch
 from .errors import UpstreamBodyTooLarge
+from .libraries import Library
 
 
-def as_read(upstream: httpx.Response, content: bytes, *, decoded: bool) -> httpx.Response:
+def as_read(
+    upstream: httpx.Response, content: bytes, library: Library, *, decoded: bool
+) -> httpx.Response:
     """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
-    codings = upstream.headers.pop("content-encoding", None)  # or httpx would decode once more
-    response = httpx.Response(
+    codings = upstream.headers.pop("content-encoding", None)  # or it would be decoded once more
+    response = library.Response(
         upstream.status_code,
         headers=upstream.headers,
         content=content,

@@ -7,11 +7,11 @@ The codings that httpx gets from other packages (br, zstd) are left to it, in sm
 
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from functools import lru_cache
 
 import httpx
 
 from .errors import UpstreamProtocolError
+from .libraries import Library, cached
 
 _PIECE = 65536
 _SLICE = 64  # bytes, which br may turn into some tens of megabytes
@@ -24,18 +24,20 @@ def codings_of(response: httpx.Response) -> list[str]:
     return [name for name in map(str.lower, map(str.strip, names)) if name not in ("", "identity")]
 
 
-@lru_cache(32)  # not more, for upstreams choose the names
-def can_decode(coding: str) -> bool:
+@cached
+def can_decode(coding: str, library: Library = httpx) -> bool:
     """Whether the coding can be undone, here or by httpx with what is installed."""
     probe = b"not coded"
     try:
-        response = httpx.Response(200, headers={"content-encoding": coding}, content=probe)
-    except httpx.DecodingError:
+        response = library.Response(200, headers={"content-encoding": coding}, content=probe)
+    except library.DecodingError:
         return True
     return coding in _WBITS or response.content != probe
 
 
-def decoded(body: AsyncIterable[bytes], codings: list[str]) -> AsyncIterator[bytes]:
+def decoded(
+    body: AsyncIterable[bytes], codings: list[str], library: Library = httpx
+) -> AsyncIterator[bytes]:
     """`body` with its codings undone, the last applied first, in pieces of at most 64 KiB.
 
     Raises, while it is read:
@@ -43,13 +45,16 @@ def decoded(body: AsyncIterable[bytes], codings: list[str]) -> AsyncIterator[byt
         UpstreamProtocolError: at once, for a coding that cannot be undone.
     """
     for coding in reversed(codings):
-        if not can_decode(coding):
+        if not can_decode(coding, library):
             raise UpstreamProtocolError
-        body = _inflated(aiter(body), coding) if coding in _WBITS else _by_httpx(body, coding)
+        undone = _inflated if coding in _WBITS else _by_httpx
+        body = undone(aiter(body), coding, library)
     return aiter(body)
 
 
-async def _inflated(body: AsyncIterator[bytes], coding: str) -> AsyncIterator[bytes]:
+async def _inflated(
+    body: AsyncIterator[bytes], coding: str, library: Library
+) -> AsyncIterator[bytes]:
     inflate, head = zlib.decompressobj(_WBITS[coding]), b""
     try:
         async for data in body:
@@ -69,19 +74,19 @@ async def _inflated(body: AsyncIterator[bytes], coding: str) -> AsyncIterator[by
                     yield piece
                 data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
         if head and not inflate.eof:
-            raise httpx.DecodingError("the compressed body ends too soon")
+            raise library.DecodingError("the compressed body ends too soon")
     except zlib.error as exc:
-        raise httpx.DecodingError(str(exc)) from exc
+        raise library.DecodingError(str(exc)) from exc
     finally:
         if isinstance(body, AsyncGenerator):
             await body.aclose()
 
 
-def _by_httpx(body: AsyncIterable[bytes], coding: str) -> AsyncIterator[bytes]:
+def _by_httpx(body: AsyncIterator[bytes], coding: str, library: Library) -> AsyncIterator[bytes]:
     async def slices() -> AsyncIterator[bytes]:
         async for chunk in body:
             for start in range(0, len(chunk), _SLICE):
                 yield chunk[start : start + _SLICE]
 
     fields = {"content-encoding": coding}
-    return httpx.Response(200, headers=fields, content=slices()).aiter_bytes()
+    return library.Response(200, headers=fields, content=slices()).aiter_bytes()

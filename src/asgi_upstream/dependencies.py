@@ -2,10 +2,12 @@
 
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import httpx
 from starlette.requests import HTTPConnection
+
+ClientT = TypeVar("ClientT")
 
 
 async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
@@ -20,12 +22,26 @@ async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
     return client_of(connection, "client")
 
 
-@cache
-def client_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]:
-    """What `get_client` is for "client", for a client of another name.
+@overload
+def client_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]: ...
+@overload
+def client_dependency(
+    name: str, kind: type[ClientT]
+) -> Callable[[HTTPConnection], Awaitable[ClientT]]: ...
+def client_dependency(name: str, kind: type[object] = httpx.AsyncClient) -> object:
+    """What `get_client` is for "client", for a client of another name, or of another class.
 
     The same name gives the same function, so that `app.dependency_overrides` finds it.
+
+    Arguments:
+        name: what `client_lifespan(name=...)` was given.
+        kind: the client's class, for type checkers: `httpx2.AsyncClient`, `httpx.Client`.
     """
+    return _dependency(name)
+
+
+@cache
+def _dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]:
     if name == "client":
         return get_client
 

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeGuard, TypeVar
 import httpx
 from starlette.exceptions import HTTPException
 
+from .libraries import is_a
 from .log import logger
 
 P = ParamSpec("P")
@@ -96,7 +97,7 @@ def as_upstream_error(exc: Exception) -> UpstreamError | None:
         error.__cause__ = exc
         return error
     for theirs, ours in _OURS.items():
-        if isinstance(exc, theirs):
+        if is_a(exc, theirs):
             error = ours()
             error.__cause__ = exc
             return error
@@ -125,7 +126,7 @@ def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
 def described(exc: BaseException) -> str:
     """Its type and its text, on one line, for a log."""
     text = str(exc)
-    if isinstance(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
+    if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
     return f"{type(exc).__name__}: {text}"
 
@@ -144,7 +145,11 @@ class upstream_errors:
         return None
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, httpx.RequestError | httpx.HTTPStatusError) or _slipped_through(exc):
+        if (
+            is_a(exc, httpx.RequestError)
+            or is_a(exc, httpx.HTTPStatusError)
+            or _slipped_through(exc)
+        ):
             error = as_upstream_error(exc) or UpstreamError()
             try:
                 log_failure(error, getattr(exc, "request", None))

@@ -27,6 +27,7 @@ from .bodies import as_read, grown, once, read
 from .caller import Caller, CallerLeft, Watch
 from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up, close_if_more_came
+from .libraries import derived, is_a
 from .log import logger
 from .records import Outcome, Tally, ledger_of
 from .shortcut import sent, shortcut
@@ -66,7 +67,7 @@ class Exchange:
         ledger, terms = ledger_of(self.terms.client), self.terms
         if ledger.observers or terms.observers:
             observers = (*ledger.observers, *terms.observers)
-            self.tally = Tally(observers, ledger.name, self.request, scope)
+            self.tally = Tally(observers, ledger.name, self.request, terms.library, scope)
         ledger.under_way.add(self)
         try:
             return await self._carry_out(scope, receive, send)
@@ -128,7 +129,8 @@ class Exchange:
 
         False, and nothing done, where it is not one.
         """
-        if self.terms.decode or not isinstance(self.request.stream, httpx.ByteStream):
+        library = self.terms.library
+        if self.terms.decode or not isinstance(self.request.stream, library.ByteStream):
             return False
         watch.begin()
         opening = relay(self.request)
@@ -138,7 +140,7 @@ class Exchange:
         tally = self.tally
         try:
             head = upstream.head
-            sent(self.request, head.version, head.status, head.reason)
+            sent(library, self.request, head.version, head.status, head.reason)
             if tally is not None:
                 tally.answered(head.status, reused=upstream.exchanges > 1)
             if self.terms.max_bytes is not None:
@@ -176,25 +178,27 @@ class Exchange:
     async def _open_and_relay(
         self, transport: httpx.AsyncBaseTransport | None, caller: Caller, watch: Watch
     ) -> None:
-        client, content = self.terms.client, self.request.stream
+        client, content, library = self.terms.client, self.request.stream, self.terms.library
         upload: Upload | None = None
-        if isinstance(content, httpx.ByteStream):
+        if isinstance(content, library.ByteStream):
             watch.begin()
         else:  # it may come from the caller
             body = cast(httpx.AsyncByteStream, content)
-            upload = Upload(client, self.request.url, body, watch, self.tally)
+            kind = derived(Upload, library.AsyncByteStream)
+            upload = kind(client, self.request.url, body, watch, self.tally)
             self.request.stream = upload
         try:
             if transport is not None:
                 upstream = await transport.handle_async_request(self.request)
                 upstream.request = self.request
                 version, reason = upstream.http_version, upstream.reason_phrase
-                sent(self.request, version.encode(), upstream.status_code, reason.encode())
+                status = upstream.status_code
+                sent(library, self.request, version.encode(), status, reason.encode())
             else:
                 # A forwarded request's redirects are the caller's to follow.
                 relayed = {"follow_redirects": False} if "target" in self.request.extensions else {}
                 upstream = await client.send(self.request, stream=True, **relayed)
-        except httpx.StreamConsumed:
+        except library.StreamConsumed:
             raise RuntimeError(
                 "the body of this request is a stream that was sent already, so it cannot be sent "
                 "again: build the request with bytes, or make a new response for each call"
@@ -275,14 +279,15 @@ class Exchange:
         terms = self.terms
         decode = terms.decode or terms.transform is not None
         if terms.on_response is not None:  # it may read `upstream.text`
-            decode = decode or all(map(can_decode, codings_of(upstream)))
+            codings = codings_of(upstream)
+            decode = decode or all(can_decode(coding, terms.library) for coding in codings)
         body, changed = self._body_of(upstream, decode=decode)
         content = await read(body, max_bytes, watch)
         # What follows may take its time, so the connection is given back before it.
         await close_upstream(upstream, *self.bodies)
         self.bodies.clear()
         if terms.on_response is not None:
-            upstream = as_read(upstream, content, decoded=changed)
+            upstream = as_read(upstream, content, terms.library, decoded=changed)
             if await self._is_replaced(terms.on_response, upstream):
                 return
         if terms.transform is not None:
@@ -335,7 +340,7 @@ class Exchange:
         if self.tally is not None:
             body = self._read_from(self.tally.counted(body))
         if decode and (codings := codings_of(upstream)):
-            return self._read_from(decoded(body, codings)), True
+            return self._read_from(decoded(body, codings, self.terms.library)), True
         return body, False
 
     def _read_from(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -343,7 +348,9 @@ class Exchange:
         self.bodies.insert(0, iterator)
         return iterator
 
-    async def _is_replaced(self, on_response: OnResponse, upstream: httpx.Response) -> bool:
+    async def _is_replaced(
+        self, on_response: OnResponse[httpx.Response], upstream: httpx.Response
+    ) -> bool:
         self.own = Outcome.REPLACED
         answer = on_response(upstream)
         self.replacement = await answer if inspect.isawaitable(answer) else answer
@@ -371,7 +378,7 @@ class Exchange:
 
     async def _last_words(self, caller: Caller, failure: Exception) -> bytes:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
-        if isinstance(failure, httpx.RequestError):
+        if is_a(failure, httpx.RequestError):
             failure.request = self.request  # as httpx's client does
         error = errors.as_upstream_error(failure) or failure
         if self.tally is not None and self.outcome is Outcome.CANCELLED:
@@ -406,16 +413,17 @@ def _frame(error_frame: ErrorFrame, error: Exception) -> bytes:
     return frame
 
 
-async def close_upstream(*opened: httpx.Response | AsyncIterator[bytes]) -> None:
+async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]) -> None:
     """Close all, also in a task that is being cancelled, but never wait for long."""
 
     async def close() -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            for one in opened:
+            for one in (upstream, *bodies):
                 try:
-                    if isinstance(one, httpx.Response):
-                        close_if_more_came(one)
-                    if isinstance(one, httpx.Response | AsyncGenerator):
+                    if one is upstream:
+                        close_if_more_came(upstream)
+                        await upstream.aclose()
+                    elif isinstance(one, AsyncGenerator):
                         await one.aclose()
                 except Exception:
                     logger.warning("closing an upstream response failed", exc_info=True)

@@ -8,9 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 
 from .headers import RawHeaders
+from .libraries import ByteStreamOfEither, Library, RequestOfEither
 
 
-class ForwardedRequest(httpx.Request):
+class ForwardedRequest(RequestOfEither):
     """A request whose exact target goes with its URL.
 
     Whoever sets another URL means to send it there. What most exchanges do not look at, and what
@@ -23,6 +24,7 @@ class ForwardedRequest(httpx.Request):
 
     def __init__(
         self,
+        library: Library,
         method: str,
         base: httpx.URL,
         target: bytes,
@@ -36,6 +38,7 @@ class ForwardedRequest(httpx.Request):
         self.origin_url = base
         self._target = target
         self._fields = fields
+        self._library = library
         self._url: httpx.URL | None = None
         self._headers: httpx.Headers | None = None
 
@@ -48,7 +51,7 @@ class ForwardedRequest(httpx.Request):
         if self._url is None:
             try:
                 self._url = self.origin_url.copy_with(raw_path=self._target)
-            except httpx.InvalidURL:  # longer than httpx prints
+            except self._library.InvalidURL:  # longer than httpx prints
                 self._url = self.origin_url
         return self._url
 
@@ -64,7 +67,7 @@ class ForwardedRequest(httpx.Request):
     @property
     def headers(self) -> httpx.Headers:
         if self._headers is None:
-            self._headers = httpx.Headers(self._fields)
+            self._headers = self._library.Headers(self._fields)
         return self._headers
 
     @headers.setter
@@ -82,11 +85,12 @@ class _Extensions(dict[str, Any]):
         return iter(self.keys())
 
 
-class CallersBody(httpx.AsyncByteStream):
+class CallersBody(ByteStreamOfEither):
     """The body of the caller's request, part by part as it arrives; torn where the caller's is."""
 
-    def __init__(self, request: HTTPConnection, length: int | None) -> None:
+    def __init__(self, library: Library, request: HTTPConnection, length: int | None) -> None:
         assert isinstance(request, Request), "only a Request has a body to forward"
+        self._library = library
         self._request = request
         self._length = length  # in bytes; None where it is not known
 
@@ -101,6 +105,6 @@ class CallersBody(httpx.AsyncByteStream):
                 if chunk:
                     yield chunk
         except RuntimeError as exc:  # Starlette's, of a body that is read already
-            raise httpx.StreamConsumed from exc
+            raise self._library.StreamConsumed from exc
         if left:  # as of an upgrade that uvicorn ignores, with the body
             raise HTTPException(400, "The body is not as long as its Content-Length")

@@ -10,8 +10,8 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from functools import cache, partial
-from typing import Unpack
+from functools import partial
+from typing import Any, Unpack, cast, overload
 from urllib.parse import quote, unquote_plus, unquote_to_bytes
 
 import httpx
@@ -25,6 +25,16 @@ from . import headers as fields_of
 from .dependencies import client_of
 from .forwarded import CallersBody, ForwardedRequest
 from .headers import RawHeaders
+from .libraries import (
+    URLT,
+    AnyBuilder,
+    Library,
+    RequestT,
+    ResponseT,
+    cached,
+    derived,
+    library_of,
+)  # fmt: skip
 from .paths import after_prefix, escapes, raw_path_of
 from .responses import RelayOptions, StreamedResponse
 from .rewriting import rewritten_cookies, rewritten_locations
@@ -33,13 +43,12 @@ logger = logging.getLogger("asgi_upstream")
 
 HeaderChange = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
 OnRequest = Callable[
-    [httpx.Request],
-    httpx.Request | Response | Awaitable[httpx.Request | Response | None] | None,
+    [RequestT],
+    RequestT | Response | Awaitable[RequestT | Response | None] | None,
 ]
 ClientName = str | Callable[[HTTPConnection], str | Awaitable[str]]
 
 _BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
-_NOTHING = httpx.ByteStream(b"")
 _NOT_FORWARDED = "The path is not one that is forwarded"
 _ILLEGAL = re.compile(rb"[^!-~]")  # in a request line (RFC 9112 3.2), though some servers pass it
 _NEVER = frozenset(("CONNECT", "TRACE"))
@@ -47,14 +56,14 @@ _USUAL = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 
 
 def forward_request(
-    client: httpx.AsyncClient,
+    client: AnyBuilder[RequestT, URLT],
     request: HTTPConnection,
     *,
     prefix: str | None = None,
-    url: httpx.URL | str | None = None,
+    url: URLT | str | None = None,
     headers: HeaderChange | None = None,
     trust_forwarded: bool = False,
-) -> httpx.Request:
+) -> RequestT:
     """The caller's request as a request to the upstream under the client's `base_url`.
 
         return StreamedResponse(client, forward_request(client, request, prefix="/api"))
@@ -79,10 +88,12 @@ def forward_request(
             break or NUL in it.
         ValueError: the path does not start with the prefix, or `url` leaves the base.
     """
-    scope = request.scope
-    target, base = _target(client, scope, prefix, url)
+    its: Any = client
+    other: Any = url
+    scope, library = request.scope, library_of(type(client))
+    target, base = _target(library, its, scope, prefix, other)
     fields = fields_of.forwarded_request_headers(scope, trust_forwarded=trust_forwarded)
-    fields = _with_the_clients_own(client, fields, base)
+    fields = _with_the_clients_own(library, its, fields, base)
     if headers is not None:
         if callable(headers):
             fields = [(name.lower(), value) for name, value in headers(fields)]
@@ -92,17 +103,32 @@ def forward_request(
     stream: httpx.AsyncByteStream
     names = dict(fields)
     if b"content-length" in names or b"transfer-encoding" in names:
-        stream = CallersBody(request, fields_of.content_length(fields))
+        stream = _body(library)(library, request, fields_of.content_length(fields))
     elif scope["http_version"] in ("2", "3") and scope["method"] not in _BODYLESS:
         fields.append((b"transfer-encoding", b"chunked"))
-        stream = CallersBody(request, None)
+        stream = _body(library)(library, request, None)
     else:
-        stream = _NOTHING
-    return ForwardedRequest(scope["method"], base, target, fields, stream, client.timeout.as_dict())
+        stream = _nothing(library)
+    kind, timeout = derived(ForwardedRequest, library.Request), its.timeout.as_dict()
+    outgoing = kind(library, scope["method"], base, target, fields, stream, timeout)
+    return cast(RequestT, outgoing)
+
+
+@cached
+def _nothing(library: Library) -> httpx.ByteStream:
+    return library.ByteStream(b"")
+
+
+def _body(library: Library) -> type[CallersBody]:
+    return derived(CallersBody, library.AsyncByteStream)
 
 
 def _target(
-    client: httpx.AsyncClient, scope: Scope, prefix: str | None, url: httpx.URL | str | None
+    library: Library,
+    client: httpx.AsyncClient,
+    scope: Scope,
+    prefix: str | None,
+    url: httpx.URL | str | None,
 ) -> tuple[bytes, httpx.URL]:
     base = client.base_url
     base_path = base.raw_path.partition(b"?")[0].rstrip(b"/")
@@ -113,7 +139,7 @@ def _target(
             raise HTTPException(400, _NOT_FORWARDED)
         path = base_path + path
     else:
-        other = httpx.URL(url)
+        other = library.URL(url)
         path, _, own_query = other.raw_path.partition(b"?")
         if escapes(path):
             raise ValueError(f"url={url!r} has a dot segment: give the path that you mean")
@@ -121,7 +147,7 @@ def _target(
             if isinstance(url, str) and not _is_under(other, base, base_path):
                 raise ValueError(
                     f"url={url!r} is not under the client's base_url {str(base)!r}: give an "
-                    f"httpx.URL if you mean to leave it, or share another client"
+                    f"{library.__name__}.URL if you mean to leave it, or share another client"
                 )
             base = other
         else:
@@ -182,10 +208,10 @@ def _with_params(query: bytes, params: httpx.QueryParams) -> bytes:
 
 
 def _with_the_clients_own(
-    client: httpx.AsyncClient, fields: RawHeaders, url: httpx.URL
+    library: Library, client: httpx.AsyncClient, fields: RawHeaders, url: httpx.URL
 ) -> RawHeaders:
     """What the author put on the client on purpose wins, also over an underscore twin."""
-    own, defaults = client.headers.raw, _httpx_defaults()
+    own, defaults = client.headers.raw, _defaults(library)
     names: set[bytes] = set()
     if own != defaults:
         own = [(name.lower(), value) for name, value in own if (name, value) not in defaults]
@@ -195,19 +221,18 @@ def _with_the_clients_own(
     if b"host" not in names:
         fields.insert(0, (b"host", url.netloc))
     if len(client.cookies.jar):
-        probe = httpx.Request("GET", url)
+        probe = library.Request("GET", url)
         client.cookies.set_cookie_header(probe)
         if cookie := probe.headers.get("cookie"):
             fields = fields_of.with_cookies(fields, cookie.encode("latin-1"))
     return fields
 
 
-@cache
-def _httpx_defaults() -> RawHeaders:
+@cached
+def _defaults(library: Library) -> RawHeaders:
     """The fields that httpx puts on every client by itself."""
-    return httpx.Client(
-        transport=httpx.MockTransport(lambda request: httpx.Response(200))
-    ).headers.raw
+    nowhere = library.MockTransport(lambda request: library.Response(200))
+    return library.Client(transport=nowhere).headers.raw
 
 
 class ForwardApp:
@@ -234,6 +259,7 @@ class ForwardApp:
     its handshake is refused (403).
     """
 
+    @overload
     def __init__(
         self,
         name: ClientName = "client",
@@ -242,10 +268,37 @@ class ForwardApp:
         methods: Collection[str] | None = None,
         headers: HeaderChange | None = None,
         trust_forwarded: bool = False,
-        on_request: OnRequest | None = None,
+        on_request: OnRequest[httpx.Request] | None = None,
         rewrite_redirects: bool = False,
         rewrite_cookies: bool = False,
-        **options: Unpack[RelayOptions],
+        **options: Unpack[RelayOptions[httpx.Response]],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: ClientName = "client",
+        *,
+        prefix: str | None = None,
+        methods: Collection[str] | None = None,
+        headers: HeaderChange | None = None,
+        trust_forwarded: bool = False,
+        on_request: OnRequest[RequestT] | None = None,
+        rewrite_redirects: bool = False,
+        rewrite_cookies: bool = False,
+        **options: Unpack[RelayOptions[ResponseT]],
+    ) -> None: ...
+    def __init__(
+        self,
+        name: ClientName = "client",
+        *,
+        prefix: str | None = None,
+        methods: Collection[str] | None = None,
+        headers: HeaderChange | None = None,
+        trust_forwarded: bool = False,
+        on_request: OnRequest[Any] | None = None,
+        rewrite_redirects: bool = False,
+        rewrite_cookies: bool = False,
+        **options: Unpack[RelayOptions[Any]],
     ) -> None:
         if unknown := options.keys() - RelayOptions.__annotations__.keys():
             raise TypeError(f"ForwardApp has no option {sorted(unknown)[0]!r}")
@@ -315,7 +368,7 @@ class ForwardApp:
         options = self._options.copy()
         if self._rewrites:
             options["on_response"] = partial(self._rewrite, client.base_url, request.scope)
-        return StreamedResponse(client, outgoing, **options)
+        return StreamedResponse(client, outgoing, **options)  # pyright: ignore
 
     async def _outgoing(
         self, connection: HTTPConnection, forward: Callable[..., httpx.Request]
@@ -365,7 +418,7 @@ class ForwardApp:
         mount = _split(scope, self._prefix)[0]
         for rewrite in self._rewrites:
             fields = rewrite(fields, base, mount)
-        upstream.headers = httpx.Headers(fields)
+        upstream.headers = library_of(type(upstream)).Headers(fields)
         return answer
 
 

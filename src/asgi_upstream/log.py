@@ -12,4 +12,4 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
 
 
 logger = _Log(logging.getLogger("asgi_upstream"))
-httpx_logger = _Log(logging.getLogger("httpx"))
+client_loggers = {name: _Log(logging.getLogger(name)) for name in ("httpx", "httpx2")}

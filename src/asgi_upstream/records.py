@@ -16,6 +16,7 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from . import errors
+from .libraries import Library, is_a
 from .log import logger
 
 
@@ -200,8 +201,8 @@ class Tally:
     """What becomes a record: kept while an exchange goes on, for its observers."""
 
     __slots__ = (
-        "_begun", "_client", "_first_byte", "_headers", "_observers", "_received", "_request",
-        "_reused", "_scope", "_status", "sent",
+        "_begun", "_client", "_first_byte", "_headers", "_library", "_observers", "_received",
+        "_request", "_reused", "_scope", "_status", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -209,11 +210,13 @@ class Tally:
         observers: Iterable[Observer],
         client: str | None,
         request: Any,
+        library: Library,
         scope: Mapping[str, Any],
     ) -> None:
         self._observers = observers
         self._client = client
         self._request = request
+        self._library = library
         self._scope = scope
         self._status: int | None = None
         self._reused: bool | None = None
@@ -249,11 +252,12 @@ class Tally:
     def outcome_of(self, error: Exception, own: Outcome) -> Outcome:
         """How an exchange ended that failed so; `own` where that is the app's own failure."""
         if isinstance(error, errors.UpstreamTimeout):
-            return _TIMEOUTS.get(type(error.__cause__), Outcome.READ_TIMEOUT)
+            cause, read = error.__cause__, Outcome.READ_TIMEOUT
+            return next((is_ for kind, is_ in _TIMEOUTS.items() if is_a(cause, kind)), read)
         for kind, outcome in _FAILURES.items():
             if isinstance(error, kind):
                 # What is not httpx's is this library's verdict, or the app's, on the whole answer.
-                theirs = isinstance(error.__cause__, httpx.RequestError)
+                theirs = is_a(error.__cause__, httpx.RequestError)
                 in_body = theirs and self._headers is not None
                 return Outcome.BODY_FAILED if in_body and kind is _PROTOCOL else outcome
         if own is Outcome.REPLACED and not isinstance(error, HTTPException):
@@ -266,7 +270,7 @@ class Tally:
         url: httpx.URL = getattr(request, "origin_url", None) or request.url
         # Bytes go in one piece: whoever waited for an answer, or got one, had sent them.
         waited = self._headers is not None or outcome is Outcome.READ_TIMEOUT
-        if waited and isinstance(request.stream, httpx.ByteStream):
+        if waited and isinstance(request.stream, self._library.ByteStream):
             self.sent = sum(map(len, request.stream))
         record = Record(
             client=self._client,
@@ -311,7 +315,7 @@ _FAILURES = {
     errors.UpstreamConnectError: Outcome.CONNECT_FAILED,
     _PROTOCOL: Outcome.PROTOCOL_FAILED,
 }
-_TIMEOUTS: dict[type[object], Outcome] = {
+_TIMEOUTS: dict[type[Exception], Outcome] = {
     httpx.ConnectTimeout: Outcome.CONNECT_TIMEOUT,
     httpx.WriteTimeout: Outcome.WRITE_TIMEOUT,
 }

@@ -1,7 +1,7 @@
 """The responses that endpoints return: descriptions of an exchange that is still to happen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self, TypedDict, Unpack, cast
+from typing import Any, Generic, Self, TypedDict, Unpack, cast, overload
 
 import httpx
 from starlette.background import BackgroundTask
@@ -9,31 +9,32 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .exchange import Exchange
+from .libraries import AnyClient, RequestT, ResponseT, common_library, library_of
 from .records import Observer, check_observers
 from .terms import ErrorFrame, OnResponse, SendsRequests, Terms, Transform
 
 
-class RelayOptions(TypedDict, total=False):
+class RelayOptions(TypedDict, Generic[ResponseT], total=False):
     """The keyword arguments that an app may hold for all its responses."""
 
     status_code: int | None
     media_type: str | None
     decode: bool
     transform: Transform | None
-    on_response: OnResponse | None
+    on_response: OnResponse[ResponseT] | None
     deadline: float | None
     error_frame: ErrorFrame | None
     observers: Sequence[Observer]
 
 
-class ResponseOptions(RelayOptions, total=False):
+class ResponseOptions(RelayOptions[ResponseT], total=False):
     """The keyword arguments of both responses; `error_frame` is for streamed ones."""
 
     headers: Mapping[str, str] | None
     background: BackgroundTask | None
 
 
-class AdoptOptions(ResponseOptions, total=False):
+class AdoptOptions(ResponseOptions[ResponseT], total=False):
     """The keyword arguments of `adopt`; `max_bytes` is for buffered responses."""
 
     max_bytes: int
@@ -42,17 +43,31 @@ class AdoptOptions(ResponseOptions, total=False):
 class _UpstreamResponse(Response):
     """What both share: the whole exchange happens in the call."""
 
+    @overload
     def __init__(
         self,
         client: httpx.AsyncClient,
         request: httpx.Request,
+        **options: Unpack[ResponseOptions[httpx.Response]],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        client: AnyClient[RequestT, ResponseT],
+        request: RequestT,
+        **options: Unpack[ResponseOptions[ResponseT]],
+    ) -> None: ...
+    def __init__(
+        self,
+        client: AnyClient[Any, Any],
+        request: Any,
         *,
         status_code: int | None = None,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
         decode: bool = False,
         transform: Transform | None = None,
-        on_response: OnResponse | None = None,
+        on_response: OnResponse[Any] | None = None,
         deadline: float | None = None,
         error_frame: ErrorFrame | None = None,
         observers: Sequence[Observer] = (),
@@ -85,6 +100,7 @@ class _UpstreamResponse(Response):
         self._terms = Terms(
             cast(SendsRequests, client),
             request,
+            common_library(type(client), type(request)),  # pyright: ignore
             decode,
             transform,
             on_response,
@@ -102,13 +118,14 @@ class _UpstreamResponse(Response):
             self.init_headers(headers)
 
     @classmethod
-    def adopt(cls, upstream: httpx.Response, **options: Unpack[AdoptOptions]) -> Self:
+    def adopt(cls, upstream: ResponseT, **options: Unpack[AdoptOptions[ResponseT]]) -> Self:
         """The same for a response that you opened yourself, with `client.send(stream=True)`.
 
         It is yours to close until the server calls this response, so return it at once.
         """
-        client = cast(httpx.AsyncClient, _Adopted(upstream))
-        return cls(client, upstream.request, **options)  # type: ignore[misc]
+        adopted = cast(httpx.Response, upstream)
+        client = cast("AnyClient[httpx.Request, ResponseT]", _Adopted(adopted))
+        return cls(client, adopted.request, **options)  # type: ignore
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._terms, self.status_code, self.raw_headers)
@@ -175,13 +192,31 @@ class BufferedResponse(_UpstreamResponse):
             work, and what was decoded is relayed so.
     """
 
+    @overload
     def __init__(
         self,
         client: httpx.AsyncClient,
         request: httpx.Request,
         *,
         max_bytes: int = 10 * 1024 * 1024,
-        **options: Unpack[ResponseOptions],
+        **options: Unpack[ResponseOptions[httpx.Response]],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        client: AnyClient[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        max_bytes: int = 10 * 1024 * 1024,
+        **options: Unpack[ResponseOptions[ResponseT]],
+    ) -> None: ...
+    def __init__(
+        self,
+        client: AnyClient[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        max_bytes: int = 10 * 1024 * 1024,
+        **options: Unpack[ResponseOptions[ResponseT]],
     ) -> None:
         if options.get("error_frame") is not None:
             raise TypeError(
@@ -201,7 +236,7 @@ class _Adopted:
         if upstream.is_stream_consumed or upstream.is_closed:
             try:
                 _ = upstream.content
-            except httpx.ResponseNotRead:
+            except library_of(type(upstream)).ResponseNotRead:
                 raise RuntimeError(
                     "adopt() needs a response that is open and not read, or read whole, and this "
                     "one's body is gone: open it with client.send(request, stream=True)"

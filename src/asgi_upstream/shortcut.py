@@ -9,11 +9,13 @@ and a test fails.
 
 import logging
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from .log import httpx_logger
+from .libraries import Library, cached, library_of
+from .log import client_loggers
 
 # As these are before anybody wraps them. What somebody has wrapped is from another file.
 _LAYERS = frozenset(
@@ -25,34 +27,59 @@ _LAYERS = frozenset(
         "_transport_for_url",
     ]
 )
-_FILE = httpx.AsyncClient.__init__.__code__.co_filename
 
 
-def _own(name: str) -> object:
-    """A method of httpx's, as it is before anybody wraps it; what is wrapped is of another file."""
-    method = getattr(httpx.AsyncClient, name, None)
-    is_own = isinstance(method, types.FunctionType) and method.__code__.co_filename == _FILE
-    return method if is_own else None
+@dataclass(frozen=True, slots=True)
+class _Stock:
+    """A library's client and its methods, as they are before anybody wraps them; or None."""
+
+    client: type[Any]
+    send: object
+    auth: object
+    redirects: object
+    single: object
+    for_url: object
 
 
-_SEND, _AUTH = _own("send"), _own("_send_handling_auth")
-_REDIRECTS, _SINGLE = _own("_send_handling_redirects"), _own("_send_single_request")
-_FOR_URL = _own("_transport_for_url")
+@cached
+def _stock(kind: type[Any]) -> _Stock | None:
+    """What is known of a client's class; None where it is not a library's own."""
+    if kind is not library_of(kind).AsyncClient:
+        return None
+    file = kind.__init__.__code__.co_filename
+
+    def own(name: str) -> object:
+        method = getattr(kind, name, None)
+        is_own = isinstance(method, types.FunctionType) and method.__code__.co_filename == file
+        return method if is_own else None
+
+    return _Stock(
+        kind,
+        own("send"),
+        own("_send_handling_auth"),
+        own("_send_handling_redirects"),
+        own("_send_single_request"),
+        own("_transport_for_url"),
+    )
+
+
+_stock(httpx.AsyncClient)  # httpx2's when one is first met
 
 
 def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | None:
     """The transport to hand a request to; None where that would not be the same."""
-    layers = httpx.AsyncClient
-    if type(client) is not layers:
+    stock = _stock(type(client))  # pyright: ignore
+    if stock is None:
         return None
-    attributes = vars(client)
+    layers = stock.client
+    attributes: dict[str, Any] = client.__dict__
     try:
         has_nothing_to_do = not (
-            layers.send is not _SEND
-            or layers._send_handling_auth is not _AUTH
-            or layers._send_handling_redirects is not _REDIRECTS
-            or layers._send_single_request is not _SINGLE
-            or layers._transport_for_url is not _FOR_URL
+            layers.send is not stock.send
+            or layers._send_handling_auth is not stock.auth
+            or layers._send_handling_redirects is not stock.redirects
+            or layers._send_single_request is not stock.single
+            or layers._transport_for_url is not stock.for_url
             or not _LAYERS.isdisjoint(attributes)
             or client.is_closed
             or attributes["_mounts"]
@@ -69,10 +96,13 @@ def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | 
     return transport if has_nothing_to_do else None
 
 
-def sent(request: httpx.Request, version: bytes, status: int, reason: bytes) -> None:
+def sent(
+    library: Library, request: httpx.Request, version: bytes, status: int, reason: bytes
+) -> None:
     """Log what the client logs of a request that it hands to its transport."""
-    if httpx_logger.isEnabledFor(logging.INFO):
-        httpx_logger.info(
+    logger = client_loggers[library.__name__]
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(
             'HTTP Request: %s %s "%s %d %s"',
             request.method,
             request.url,

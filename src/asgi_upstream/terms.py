@@ -8,10 +8,11 @@ import httpx
 from starlette.responses import Response
 
 from .headers import RawHeaders
+from .libraries import Library, ResponseT
 from .records import Observer
 
 Transform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
-OnResponse = Callable[[httpx.Response], Response | Awaitable[Response | None] | None]
+OnResponse = Callable[[ResponseT], Response | Awaitable[Response | None] | None]
 ErrorFrame = Callable[[Exception], bytes]
 
 
@@ -58,9 +59,10 @@ class Terms:
 
     client: SendsRequests
     request: httpx.Request
+    library: Library  # of both
     decode: bool
     transform: Transform | None
-    on_response: OnResponse | None
+    on_response: OnResponse[httpx.Response] | None
     deadline: float | None
     error_frame: ErrorFrame | None
     observers: Sequence[Observer]

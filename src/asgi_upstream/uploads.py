@@ -7,13 +7,14 @@ import httpx
 
 from .caller import Watch
 from .httpcore_pool import EarlyAnswer
+from .libraries import ByteStreamOfEither
 from .records import Tally
 
 LOOK_EVERY = 0.1
 """Seconds between two looks for an early answer while the caller is slow to send."""
 
 
-class Upload(httpx.AsyncByteStream):
+class Upload(ByteStreamOfEither):
     """Begins the watch when the last byte was read; ends early when the upstream has refused.
 
     Then the rest is not read from the caller, and the connection is not used again (RFC 9112 9.5).

@@ -162,7 +162,7 @@ class Relay:
         ledger = ledger_of(self._client)
         if ledger.observers or self._observers:
             observers = (*ledger.observers, *self._observers)
-            self._tally = Tally(observers, ledger.name, self.request, self._websocket.scope)
+            self._tally = Tally(observers, ledger.name, self.request, httpx, self._websocket.scope)
         ledger.under_way.add(self)
         try:
             try:

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 CONFIG = """
-daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
+user root; daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
 events {{ worker_connections 256; }}
 http {{
     access_log off; gzip on; gzip_types *; gzip_min_length 1; keepalive_requests 3;
@@ -37,9 +37,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path
     (folder / "big").write_bytes(os.urandom(5_000_000))
     (folder / "small").write_bytes(b"0123456789" * 10)
     (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port))
-    folder.chmod(0o755)
-    os.chmod(folder.parent, 0o755)
-    os.chmod(folder.parent.parent, 0o755)
     assert NGINX is not None
     nginx = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
     server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")

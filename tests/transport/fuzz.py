@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpcore
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
@@ -36,6 +37,9 @@ from .memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
 REQUEST = re.compile(rb"([A-Z]+) /(\d+)(?:-(\d+))? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*\r\n")
 SMUGGLED = b"HTTP/1.1 200 OK\r\nx-id: smuggled\r\ncontent-length: 8\r\n\r\nsmuggled"
 DAMAGE = [b"\r", b"\n", b" ", b":", b",", b"0", b"9", b"a", b"\0", b"\xff", b"\r\n", b"HTTP/1.1 "]
+
+# What a network stream raises.
+OF_A_STREAM = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
 
 class ContentError(Exception):
@@ -178,7 +182,14 @@ class Case:
                 task.cancel()
             try:
                 await task
-            except (httpx.TransportError, HTTPException, ContentError):
+            except (
+                httpx.TransportError,
+                httpcore.NetworkError,
+                httpcore.TimeoutException,
+                httpcore.ProtocolError,
+                HTTPException,
+                ContentError,
+            ):
                 pass
             except asyncio.CancelledError:
                 if not cancels and one.sends is not None:

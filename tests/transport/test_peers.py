@@ -47,7 +47,7 @@ def _leaks_are_told_of_where_they_happen() -> Iterator[None]:
 
 
 NGINX_CONFIG = """
-daemon off; pid {folder}/pid; error_log stderr crit; worker_processes 1;
+user root; daemon off; pid {folder}/pid; error_log stderr crit; worker_processes 1;
 events {{ worker_connections 256; }}
 http {{
     access_log off; client_max_body_size 0; keepalive_requests {keepalive_requests};
@@ -117,10 +117,7 @@ http.createServer((request, response) => {
 def nginx(folder: Path, port: int, keepalive_requests: int = 1000) -> list[str]:
     values = {"folder": folder, "port": port, "keepalive_requests": keepalive_requests}
     (folder / "nginx.conf").write_text(NGINX_CONFIG.format(**values))
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)  # its worker is another user's
     (folder / "put").mkdir()
-    (folder / "put").chmod(0o777)
     assert NGINX is not None
     return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
 

@@ -126,6 +126,7 @@ async def test_what_pytest_httpx_raises_is_raised(
         assert isinstance(failure.value.__cause__, httpx.ReadTimeout)
 
 
+@pytest.mark.of_httpx
 @on_both
 @both_ways
 @pytest.mark.parametrize("using", ["httpcore", "httpx"])
@@ -141,6 +142,7 @@ async def test_respx_answers(transport: MakeTransport, ask: Ask, using: str) -> 
             assert str(route.calls.last.request.url) == f"{MOCKED}/a?b=c"
 
 
+@pytest.mark.of_httpx
 @on_both
 @both_ways
 @pytest.mark.parametrize("using", ["httpcore", "httpx"])
@@ -265,6 +267,7 @@ async def test_opentelemetry_instruments_a_single_client(
     spans.provider.shutdown()
 
 
+@pytest.mark.of_httpx
 @pytest.mark.parametrize("order", ["before", "after", "before, and ended"])
 def test_opentelemetry_may_come_before_or_after_the_import(order: str) -> None:
     code = f"""if True:
@@ -443,9 +446,9 @@ async def test_the_log_has_the_line_of_the_stock_transport(
         for transport in (stock, AsyncioTransport):
             async with shared(transport, upstream.url) as client:
                 caplog.clear()
-                with caplog.at_level(logging.INFO, logger="httpx"):
+                with caplog.at_level(logging.INFO, logger=httpx.__name__):
                     await ask(client, "/a?b=c")
-                lines.append([r.getMessage() for r in caplog.records if r.name == "httpx"])
+                lines.append([r.getMessage() for r in caplog.records if r.name == httpx.__name__])
         expected = f'HTTP Request: GET {upstream.url}/a?b=c "HTTP/1.1 200 OK"'
     assert lines[0] == lines[1]
     assert expected in lines[1]
@@ -457,9 +460,9 @@ async def test_the_line_is_there_only_at_its_level(
     level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
-        with caplog.at_level(level, logger="httpx"):
+        with caplog.at_level(level, logger=httpx.__name__):
             await Caller().call(StreamedResponse(client, client.build_request("GET", "/")))
-    assert len([r for r in caplog.records if r.name == "httpx"]) == (level == logging.INFO)
+    assert len([r for r in caplog.records if r.name == httpx.__name__]) == (level == logging.INFO)
 
 
 @on_both

@@ -191,6 +191,7 @@ def test_what_it_cannot_do_is_refused_at_once_with_what_can(
     assert says in str(caught.value)
 
 
+@pytest.mark.of_httpx
 def test_it_takes_the_arguments_of_the_stock_transport_in_the_same_order() -> None:
     def names(cls: Any) -> list[str]:
         return list(cls.__init__.__code__.co_varnames[: cls.__init__.__code__.co_argcount])

@@ -4,9 +4,9 @@ import asyncio
 import ssl
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import httpcore
 import httpx
@@ -21,6 +21,7 @@ except ImportError as exc:
         "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
     ) from exc
 from ..forwarded import ForwardedRequest
+from ..libraries import ByteStreamOfEither, Library, derived, is_a, library_of
 from .pool import Origin, Pool, PoolState
 
 __all__ = ["AsyncioTransport", "PoolState"]
@@ -47,29 +48,32 @@ def _unpatched(cls: type[Any]) -> object:
     return method if same_file else None
 
 
-_STOCK_TRANSPORT = _unpatched(httpx.AsyncHTTPTransport)
-_STOCK_POOL = _unpatched(httpcore.AsyncConnectionPool)
+class Stock:
+    """A library and its httpcore: what of here is of their classes, and what others patch."""
+
+    def __init__(self, library: Library, core: Any) -> None:
+        self.library = library
+        self.transport: Any = library.AsyncHTTPTransport
+        self.pool: Any = core.AsyncConnectionPool
+        self.transport_method = _unpatched(self.transport)
+        self.pool_method = _unpatched(self.pool)
+        self.body = derived(_Body, library.AsyncByteStream)
+        self.network_stream = derived(_NetworkStream, core.AsyncNetworkStream)
+        self.network_stream.core = core
+        self.seen_pool = derived(_SeenPool, core.AsyncConnectionPool)
+        self.response_of_core: type[httpcore.Response] = core.Response
 
 
-class AsyncioTransport(httpx.AsyncHTTPTransport):
-    """The transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
+if TYPE_CHECKING:
+    _Transport = httpx.AsyncHTTPTransport
+else:
+    _Transport = object  # an AsyncHTTPTransport of the library comes behind it
 
-        client_lifespan(transport=AsyncioTransport())
 
-    It is seen by what patches httpx's transport or httpcore's pool: mocks and instrumentation.
+class OnAsyncio(_Transport):
+    """All of AsyncioTransport but the library that it is for."""
 
-    Arguments:
-        limits: most connections, and idle ones, and the seconds that these are kept.
-        retries: how often connecting is tried again.
-        verify, cert, trust_env, uds, local_address, socket_options: as of
-            `httpx.AsyncHTTPTransport`.
-
-    Raises:
-        ImportError: on import, without httptools: it comes with `asgi-upstream[fast]`.
-        ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
-        RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
-        httpx.TransportError: as the stock transport raises them.
-    """
+    _stock: ClassVar[Stock]
 
     def __init__(
         self,
@@ -95,9 +99,13 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
                 "AsyncioTransport connects to no proxy: use httpx.AsyncHTTPTransport(proxy=...), "
                 "or leave transport= away and give proxy= to the client"
             )
-        context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+        context = self._stock.library.create_ssl_context(
+            verify=verify, cert=cert, trust_env=trust_env
+        )
         context.set_alpn_protocols(["http/1.1"])
-        self._pool = _SeenPool(
+        stock = self._stock
+        self._pool = stock.seen_pool(
+            stock,
             self._exchange,
             ssl_context=context,
             max_connections=limits.max_connections,
@@ -108,7 +116,7 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             retries=retries,
             socket_options=socket_options,
         )
-        self._connections = Pool(self._connect, limits)
+        self._connections = Pool(self._connect, limits, stock.library)
         self._tls = context
         self._uds = uds
         self._local_address = local_address
@@ -120,11 +128,17 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         self._last: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        library = self._stock.library
+        if library_of(type(request)) is not library:
+            raise TypeError(
+                f"this AsyncioTransport is for the client of {library.__name__}: import the one of "
+                f"asgi_upstream.transport for httpx, of asgi_upstream.transport.httpx2 for httpx2"
+            )
         opening = self.relay(request)
         if opening is None:
             return await super().handle_async_request(request)  # to _SeenPool, in the end
-        body = _Body(await opening)
-        return httpx.Response(
+        body = self._stock.body(self._stock, await opening)
+        return library.Response(
             body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
         )
 
@@ -135,11 +149,12 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         Others are those who have put themselves in the place of this class's, httpx's or
         httpcore's method.
         """
+        stock = self._stock
         if (
             type(self).handle_async_request is not _OWN
             or "handle_async_request" in vars(self)
-            or httpx.AsyncHTTPTransport.handle_async_request is not _STOCK_TRANSPORT
-            or httpcore.AsyncConnectionPool.handle_async_request is not _STOCK_POOL
+            or stock.transport.handle_async_request is not stock.transport_method
+            or stock.pool.handle_async_request is not stock.pool_method
         ):
             return None
         extensions = request.extensions
@@ -148,10 +163,13 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         else:
             url, fields = request.url, request.headers.raw
         if url is not self._last_url:
-            self._last_url, self._last = url, _origin(url.raw_scheme, url.raw_host, url.port)
+            self._last_url, self._last = (
+                url,
+                _origin(stock.library, url.raw_scheme, url.raw_host, url.port),
+            )
         target = extensions.get("target") or url.raw_path
         timeouts = extensions.get("timeout", {})
-        out = outgoing(request.method, target, fields, request.stream, timeouts)
+        out = outgoing(request.method, target, fields, request.stream, timeouts, stock.library)
         return self._exchange(self._last, out, extensions)
 
     async def _exchange(self, origin: Origin, out: Outgoing, extensions: Extensions) -> Connection:
@@ -179,7 +197,8 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
                 await connection.finish()
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
                 stale = connection.exchanges > 1 and not connection.answered
-                closed = isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError)
+                library = self._stock.library
+                closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
                 can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
                 if again or not (stale and closed and can_repeat):
                     raise
@@ -205,7 +224,7 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         for attempt in range(self._retries):
             try:
                 return await self._connect_once(origin, timeout)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+            except (self._stock.library.ConnectError, self._stock.library.ConnectTimeout):
                 await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
         return await self._connect_once(origin, timeout)
 
@@ -214,9 +233,9 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             async with asyncio.timeout(timeout):
                 return await self._open(origin)
         except TimeoutError as exc:
-            raise httpx.ConnectTimeout(str(exc)) from exc
+            raise self._stock.library.ConnectTimeout(str(exc)) from exc
         except (OSError, UnicodeError) as exc:
-            raise httpx.ConnectError(str(exc)) from exc
+            raise self._stock.library.ConnectError(str(exc)) from exc
 
     async def _open(self, origin: Origin) -> Connection:
         scheme, raw_host, port, sni = origin
@@ -227,7 +246,7 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
             tls = {"ssl": self._tls, "server_hostname": sni or host}
 
         def protocol() -> Connection:
-            return Connection(self._connections, loop)
+            return Connection(self._connections, loop, self._stock.library)
 
         if self._uds is not None:
             transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
@@ -262,12 +281,12 @@ class AsyncioTransport(httpx.AsyncHTTPTransport):
         await self._pool.aclose()
 
 
-_OWN = AsyncioTransport.handle_async_request
+_OWN = OnAsyncio.handle_async_request
 
 
-def _origin(scheme: bytes, host: bytes, port: int | None) -> Origin:
+def _origin(library: Library, scheme: bytes, host: bytes, port: int | None) -> Origin:
     if scheme not in _PORTS:
-        raise httpx.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
+        raise library.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
     return scheme, host, port or _PORTS[scheme], None
 
 
@@ -288,15 +307,15 @@ async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> None:
     await trace("http11.receive_response_headers.complete", {"return_value": answer})
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body(ByteStreamOfEither):
     """The stream of a response's body, whose end is the end of its exchange."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, stock: Stock, connection: Connection) -> None:
         self.head = connection.head
         self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
             "http_version": self.head.version,
             "reason_phrase": self.head.reason,
-            "network_stream": _NetworkStream(connection),
+            "network_stream": stock.network_stream(connection),
             "connection_reused": connection.exchanges > 1,
         }
         self._connection: Connection | None = connection
@@ -317,17 +336,10 @@ class _Body(httpx.AsyncByteStream):
             await connection.finish()
 
 
-@contextmanager
-def _httpcore_errors() -> Iterator[None]:
-    """What users of a network stream expect, for httpx's errors, which are named the same."""
-    try:
-        yield
-    except httpx.TransportError as exc:
-        raise getattr(httpcore, type(exc).__name__, httpcore.ReadError)(str(exc)) from exc
-
-
-class _NetworkStream(httpcore.AsyncNetworkStream):
+class _NetworkStream:
     """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
+
+    core: ClassVar[Any]
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -335,14 +347,25 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._connection.read_timeout = timeout
-        with _httpcore_errors():
+        with self._errors():
             return await self._connection.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
             async with self._writing:
-                with _httpcore_errors():
+                with self._errors():
                     await self._connection.write(buffer, timeout)
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        """Those of httpcore, which its users expect: they are named as httpx's."""
+        try:
+            yield
+        except Exception as exc:
+            if not is_a(exc, httpx.TransportError):
+                raise
+            kind = getattr(self.core, type(exc).__name__, self.core.ReadError)
+            raise kind(str(exc)) from exc
 
     async def aclose(self) -> None:
         await self._connection.finish()
@@ -352,15 +375,23 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
         return self._connection.get_extra_info(name)
 
 
-class _SeenPool(httpcore.AsyncConnectionPool):
+if TYPE_CHECKING:
+    _Pool = httpcore.AsyncConnectionPool
+else:
+    _Pool = object
+
+
+class _SeenPool(_Pool):
     """Where the stock transport's method arrives when somebody has wrapped or mocked it."""
 
-    def __init__(self, exchange: Any, **options: Any) -> None:
+    def __init__(self, stock: Stock, exchange: Any, **options: Any) -> None:
         super().__init__(**options)
+        self._stock = stock
         self._exchange = exchange
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        if httpcore.AsyncConnectionPool.handle_async_request is not _STOCK_POOL:
+        stock = self._stock
+        if stock.pool.handle_async_request is not stock.pool_method:
             return await super().handle_async_request(request)
         url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
         out = outgoing(
@@ -369,9 +400,33 @@ class _SeenPool(httpcore.AsyncConnectionPool):
             request.headers,
             request.stream,
             extensions.get("timeout", {}),
+            stock.library,
         )
-        origin = _origin(url.scheme, url.host, url.port)
-        body = _Body(await self._exchange(origin, out, extensions))
-        return httpcore.Response(
+        origin = _origin(stock.library, url.scheme, url.host, url.port)
+        body = stock.body(stock, await self._exchange(origin, out, extensions))
+        return stock.response_of_core(
             body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
         )
+
+
+class AsyncioTransport(OnAsyncio, httpx.AsyncHTTPTransport):
+    """The transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
+
+        client_lifespan(transport=AsyncioTransport())
+
+    It is seen by what patches httpx's transport or httpcore's pool: mocks and instrumentation.
+
+    Arguments:
+        limits: most connections, and idle ones, and the seconds that these are kept.
+        retries: how often connecting is tried again.
+        verify, cert, trust_env, uds, local_address, socket_options: as of
+            `httpx.AsyncHTTPTransport`.
+
+    Raises:
+        ImportError: on import, without httptools: it comes with `asgi-upstream[fast]`.
+        ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
+        RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
+        httpx.TransportError: as the stock transport raises them.
+    """
+
+    _stock = Stock(httpx, httpcore)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import httpx
 
+from ..libraries import Library
 from .messages import Broken, Head, Outgoing, Phase, head_of
 
 MOST_UNREAD = 256 * 1024
@@ -41,18 +42,21 @@ class Owner(Protocol):
 
 class Connection(asyncio.Protocol):
     __slots__ = (
-        "_data", "_failure", "_in_trailers", "_left", "_out", "_owner", "_phase",
+        "_data", "_failure", "_in_trailers", "_left", "_library", "_out", "_owner", "_phase",
         "_pieces", "_read_by", "_reader", "_reading_paused", "_reads", "_reusable", "_timer",
         "_transport", "_unread", "_upload", "_uploading", "_write_by", "_writer",
         "_writing_paused", "answered", "closed", "exchanges", "head", "loop",
         "read_timeout",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, owner: Owner, loop: asyncio.AbstractEventLoop, library: Library = httpx
+    ) -> None:
         self.exchanges = 0
         self.answered = False  # with at least a byte, in this exchange
         self.closed = False
         self._owner = owner
+        self._library = library  # whose exceptions are raised
         self.loop = loop
         self._transport = cast(asyncio.Transport, None)
         self._phase = Phase.IDLE
@@ -128,7 +132,7 @@ class Connection(asyncio.Protocol):
     async def write(self, data: bytes, timeout: float | None) -> None:
         """Send bytes of an upload, or of a connection that was upgraded."""
         if self.closed:
-            raise httpx.WriteError("the connection is closed")
+            raise self._library.WriteError("the connection is closed")
         self._transport.write(data)
         if self._writing_paused:
             self._writer = self.loop.create_future()
@@ -138,7 +142,7 @@ class Connection(asyncio.Protocol):
             finally:
                 self._writer = None
             if self.closed:
-                raise httpx.WriteError("the connection is closed")
+                raise self._library.WriteError("the connection is closed")
 
     async def finish(self) -> None:
         """End the exchange: keep the connection if it is clean, and close it if not."""
@@ -208,12 +212,12 @@ class Connection(asyncio.Protocol):
         now, first = self.loop.time(), math.inf
         if self._reader is not None and not self._reader.done():
             if self._read_by <= now:
-                self._reader.set_exception(httpx.ReadTimeout(""))
+                self._reader.set_exception(self._library.ReadTimeout(""))
             else:
                 first = self._read_by
         if self._writer is not None and not self._writer.done():
             if self._write_by <= now:
-                self._writer.set_exception(httpx.WriteTimeout(""))
+                self._writer.set_exception(self._library.WriteTimeout(""))
             else:
                 first = min(first, self._write_by)
         if first < math.inf:
@@ -243,12 +247,14 @@ class Connection(asyncio.Protocol):
                 else:
                     left, data = left - len(part), part
                     if left < 0:
-                        raise httpx.LocalProtocolError("more content than Content-Length says")
+                        raise self._library.LocalProtocolError(
+                            "more content than Content-Length says"
+                        )
                 await self.write(data, timeout)
             if left is None:
                 await self.write(b"0\r\n\r\n", timeout)
             elif left:
-                raise httpx.LocalProtocolError("less content than Content-Length says")
+                raise self._library.LocalProtocolError("less content than Content-Length says")
         except asyncio.CancelledError as exc:
             if self._uploading:  # what makes the content was cancelled, and not this
                 self.fail(exc)
@@ -280,7 +286,7 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
         except Broken as exc:
-            self.fail(httpx.RemoteProtocolError(str(exc)))
+            self.fail(self._library.RemoteProtocolError(str(exc)))
         self._wake(self._reader)
 
     def _read_head(self, data: bytes) -> None:
@@ -388,12 +394,14 @@ class Connection(asyncio.Protocol):
         if whole and self._phase in (Phase.UNTIL_CLOSE, Phase.UPGRADED):
             self._phase, self._reusable = Phase.DONE, False
         elif self._phase is Phase.HEAD and exc is None:
-            self.fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
+            self.fail(
+                self._library.RemoteProtocolError("Server disconnected without sending a response.")
+            )
         elif self._phase not in (Phase.IDLE, Phase.DONE):
             self.fail(
-                httpx.ReadError(str(exc))
+                self._library.ReadError(str(exc))
                 if exc is not None
-                else httpx.RemoteProtocolError(
+                else self._library.RemoteProtocolError(
                     "peer closed connection without sending complete message body"
                 )
             )

@@ -10,6 +10,8 @@ from typing import cast
 import httptools
 import httpx
 
+from ..libraries import Library
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 MOST_FIELDS = 128
@@ -58,25 +60,28 @@ def outgoing(
     fields: RawHeaders,
     stream: object,
     timeouts: Mapping[str, float | None],
+    library: Library = httpx,
 ) -> Outgoing:
     """The request as it is written (RFC 9112 3, 5, 6).
 
     Raises:
         httpx.LocalProtocolError: for what would not be one request, or not this one.
     """
-    # Few fields are an author's own, and the same again and again.
-    lines, length = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
+    try:  # few fields are an author's own, and the same again and again
+        lines, length = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
+    except ValueError as exc:
+        raise library.LocalProtocolError(str(exc)) from None
     start = b"%b %b" % (method.encode("ascii", "replace"), target)
     if not _START.fullmatch(start):
-        raise httpx.LocalProtocolError("malformed method or target")
+        raise library.LocalProtocolError("malformed method or target")
     head = b"%b HTTP/1.1\r\n%b" % (start, lines)
     content: bytes | AsyncIterator[bytes]
-    if isinstance(stream, httpx.ByteStream):
+    if isinstance(stream, library.ByteStream):
         content = b"".join(stream)
         if length is None:
             content = (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
         elif len(content) != length:
-            raise httpx.LocalProtocolError("the content is not as long as Content-Length says")
+            raise library.LocalProtocolError("the content is not as long as Content-Length says")
     else:
         content = aiter(cast(httpx.AsyncByteStream, stream))
     return Outgoing(method, head, content, length, timeouts.get("read"), timeouts.get("write"))
@@ -87,14 +92,14 @@ def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None]:
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     names = [name.lower() for name, _ in fields]
     if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(fields) or b":" in b"".join(names):
-        raise httpx.LocalProtocolError("malformed field")
+        raise ValueError("malformed field")
     if b"host" not in names:
-        raise httpx.LocalProtocolError("no Host field")
+        raise ValueError("no Host field")
     length = None if b"transfer-encoding" in names else 0
     if b"content-length" in names:
         values = {value for name, value in fields if name.lower() == b"content-length"}
         if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
-            raise httpx.LocalProtocolError("bad Content-Length")
+            raise ValueError("bad Content-Length")
         length = int(value)
     return lines + b"\r\n", length
 

@@ -14,6 +14,7 @@ from typing import cast
 
 import httpx
 
+from ..libraries import Library
 from .connection import Connection
 
 Origin = tuple[bytes, bytes, int, str | None]  # scheme, host, port, name to ask for in TLS
@@ -59,8 +60,9 @@ class PoolState:
 
 
 class Pool:
-    def __init__(self, connect: Connect, limits: httpx.Limits) -> None:
+    def __init__(self, connect: Connect, limits: httpx.Limits, library: Library = httpx) -> None:
         self._connect = connect
+        self._library = library
         self._most = math.inf if limits.max_connections is None else limits.max_connections
         most_idle = limits.max_keepalive_connections
         self._most_idle = math.inf if most_idle is None else most_idle
@@ -155,9 +157,11 @@ class Pool:
             for waiter in list(group.waiters):
                 self._forget(waiter)
                 if not waiter.connection.done():
-                    waiter.connection.set_exception(httpx.ConnectError("the client was closed"))
+                    waiter.connection.set_exception(
+                        self._library.ConnectError("the client was closed")
+                    )
         for connection in list(self._open):
-            connection.fail(httpx.CloseError("the client was closed"))
+            connection.fail(self._library.CloseError("the client was closed"))
 
     def state(self) -> PoolState:
         """What there is now, counted."""
@@ -201,7 +205,9 @@ class Pool:
         try:
             connection = task.result()
             if connection.closed:
-                raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+                raise self._library.RemoteProtocolError(
+                    "Server disconnected without sending a response."
+                )
         except BaseException as exc:
             self._size -= 1
             waiting = (waiter for waiter in group.waiters if not waiter.connection.done())
@@ -222,7 +228,7 @@ class Pool:
 
     def _give_up(self, waiter: Waiter) -> None:
         if not waiter.has_room and not waiter.connection.done():
-            waiter.connection.set_exception(httpx.PoolTimeout(""))
+            waiter.connection.set_exception(self._library.PoolTimeout(""))
 
     def _expire(self) -> None:
         self._timer = None

@@ -1,0 +1,293 @@
+"""Both libraries in one process, as an app has them that moves from one to the other.
+
+The other tests run on httpx2 too: `make test-httpx2`.
+"""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import Any, cast
+
+import httpx
+import httpx2
+import pytest
+from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from asgi_upstream import (
+    BufferedResponse,
+    PoolExhausted,
+    StreamedResponse,
+    UpstreamConnectError,
+    UpstreamTimeout,
+    client_lifespan,
+    forward_request,
+    upstream_errors,
+)
+from asgi_upstream import transport as of_httpx
+from asgi_upstream.libraries import Library, is_a, library_of
+from asgi_upstream.records import Outcome, Record
+from asgi_upstream.shortcut import shortcut
+from asgi_upstream.transport import httpx2 as of_httpx2
+from tests.asgi import Caller
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.of_httpx]  # these know both
+both = pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda module: module.__name__)
+transports = pytest.mark.parametrize("is_fast", [False, True], ids=["stock", "AsyncioTransport"])
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with the request's body; never, to /silent; with half of a body, to /cut."""
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if b" /silent " in head:
+                continue
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+            body = await reader.readexactly(int(length or 0)) or b'{"a": 1}'
+            missing = 9 if b" /cut " in head else 0
+            writer.write(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\n")
+            writer.write(b"content-length: %d\r\n\r\n%b" % (len(body) + missing, body))
+            if missing:
+                break
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[Any]:
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    if is_fast:
+        module: Any = of_httpx if library is httpx else of_httpx2
+        limits = options.pop("limits", library.Limits())
+        options["transport"] = module.AsyncioTransport(limits=limits)
+    else:
+        options["trust_env"] = False
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    lifespan = client_lifespan(library.AsyncClient, base_url=url, **options)
+    async with lifespan(None) as state:
+        yield state["client"]
+    server.close()
+
+
+@both
+@transports
+@pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
+async def test_a_response_is_relayed(library: Any, is_fast: bool, cls: Any) -> None:
+    async with shared(library, is_fast) as client:
+        caller = await Caller().call(cls(client, client.build_request("GET", "/")))
+        again = await Caller().call(cls(client, client.build_request("POST", "/", content="b")))
+    assert (caller.status, caller.body) == (200, b'{"a": 1}')
+    assert caller.values("set-cookie") == ["a=b"]
+    assert again.body == b"b"
+
+
+@both
+@transports
+async def test_on_response_gets_a_response_of_the_clients_own_library(
+    library: Any, is_fast: bool
+) -> None:
+    def shape(upstream: Any) -> JSONResponse:
+        assert type(upstream) is library.Response
+        return JSONResponse(upstream.json())
+
+    async with shared(library, is_fast) as client:
+        request = client.build_request("GET", "/")
+        caller = await Caller().call(BufferedResponse(client, request, on_response=shape))
+        assert caller.body == b'{"a":1}'
+
+
+@both
+@transports
+async def test_a_response_that_is_open_already_is_adopted(library: Any, is_fast: bool) -> None:
+    async with shared(library, is_fast) as client:
+        upstream = await client.send(client.build_request("GET", "/"), stream=True)
+        caller = await Caller().call(StreamedResponse.adopt(upstream))
+        assert caller.body == b'{"a": 1}'
+        assert upstream.is_closed
+
+
+@both
+@transports
+async def test_a_forwarded_request_is_of_the_clients_own_library(
+    library: Any, is_fast: bool
+) -> None:
+    async with shared(library, is_fast) as client:
+        for fields, body in [([], b'{"a": 1}'), ([(b"content-length", b"3")], b"abc")]:
+            caller = Caller("POST", headers=fields, body=[b"abc"] if fields else ())
+            outgoing = forward_request(client, Request(caller.scope, caller.receive))
+            assert isinstance(outgoing, library.Request)
+            assert type(outgoing.headers) is library.Headers
+            assert isinstance(outgoing.stream, library.AsyncByteStream)
+            await caller.call(StreamedResponse(client, outgoing))
+            assert caller.body == body
+
+
+@both
+@transports
+async def test_what_goes_wrong_has_the_librarys_own_exception_for_its_cause(
+    library: Any, is_fast: bool
+) -> None:
+    records: list[Record] = []
+    timeout = library.Timeout(5, read=0.05)
+    async with shared(library, is_fast, timeout=timeout, observers=[records.append]) as client:
+        for url, status, cause in [
+            ("http://127.0.0.1:1/", 502, library.ConnectError),
+            ("/silent", 504, library.ReadTimeout),
+            ("/cut", 502, library.RemoteProtocolError),
+        ]:
+            request = client.build_request("GET", url)
+            with pytest.raises(Exception, match=str(status)) as caught:
+                await Caller().call(BufferedResponse(client, request))
+            failure: Any = caught.value.__cause__
+            assert type(failure) is cause
+            assert failure.request is request
+        with pytest.raises(UpstreamTimeout) as caught, upstream_errors():
+            await client.get("/silent")
+        assert type(caught.value.__cause__) is library.ReadTimeout
+    failed = [Outcome.CONNECT_FAILED, Outcome.READ_TIMEOUT, Outcome.BODY_FAILED]
+    assert [record.outcome for record in records] == failed
+
+
+@both
+@transports
+async def test_so_has_a_pool_that_is_full(library: Any, is_fast: bool) -> None:
+    limits = library.Limits(max_connections=1)
+    async with shared(library, is_fast, limits=limits) as client:
+        held = await client.send(client.build_request("GET", "/"), stream=True)
+        request = client.build_request("GET", "/", timeout=library.Timeout(5, pool=0.05))
+        with pytest.raises(PoolExhausted) as caught:
+            await Caller().call(StreamedResponse(client, request))
+        assert type(caught.value.__cause__) is library.PoolTimeout
+        await held.aclose()
+
+
+@both
+async def test_every_timeout_has_its_outcome(library: Any) -> None:
+    outcomes = []
+    for kind in (library.ConnectTimeout, library.WriteTimeout, library.PoolTimeout):
+
+        def fail(request: object, kind: Any = kind) -> Any:
+            raise kind("")
+
+        records: list[Record] = []
+        options: dict[str, Any] = {"base_url": "http://x", "observers": [records.append]}
+        transport = library.MockTransport(fail)
+        lifespan = client_lifespan(library.AsyncClient, transport=transport, **options)
+        async with lifespan(None) as state:
+            client: Any = state["client"]
+            with pytest.raises(Exception, match="50"):
+                await Caller().call(StreamedResponse(client, client.build_request("GET", "/")))
+        outcomes += [record.outcome for record in records]
+    assert outcomes == [Outcome.CONNECT_TIMEOUT, Outcome.WRITE_TIMEOUT, Outcome.POOL_EXHAUSTED]
+
+
+@both
+async def test_a_client_with_nothing_to_do_is_passed_by(
+    library: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shared(library, True) as client:
+        request = client.build_request("GET", "/")
+        assert shortcut(client, request) is client._transport
+        with caplog.at_level(logging.INFO, logger=library.__name__):
+            await Caller().call(StreamedResponse(client, request))
+        (line,) = [r.getMessage() for r in caplog.records if r.name == library.__name__]
+    assert line == f'HTTP Request: GET {request.url} "HTTP/1.1 200 OK"'
+
+
+@both
+async def test_a_request_of_the_other_library_is_refused_at_once(library: Any) -> None:
+    other: Any = httpx if library is httpx2 else httpx2
+    async with library.AsyncClient() as client:
+        with pytest.raises(TypeError, match=r"make it with client\.build_request"):
+            StreamedResponse(client, other.Request("GET", "http://x"))
+
+
+@both
+async def test_the_transport_of_the_other_library_is_refused_by_name(library: Any) -> None:
+    module: Any = of_httpx2 if library is httpx else of_httpx
+    async with library.AsyncClient(transport=module.AsyncioTransport()) as client:
+        with pytest.raises(
+            TypeError, match=r"is for the client of httpx.*asgi_upstream\.transport"
+        ):
+            await client.get("http://127.0.0.1:1/")
+
+
+async def test_instrumentation_of_httpx2_sees_what_goes_through_the_transport() -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    instrumentor: Any = HTTPX2ClientInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    try:
+        async with shared(httpx2, True) as client:
+            await Caller().call(StreamedResponse(client, client.build_request("GET", "/")))
+    finally:
+        instrumentor.uninstrument()
+    assert [span.name for span in spans.get_finished_spans()] == ["GET"]
+
+
+@both
+async def test_a_library_has_all_that_is_asked_of_one(library: ModuleType) -> None:
+    assert library_of(library.AsyncClient) is cast(Library, library)
+    assert library_of(type("Subclass", (library.AsyncClient,), {})) is cast(Library, library)
+    for name in Library.__annotations__.keys() - {"__name__"}:
+        assert library_of(getattr(library, name)) is cast(Library, library), name
+
+
+async def test_an_exception_of_httpx2_is_what_its_name_or_its_bases_are_in_httpx() -> None:
+    class Own(httpx2.ConnectTimeout):
+        pass
+
+    assert is_a(httpx2.ReadTimeout(""), httpx.ReadTimeout)
+    assert is_a(httpx2.ReadTimeout(""), httpx.TimeoutException)
+    assert not is_a(httpx2.ReadTimeout(""), httpx.ConnectTimeout)
+    assert is_a(Own(""), httpx.TimeoutException)
+    assert is_a(httpx2.SSEError(""), httpx.RequestError)  # which httpx has not
+    assert not is_a(TimeoutError(), httpx.TimeoutException)
+    with pytest.raises(UpstreamConnectError), upstream_errors():
+        raise httpx2.ConnectError("")
+
+
+# In processes of their own, for these are about what is imported.
+
+RELAYED = """
+import asyncio
+from unittest.mock import Mock
+from asgi_upstream import StreamedResponse, client_lifespan, forward_request
+from asgi_upstream.transport import AsyncioTransport
+import httpx
+
+async def main():
+    lifespan = client_lifespan(transport=AsyncioTransport(), base_url="http://127.0.0.1:1")
+    async with lifespan(None) as state:
+        client = state["client"]
+        try:
+            response = StreamedResponse(client, client.build_request("GET", "/"))
+            await response({"type": "http"}, Mock(), Mock())
+        except Exception as exc:
+            print(exc.status_code, type(exc.__cause__).__module__)
+asyncio.run(main())
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_httpx2_is_not_imported_for_who_does_not() -> None:
+    assert run(RELAYED + "import sys; print('httpx2' in sys.modules)") == "502 httpx\nFalse\n"
+
+
+async def test_httpx2_may_stand_in_for_httpx_in_the_whole_process() -> None:
+    assert run("import httpx2; httpx2.alias_httpx()" + RELAYED) == "502 httpx2\n"
