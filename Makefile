@@ -24,7 +24,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-httpx2 check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
+.PHONY: help demo test test-all test-httpx2 matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of 
 
 test-all: test ## and those that take long
 	@$(RUN) pytest -m slow
+
+matrix: $(DEV) ## test each Python, the lowest and newest dependencies, each extra: half an hour
+	@rm -rf .nox/matrix
+	@$(RUN) nox -f tests/noxfile.py
 
 check: $(DEV) ## check format, lint, types and docs
 	$(RUN) ruff format --check .
@@ -82,7 +86,7 @@ soak-all: $(BENCH) ## the same with faults on every server and both transports, 
 	@$(SOAK) --all --faults
 
 clean: ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf $(VENV) .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):

@@ -627,7 +627,8 @@ async def endpoint_after(read: str, request: Request) -> Response:
 @pytest.mark.parametrize("read", ["nothing", "body", "json"])
 async def test_a_body_that_the_endpoint_read_and_kept_is_forwarded(read: str) -> None:
     upstream = answering(b"ok")
-    app = Starlette(routes=[Route("/", functools.partial(endpoint_after, read), methods=["POST"])])
+    endpoint = functools.partial(endpoint_after, read)
+    app = Starlette(routes=[Route("/", endpoint, name="reads", methods=["POST"])])
     caller = caller_of(
         "/",
         "POST",
@@ -643,7 +644,8 @@ async def test_a_body_that_the_endpoint_read_and_kept_is_forwarded(read: str) ->
 @pytest.mark.anyio
 async def test_a_body_that_the_endpoint_read_as_a_stream_is_gone_and_the_error_says_so() -> None:
     upstream = answering(b"ok")
-    app = Starlette(routes=[Route("/", functools.partial(endpoint_after, "stream"))])
+    endpoint = functools.partial(endpoint_after, "stream")
+    app = Starlette(routes=[Route("/", endpoint, name="reads")])
     caller = caller_of(
         "/", headers=[(b"content-length", b"3")], body=[b"abc"], client=client_of(upstream)
     )

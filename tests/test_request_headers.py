@@ -572,6 +572,9 @@ def test_the_same_request_gives_the_same_fields_and_is_not_changed(
 
 @settings(max_examples=150, deadline=None)
 @given(lists, others)
+@example(
+    [(b"cookie", b"a=1"), (b"cookie", b"")], {"http_version": "2", "scheme": "http", "client": None}
+)
 def test_what_crossed_one_hop_crosses_the_next_but_for_what_that_one_says(
     raw: Fields, scope: dict[str, Any]
 ) -> None:

@@ -44,7 +44,7 @@ class Caller:
         self._start = self._prefix + "http.response.start"
         self._body = self._prefix + "http.response.body"
         self.method: str = scope.get("method", "GET")
-        self.started = False
+        self.started: bool = False
 
     @property
     def outcome_of_leaving(self) -> Outcome:
@@ -103,9 +103,9 @@ class Watch:
     `Task.cancel()`, which costs a fifth (as `asyncio.timeout` does; no shield holds it off).
     """
 
-    left = False
-    expired = False
-    cut = False  # the exchange was ended before its own end
+    left: bool = False
+    expired: bool = False
+    cut: bool = False  # the exchange was ended before its own end
     _begun = False
     _relayed = 0
     _context: contextvars.Context | None = None  # of who begins

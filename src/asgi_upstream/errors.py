@@ -67,7 +67,7 @@ class PoolExhausted(UpstreamError):
 
     status_code = 503
     detail = "Too many requests to the upstream are under way"
-    headers = {"retry-after": "1"}  # noqa: RUF012  the base class gives its type
+    headers: Mapping[str, str] | None = {"retry-after": "1"}
 
 
 class ExchangeCancelled(UpstreamError):

@@ -46,14 +46,14 @@ class Exchange:
 
     def __init__(self, terms: Terms, status: int | None, own_headers: headers.RawHeaders) -> None:
         self.terms = terms
-        self.request = terms.request
+        self.request: httpx.Request = terms.request
         self.status = status  # in place of the upstream's
         self.own_headers = own_headers
-        self.outcome = Outcome.CANCELLED  # unless it ends otherwise
+        self.outcome: Outcome = Outcome.CANCELLED  # unless it ends otherwise
         self.failure: Exception | None = None
-        self.own = Outcome.APP_FAILED  # what it is now that the app's own code raises
+        self.own: Outcome = Outcome.APP_FAILED  # what it is now that the app's own code raises
         self.tally: Tally | None = None
-        self.last = b""
+        self.last: bytes = b""
         self.replacement: Response | None = None
         self.bodies: list[AsyncIterator[bytes]] = []
 

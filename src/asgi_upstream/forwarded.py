@@ -34,8 +34,8 @@ class ForwardedRequest(RequestOfEither):
     ) -> None:
         self.method = method  # as it is: httpx makes it upper case, and methods are case-sensitive
         self.stream = stream
-        self.extensions = _Extensions(target=target, timeout=timeout)
-        self.origin_url = base
+        self.extensions: dict[str, Any] = _Extensions(target=target, timeout=timeout)
+        self.origin_url: httpx.URL = base
         self._target = target
         self._fields = fields
         self._library = library

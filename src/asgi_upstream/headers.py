@@ -143,7 +143,7 @@ def forwarded_request_headers(scope: Mapping[str, Any], *, trust_forwarded: bool
     if scope["http_version"] != "1.1":  # RFC 9113 8.2.3
         cookies = [value for name, value in fields if name == b"cookie"]
         if len(cookies) > 1:
-            fields = [*without(fields, b"cookie"), (b"cookie", b"; ".join(cookies))]
+            fields = [*without(fields, b"cookie"), (b"cookie", b"; ".join(filter(None, cookies)))]
     if b"transfer-encoding" in first:
         fields = [*without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
     elif b"content-length" in first:

@@ -11,5 +11,7 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
             super().log(level, msg, *args, stacklevel=2, **kwargs)
 
 
-logger = _Log(logging.getLogger("asgi_upstream"))
-client_loggers = {name: _Log(logging.getLogger(name)) for name in ("httpx", "httpx2")}
+logger: _Log = _Log(logging.getLogger("asgi_upstream"))
+client_loggers: dict[str, _Log] = {
+    name: _Log(logging.getLogger(name)) for name in ("httpx", "httpx2")
+}

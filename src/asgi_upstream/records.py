@@ -223,7 +223,7 @@ class Tally:
         self._headers: float | None = None
         self._first_byte: float | None = None
         self._received = 0
-        self.sent = 0
+        self.sent: int = 0
         self._begun = time.perf_counter()
 
     def answered(self, status: int, *, reused: bool | None) -> None:

@@ -109,11 +109,11 @@ class _UpstreamResponse(Response):
             observers,
         )
         # An attribute that may be set later, as of any Response; None is for the upstream's.
-        self.status_code = cast(int, status_code)
+        self.status_code: int = cast(int, status_code)
         self.media_type = media_type
         self.background = background
         if headers is None and media_type is None:
-            self.raw_headers = list[tuple[bytes, bytes]]()
+            self.raw_headers: list[tuple[bytes, bytes]] = []
         else:
             self.init_headers(headers)
 

@@ -33,7 +33,7 @@ class Upload(ByteStreamOfEither):
         self._body = body
         self._watch = watch
         self._tally = tally
-        self.under_way = False  # so that nobody else may read `receive`
+        self.under_way: bool = False  # so that nobody else may read `receive`
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         early = EarlyAnswer(self._client, self._url, self)

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "opentelemetry_observer needs opentelemetry-api: pip install 'asgi-upstream[otel]'",
-        name=exc.name,
-    ) from exc
+        name=_exc.name,
+    ) from _exc
 
 from ..errors import described
 from ..records import Observer, Record

@@ -6,13 +6,13 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
     from prometheus_client.core import GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ImportError as exc:
-    if exc.name != "prometheus_client":
+except ImportError as _exc:
+    if _exc.name != "prometheus_client":
         raise
     raise ImportError(
         "prometheus_observer needs prometheus-client: pip install 'asgi-upstream[prometheus]'",
-        name=exc.name,
-    ) from exc
+        name=_exc.name,
+    ) from _exc
 
 from ..records import Observer, Record
 from .bounds import MOST_HOSTS, Bounded, bounded_method

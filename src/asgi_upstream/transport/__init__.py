@@ -14,12 +14,12 @@ import httpx
 try:
     from .connection import Connection
     from .messages import Outgoing, outgoing
-except ImportError as exc:
-    if exc.name != "httptools":
+except ImportError as _exc:
+    if _exc.name != "httptools":
         raise
     raise ImportError(
         "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
-    ) from exc
+    ) from _exc
 from ..forwarded import ForwardedRequest
 from ..libraries import ByteStreamOfEither, Library, derived, is_a, library_of
 from .pool import Origin, Pool, PoolState

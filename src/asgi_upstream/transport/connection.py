@@ -52,16 +52,16 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, owner: Owner, loop: asyncio.AbstractEventLoop, library: Library = httpx
     ) -> None:
-        self.exchanges = 0
-        self.answered = False  # with at least a byte, in this exchange
-        self.closed = False
+        self.exchanges: int = 0
+        self.answered: bool = False  # with at least a byte, in this exchange
+        self.closed: bool = False
         self._owner = owner
         self._library = library  # whose exceptions are raised
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
         self._transport = cast(asyncio.Transport, None)
         self._phase = Phase.IDLE
         self._out = cast(Outgoing, None)
-        self.head = cast(Head, None)  # of the response, once `has_head`
+        self.head: Head = cast(Head, None)  # of the response, once `has_head`
         self.read_timeout: float | None = None
         self._reusable = False
         self._data = b""  # received, and not yet understood

@@ -116,8 +116,9 @@ class Head:
         line = _STATUS_LINE.match(data)
         if line is None:
             raise Broken("malformed status line")
-        self.version, status, self.reason = line.groups(b"")
-        self.status = int(status)
+        self.version: bytes = line[1]
+        self.status: int = int(line[2])
+        self.reason: bytes = line[3] or b""
         self.fields: RawHeaders = _FIELD_LINE.findall(data)
         # Every line is a field as most are, or httptools says what the odd ones are.
         if len(self.fields) + 2 != data.count(b"\n") or b" \r" in data or b"\t\r" in data:

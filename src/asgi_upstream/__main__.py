@@ -1,0 +1,37 @@
+"""`python -m asgi_upstream`: what is installed here, to be pasted into a bug report."""
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    ("asgi-upstream", "httpx", "httpcore", "starlette", "anyio"),
+    ("fastapi", "httpx2", "httptools", "httpx-ws", "prometheus-client", "opentelemetry-api"),
+    ("uvicorn", "hypercorn", "granian", "gunicorn", "uvloop", "trio"),
+)
+
+
+def lines() -> Iterator[str]:
+    """Python and the platform; what is required; what is optional; servers and event loops."""
+    yield _line("Python", sys.version)
+    yield _line("platform", platform.platform())
+    for group in PACKAGES:
+        yield ""
+        for name in group:
+            yield _line(name, _version(name))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<18} {' '.join(value.split())}"
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

@@ -1,0 +1,149 @@
+"""What the package works with: each Python, the lowest and the newest dependencies, each extra.
+
+`make matrix` runs it all and writes the table of docs/versions.md. A Python that is not on the
+machine is left out, and the table says so.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nox
+
+os.chdir(Path(__file__).parents[1])  # nox goes to where this file is
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+REQUIRED: list[str] = PROJECT["project"]["dependencies"]
+DECLARED = [requirement for group in (REQUIRED, *EXTRAS.values()) for requirement in group]
+DEPENDENCIES = ["lowest", "newest"]
+CELLS = ["none", *EXTRAS, "all"]
+PAGE = Path("docs/versions.md")
+RESULTS = Path(".nox/matrix")
+
+# What is tested in a cell, and the tools for it beside the group "unit". Real servers, examples and
+# what takes long are for `make test-all`.
+LEFT_OUT = [
+    "tests/test_examples.py",
+    "tests/test_forwarding_examples.py",
+    "tests/test_limits_examples.py",
+    "tests/test_packaging.py",
+    "tests/transport/test_fuzz.py",
+]
+WITH_ALL = [
+    "tests/instrumentation/test_dashboard.py",
+    "tests/instrumentation/test_end_to_end.py",
+    "tests/test_operations.py",
+    "tests/test_records.py",
+    "tests/transport/test_seen_by_others.py",
+]
+# With old releases: FastAPI warns, and Starlette's own router does not say which route it took.
+NOT_OF_OLD = [
+    "tests/instrumentation/test_end_to_end.py::test_the_code_of_the_docs_runs_as_it_stands",
+    "tests/test_records.py::test_the_route_is_the_template_and_not_the_path",
+]
+CORE = [*map(str, Path("tests").glob("test_*.py")), "tests/instrumentation/test_logs.py"]
+ELSEWHERE = {*LEFT_OUT, *WITH_ALL}
+TESTS: dict[str, list[str]] = {
+    "none": sorted({*CORE} - ELSEWHERE),
+    "fast": sorted({*map(str, Path("tests/transport").glob("test_*.py"))} - ELSEWHERE),
+    "otel": ["tests/instrumentation/test_opentelemetry.py"],
+    "prometheus": ["tests/instrumentation/test_prometheus.py"],
+    "all": WITH_ALL,
+}
+FAST_TOOLS = ["httpx-ws", "respx", "trustme", "uvloop"]
+OTEL_TOOLS = ["opentelemetry-instrumentation-asgi", "opentelemetry-instrumentation-httpx"]
+OTEL_TOOLS += ["opentelemetry-sdk"]
+TOOLS: dict[str, list[str]] = {
+    "fast": FAST_TOOLS,
+    "otel": OTEL_TOOLS,
+    "all": [*FAST_TOOLS, *OTEL_TOOLS, "promql-parser"],
+}
+
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+# The Pythons of pyenv, whichever of them is the chosen one; none is downloaded.
+PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+os.environ["PATH"] = os.pathsep.join(
+    [*map(str, PYENV.glob("versions/3.*/bin")), os.environ["PATH"]]
+)
+os.environ["UV_PYTHON_DOWNLOADS"] = "never"
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("extras", CELLS)
+@nox.parametrize("dependencies", DEPENDENCIES)
+def tests(session: nox.Session, dependencies: str, extras: str) -> None:
+    """One cell: one Python, one set of versions, one set of extras."""
+    constraints = Path(session.virtualenv.location) / "constraints.txt"
+    lowest = [requirement.replace(">=", "==", 1) for requirement in DECLARED]
+    lowest.append("httpx-ws<0.9")  # which does not say that it needs a newer anyio
+    constraints.write_text("\n".join(lowest if dependencies == "lowest" else []))
+    names = {"none": [], "all": [*EXTRAS]}.get(extras, [extras])
+    unit = nox.project.dependency_groups(PROJECT, "unit")
+    session.install("--constraint", str(constraints), f".[{','.join(names)}]", *unit)
+    if tools := TOOLS.get(extras):
+        session.install("--constraint", str(constraints), *tools)
+    cell: dict[str, Any] = {
+        "python": session.python,
+        "dependencies": dependencies,
+        "extras": extras,
+        "says": "**failed**",
+        "full": str(session.run("python", "-V", silent=True)).split()[1],
+        "packages": _packages(session),
+    }
+    command = ["python", "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not alone"]
+    command += ["-p", "no:cacheprovider", *TESTS[extras]]
+    if dependencies == "lowest":  # old releases warn of what is theirs
+        command += ["-W", "default", *(f"--deselect={name}" for name in NOT_OF_OLD)]
+    try:
+        output = session.run(*command, silent=True, env={"PYTHONDONTWRITEBYTECODE": ""})
+        summary = str(output).splitlines()[-1]
+        session.log(summary)
+        cell["says"] = re.sub(r"^=*|in [0-9.]+s.*$", "", summary).strip()
+    finally:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        name = f"{session.python}-{dependencies}-{extras}.json"
+        (RESULTS / name).write_text(json.dumps(cell))
+
+
+def _packages(session: nox.Session) -> dict[str, str]:
+    freeze = session.run("uv", "pip", "freeze", silent=True, external=True)
+    return dict(line.split("==") for line in str(freeze).splitlines() if "==" in line)
+
+
+@nox.session(python=False)
+def page(session: nox.Session) -> None:
+    """Write what passed into the page."""
+    cells = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    before, _, rest = PAGE.read_text().partition("<!-- made by make matrix -->\n")
+    _, _, after = rest.partition("<!-- to here -->")
+    made = "\n".join([*_results(cells), "", *_versions(cells), ""])
+    PAGE.write_text(f"{before}<!-- made by make matrix -->\n{made}<!-- to here -->{after}")
+
+
+def _results(cells: list[dict[str, Any]]) -> list[str]:
+    said = {(c["python"], c["dependencies"], c["extras"]): c["says"] for c in cells}
+    full = {c["python"]: c["full"] for c in cells}
+    heads = ["no extra", *(f"`{name}`" for name in EXTRAS), "all extras"]
+    rows = [f"| Python | dependencies | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for python in PYTHONS:
+        for dependencies in DEPENDENCIES:
+            row = [said.get((python, dependencies, extras), "not run") for extras in CELLS]
+            name = full.get(python, f"{python}: not on this machine")
+            rows.append(f"| {name} | {dependencies} | {' | '.join(row)} |")
+    return rows
+
+
+def _versions(cells: list[dict[str, Any]]) -> list[str]:
+    rows = ["| package | lowest | newest |", "|---|---|---|"]
+    names = dict.fromkeys(requirement.partition(">=")[0] for requirement in DECLARED)
+    for name in [*names, "fastapi"]:
+        found = [
+            {c["packages"].get(name, "") for c in cells if c["dependencies"] == dependencies} - {""}
+            for dependencies in DEPENDENCIES
+        ]
+        rows.append(f"| {name} | {' | '.join(', '.join(sorted(versions)) for versions in found)} |")
+    return rows
