@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
-from tests.integration.upstream import OK, Exchange, Upstream, behaviour
+from tests.integration.upstream import KEEPS_ALIVE, OK, Exchange, Upstream, behaviour
 from tests.page_apps import serving
 from tests.pages import ROOT, files
 
@@ -60,6 +60,9 @@ http {{
 async def session(e: Exchange) -> None:
     fields = b"set-cookie: a=1\r\nset-cookie: b=2\r\nconnection: x-private\r\nx-private: 1\r\n"
     await e.write(OK + fields + b"content-length: 2\r\n\r\nok")
+
+
+KEEPS_ALIVE.add(session)  # or the next probe may meet a connection that is just being closed
 
 
 Probe = Callable[[Server, Upstream], str]
