@@ -22,7 +22,7 @@ def _pool_of(client: Any, url: object) -> Any:
         attributes = getattr(transport, "__dict__", {}).values()
         inner = [one for one in attributes if hasattr(one, "handle_async_request")]
         if not inner:
-            raise AttributeError("a transport with no pool")
+            raise AttributeError  # a transport with no pool
         transport = inner[0]
     return transport._pool
 
