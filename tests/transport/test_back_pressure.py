@@ -79,6 +79,7 @@ class BackPressure(RuleBasedStateMachine):
         self.coming = b"HTTP/1.1 200 OK\r\n" + self.coming
         self.ended = self.over = False
         self.seen = bytearray()
+        self.loop.act(self.wire.take)  # who has answered had taken the request before
         self.wire.taken.clear()
         self.parts: deque[bytes] = deque()
         self.more_parts = asyncio.Event()
