@@ -216,6 +216,7 @@ NGINX_MARKS = [pytest.mark.nginx, pytest.mark.skipif(NGINX is None, reason="ther
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=NGINX_MARKS if way == "nginx" else ()) for way in WAYS]
 )
+@pytest.mark.slow
 def test_each_cell_of_the_table_is_as_measured(
     way: str, serve_way: Callable[..., Server], upstream: Upstream
 ) -> None:

@@ -60,7 +60,7 @@ MAPPING: dict[type[httpx.RequestError], type[UpstreamError]] = {
 def all_below(cls: type[httpx.RequestError]) -> Iterator[type[httpx.RequestError]]:
     yield cls
     for sub in cls.__subclasses__():
-        if sub.__module__.startswith("httpx"):
+        if sub.__module__.partition(".")[0] == httpx.__name__:
             yield from all_below(sub)
 
 

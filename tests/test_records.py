@@ -1133,6 +1133,7 @@ async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
                 assert state == dataclasses.replace(one, origins={url.removesuffix("/"): one})
                 assert open_exchanges(seen.client) == 1
                 group.cancel_scope.cancel()
+            await own.aclose()  # it would serve the next request, and is given up only here
             await eventually(lambda: own.pool_state().connecting == 0)
         seen.records.clear()
 

@@ -113,7 +113,7 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
             eventually(lambda: upstream.busy == 1, 5)
             caller.leave()
             if left_over:
-                with pytest.raises(AssertionError, match="not within"):
+                with pytest.raises(AssertionError, match="what was waited for"):
                     eventually(lambda: upstream.busy == 0, 2)
             else:
                 eventually(lambda: upstream.busy == 0, 5)

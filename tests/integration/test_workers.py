@@ -135,6 +135,7 @@ RECYCLES = {
 
 
 @pytest.mark.parametrize("name", RECYCLES)
+@pytest.mark.slow
 def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_started(
     upstream: Upstream, name: str
 ) -> None:
