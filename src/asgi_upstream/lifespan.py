@@ -51,7 +51,8 @@ def client_lifespan(
         options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
 
     Raises:
-        ValueError: at once, where `name` cannot be an attribute of `request.state`.
+        ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
+            the factory is none.
         Exception: at start-up, whatever the factory raises.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
@@ -59,6 +60,9 @@ def client_lifespan(
             f"client_lifespan(name={name!r}): the name must be a Python identifier, free to be an "
             f"attribute of request.state; write for example name='billing_client'"
         )
+
+    if not callable(factory):
+        raise TypeError(f"client_lifespan({factory!r}): give base_url= by its name, or a factory")
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:

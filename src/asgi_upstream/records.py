@@ -169,7 +169,7 @@ def check_observers(observers: Sequence[Observer]) -> None:
     if callable(observers) or any(
         not callable(each) or inspect.iscoroutinefunction(each) for each in observers
     ):
-        raise TypeError(f"observers={observers!r}: give a list of plain functions")
+        raise TypeError(f"observers={observers!r}: give a list of plain functions, not async ones")
 
 
 def strike(client: object) -> None:

@@ -79,15 +79,16 @@ class _UpstreamResponse(Response):
                 f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
                 f"client_lifespan(), or use a sync client in a `def` endpoint and return a Response"
             )
-        if not hasattr(request, "extensions"):
+        if not (hasattr(request, "extensions") and hasattr(request, "method")):
             raise TypeError(
                 f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
-                f"{name}(client, client.build_request('GET', url))"
+                f"{name}(client, client.build_request('GET', url)), or for a response that is open "
+                f"{name}.adopt(response)"
             )
         if not (getattr(request, "origin_url", None) or request.url).raw_host:
             raise ValueError(
-                f"the request for {str(request.url)!r} has no host: give the client a base_url=, "
-                f"or the request a full URL"
+                f"the request for {str(request.url)!r} has no host: give the client a base_url= "
+                f"such as 'https://api.example', or the request a full URL"
             )
         if transform or on_response or error_frame:
             _check_functions(transform=transform, on_response=on_response, error_frame=error_frame)

@@ -38,7 +38,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
         pytester.makepyfile(code.replace("# preamble", PREAMBLE))
         result = pytester.runpytest_subprocess(*OPTIONS, *options)
         result.assert_outcomes(passed=passed, failed=failed, errors=errors)
-        names_and_sayings = re.split(r"^_{3,} (.+?) _{3,}$", result.stdout.str(), flags=re.M)[1:]
+        failures = result.stdout.str().partition("= short test summary info =")[0]
+        names_and_sayings = re.split(r"^_{3,} (.+?) _{3,}$", failures, flags=re.M)[1:]
         return dict(zip(names_and_sayings[::2], names_and_sayings[1::2], strict=True))
 
     return run
