@@ -10,7 +10,7 @@ from tests import ON_HTTPX2
 
 HERE = Path(__file__).parent
 # Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
-_MOST = ("uvicorn-h11", "uvicorn-httptools+asyncio", "hypercorn-trio", "granian")
+_MOST = ("uvicorn-httptools+asyncio", "hypercorn-trio", "granian")
 EVERY_TIME = {
     "integration/test_conformance": _MOST,
     "integration/test_smuggling.py": _MOST,
@@ -18,8 +18,8 @@ EVERY_TIME = {
     "integration/test_ending.py": ("uvicorn-h11", "hypercorn-trio", "granian+asyncio", "gunicorn"),
     "integration/test_faults.py": ("uvicorn-h11", "uvicorn-httptools+asyncio"),
     "integration/test_overload.py": (),  # 40 seconds each
-    "integration/test_records.py": ("uvicorn-h11", "uvicorn-httptools+asyncio", "hypercorn-trio"),
-    "integration/test_websockets.py": ("uvicorn-httptools+asyncio", "hypercorn-trio", "granian"),
+    "integration/test_records.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
+    "integration/test_websockets.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
     "integration/test_workers.py": ("uvicorn-httptools", "gunicorn"),
     "real/": ("uvicorn-httptools+asyncio",),
 }

@@ -1,5 +1,6 @@
 """Corners that somebody ran into: each is a bug that this library, or another relay, once had."""
 
+import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
     StreamedResponse,
+    UpstreamTimeout,
     upstream_errors,
 )
 from tests.asgi import Caller, answering
@@ -31,7 +33,7 @@ from tests.test_responses import (
 
 pytestmark = pytest.mark.anyio
 
-LATE = asgi_upstream.caller.WATCH_AFTER + 0.05
+LATE = 2 * asgi_upstream.caller.WATCH_AFTER + 0.05
 
 
 class ClosingBy(httpx.AsyncByteStream):
@@ -329,3 +331,61 @@ async def test_zeros_behind_a_gzip_body_are_padding() -> None:
     coded = gzip.compress(json.dumps({"a": 1}).encode()) + bytes(100)
     caller = await called(answering(coded, headers=[("content-encoding", "gzip")]), decode=True)
     assert caller.body == b'{"a": 1}'
+
+
+async def test_the_deadline_bounds_the_last_part_too() -> None:
+    ended: list[str] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            await anyio.sleep(60)  # a server that holds it back, for a caller who reads nothing
+
+    async def receive() -> Any:
+        await anyio.sleep(60)
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"body"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        response = StreamedResponse(
+            client,
+            client.build_request("GET", "/"),
+            deadline=0.2,
+            observers=[lambda record: ended.append(record.outcome)],
+        )
+        with anyio.fail_after(5), pytest.raises(UpstreamTimeout):
+            await response({"type": "http", "method": "GET"}, receive, send)
+    assert ended == ["deadline"]
+
+
+async def test_a_task_that_is_cancelled_as_the_watch_ends_leaves_no_scope_behind() -> None:
+    began = anyio.Event()
+
+    async def receive() -> Any:
+        try:
+            await anyio.sleep(60)
+        finally:
+            began.set()
+            with anyio.CancelScope(shield=True):  # a server that tidies up
+                await anyio.sleep(0.3)
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"body"
+        await anyio.sleep(LATE)
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=slowly()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        response = StreamedResponse(client, client.build_request("GET", "/"))
+
+        async def under_a_middleware() -> None:
+            async with anyio.create_task_group():
+                await response({"type": "http", "method": "GET"}, receive, send)
+
+        if asyncio._get_running_loop() is None:
+            return  # trio has no such cancellation
+        task = asyncio.create_task(under_a_middleware())
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -227,15 +227,17 @@ class Watch:
             self._too_late.cancel()
         if self._group is not None:
             self._group.cancel_scope.cancel()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([self._task], timeout=1)
-        if self._stack is not None and self._scope is not None:
-            self.cut = bool(await self._stack.__aexit__(kind, exc, traceback))
-            self.expired = self._scope.cancel_called and not self.left
-        elif self._cancelled:
-            self.cut = await self._absorb(exc)
+        try:
+            if self._task is not None and not self._task.done():
+                self._task.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([self._task], timeout=1)
+        finally:  # also where `task.cancel()` breaks off the wait
+            if self._stack is not None and self._scope is not None:
+                self.cut = bool(await self._stack.__aexit__(kind, exc, traceback))
+                self.expired = self._scope.cancel_called and not self.left
+            elif self._cancelled:
+                self.cut = await self._absorb(exc)
         return self.cut
 
     async def _absorb(self, exc: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ however it ends: the upstream fails, the caller leaves, a deadline passes, the t
 
 import asyncio
 import inspect
+import math
 import types
 from collections.abc import (
     AsyncGenerator,
@@ -81,6 +82,7 @@ class Exchange:
         transport = None if terms.on_response else shortcut(terms.client, self.request)
         relay: Relay | None = getattr(transport, "relay", None)
         watch = Watch(receive, terms.deadline, plain=relay is not None)
+        until = anyio.current_time() + terms.deadline if terms.deadline is not None else math.inf
         try:
             async with watch:
                 try:
@@ -115,7 +117,12 @@ class Exchange:
                 raise
             return True
         try:
-            await caller.body(self.last, more=False)
+            if until == math.inf:
+                await caller.body(self.last, more=False)
+            elif not await self._ends_by(until, caller):
+                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+                errors.log_failure(self.failure, self.request)
+                raise self.failure
         except CallerLeft:
             if self.failure is None:
                 self.outcome = caller.outcome_of_leaving
@@ -365,6 +372,14 @@ class Exchange:
         if self.request.method == "HEAD" or upstream.status_code in (204, 304):
             async for _ in self._body_of(upstream, decode=False)[0]:
                 pass
+
+    async def _ends_by(self, until: float, caller: Caller) -> bool:
+        """Send the last part, if the server takes it in time."""
+        # What failed by the deadline itself has still a moment for its last words.
+        least = anyio.current_time() + FRAME_TIMEOUT if self.failure is not None else until
+        with anyio.CancelScope(deadline=max(until, least)) as scope:
+            await caller.body(self.last, more=False)
+        return not scope.cancelled_caught
 
     async def _end_with_frame(self, caller: Caller, error_frame: ErrorFrame) -> None:
         """End a body properly that is cut short from outside; hold that up for a moment only."""

@@ -689,6 +689,59 @@ async def test_on_a_new_connection_it_is_sent_once() -> None:
         assert len(serve.requests) == 1
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_connection_that_closes_as_it_is_handed_over_is_not_used(method: str) -> None:
+    async def says_nothing_of_it(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await read_request(reader)
+        writer.write(OK)
+
+    limits = httpx.Limits(max_connections=2)
+    async with Upstream(says_nothing_of_it) as upstream, client(upstream, limits=limits) as c:
+        answers = await asyncio.gather(*(c.request(method, "/") for _ in range(40)))
+        assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_request_that_says_close_ends_its_connection() -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        for _ in range(3):
+            await c.get("/", headers={"connection": "x, Close"})
+        assert len(upstream.peers) == 3
+
+
+async def test_connects_that_nobody_waits_for_give_way_to_another_origin() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        filling = [socket.socket() for _ in range(3)]
+        for one in filling:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        black_hole = f"http://127.0.0.1:{full.getsockname()[1]}"
+        limits = httpx.Limits(max_connections=2)
+        async with Upstream() as upstream, client(upstream, limits=limits) as c:
+            leaving = [asyncio.create_task(c.get(black_hole)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            timeout = httpx.Timeout(10, pool=1)
+            assert (await c.get("/", timeout=timeout)).status_code == 200
+        for one in filling:
+            one.close()
+
+
+async def test_a_network_stream_does_not_reach_into_the_next_exchange() -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        first = await c.get("/")
+        stream = first.extensions["network_stream"]
+        assert (await c.get("/")).status_code == 200
+        with pytest.raises(httpcore.ReadError):
+            await stream.read(1)
+        await stream.aclose()
+        assert (await c.get("/")).status_code == 200
+        assert len(upstream.peers) == 1
+
+
 async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await read_request(reader)
     writer.write(OK)

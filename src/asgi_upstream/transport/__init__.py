@@ -180,7 +180,8 @@ class OnAsyncio(_Transport):
         again = False
         while True:
             connection = None if again else self._connections.idle(origin)
-            if connection is None:
+            # One that is given back may have been closed since, before anything was sent on it.
+            while connection is None or (connection.closed and connection.exchanges):
                 timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
                 connection = await self._connections.wait(
                     origin, timeouts.get("pool"), timeouts.get("connect")
@@ -343,6 +344,7 @@ class _NetworkStream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._exchange = connection.exchanges  # the one that it is for
         self._writing = asyncio.Lock()  # several tasks may write, as with a WebSocket
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -359,6 +361,8 @@ class _NetworkStream:
     @contextmanager
     def _errors(self) -> Generator[None]:
         """Those of httpcore, which its users expect: they are named as httpx's."""
+        if self._connection.exchanges != self._exchange:
+            raise self.core.ReadError("the connection is another exchange's")
         try:
             yield
         except Exception as exc:
@@ -368,7 +372,8 @@ class _NetworkStream:
             raise kind(str(exc)) from exc
 
     async def aclose(self) -> None:
-        await self._connection.finish()
+        if self._connection.exchanges == self._exchange:
+            await self._connection.finish()
 
     def get_extra_info(self, info: str) -> Any:
         name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)

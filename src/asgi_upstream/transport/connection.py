@@ -306,7 +306,7 @@ class Connection(asyncio.Protocol):
             if head.status < 200 and head.status != 101:
                 continue  # interim (RFC 9110 15.2)
             self.head, self._phase = head, head.phase
-            self._left, self._reusable = head.length, head.keeps
+            self._left, self._reusable = head.length, head.keeps and not self._out.closes
             if self._out.method == "HEAD" and head.status != 101:
                 self._phase, self._left = Phase.LENGTH, 0
         self._data = b""

@@ -52,6 +52,7 @@ class Outgoing:
     length: int | None  # of the content; None where it is chunked
     read_timeout: float | None
     write_timeout: float | None
+    closes: bool = False  # the connection is not to be used again, as it says itself
 
 
 def outgoing(
@@ -68,7 +69,7 @@ def outgoing(
         httpx.LocalProtocolError: for what would not be one request, or not this one.
     """
     try:  # few fields are an author's own, and the same again and again
-        lines, length = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
+        lines, length, closes = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
     except ValueError as exc:
         raise library.LocalProtocolError(str(exc)) from None
     start = b"%b %b" % (method.encode("ascii", "replace"), target)
@@ -84,11 +85,14 @@ def outgoing(
             raise library.LocalProtocolError("the content is not as long as Content-Length says")
     else:
         content = aiter(cast(httpx.AsyncByteStream, stream))
-    return Outgoing(method, head, content, length, timeouts.get("read"), timeouts.get("write"))
+    return Outgoing(
+        method, head, content, length, timeouts.get("read"), timeouts.get("write"), closes
+    )
 
 
-def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None]:
-    """The lines of a request's fields, and the length of its content; None where it is chunked."""
+def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, bool]:
+    """The lines of a request's fields, the length of its content (None where it is chunked), and
+    whether it says that the connection closes (RFC 9112 9.6)."""
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     names = [name.lower() for name, _ in fields]
     if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(fields) or b":" in b"".join(names):
@@ -101,7 +105,12 @@ def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None]:
         if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
             raise ValueError("bad Content-Length")
         length = int(value)
-    return lines + b"\r\n", length
+    closes = b"connection" in names and any(
+        b"close" in map(bytes.strip, value.lower().split(b","))
+        for name, value in fields
+        if name.lower() == b"connection"
+    )
+    return lines + b"\r\n", length, closes
 
 
 _usual_lines = lru_cache(64)(_lines)

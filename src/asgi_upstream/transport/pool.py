@@ -71,7 +71,7 @@ class Pool:
         self._open: dict[Connection, Origin] = {}
         self._idle_since: dict[Connection, float] = {}
         self._without_room: OrderedDict[Waiter, None] = OrderedDict()
-        self._making: set[asyncio.Task[Connection]] = set()
+        self._making: dict[asyncio.Task[Connection], Origin] = {}
         self._size = 0  # open, or being made
         self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
@@ -183,6 +183,8 @@ class Pool:
             if self._size >= self._most:
                 oldest = next(iter(self._idle_since), None)
                 if oldest is None:
+                    if unwanted := self._unwanted(waiter.origin):
+                        unwanted.cancel()  # and `_made` comes back here
                     return
                 oldest.close()  # and comes back here
                 continue
@@ -192,7 +194,7 @@ class Pool:
             self._group(waiter.origin).connecting += 1
             making = self._connect(waiter.origin, waiter.connect_timeout)
             task = self._loop.create_task(making)
-            self._making.add(task)
+            self._making[task] = waiter.origin
             task.add_done_callback(functools.partial(self._made, waiter.origin))
 
     def _made(self, origin: Origin, task: asyncio.Task[Connection]) -> None:
@@ -202,6 +204,7 @@ class Pool:
         """
         group = self._groups[origin]
         group.connecting -= 1
+        is_wanted = self._making.pop(task, None) is not None  # the pool was not closed meanwhile
         try:
             connection = task.result()
             if connection.closed:
@@ -220,11 +223,25 @@ class Pool:
             self._make_room()
         else:
             self._open[connection] = origin
-            if task in self._making:
+            if is_wanted:
                 self.release(connection)
-            else:  # the pool was closed meanwhile
+            else:
                 connection.close()
-        self._making.discard(task)
+
+    def _unwanted(self, by: Origin) -> asyncio.Task[Connection] | None:
+        """A connection that is being made to another origin, and nobody waits for any more."""
+        making = [(task, origin) for task, origin in self._making.items() if not task.cancelling()]
+        wanted = Counter(
+            waiter.origin
+            for origin in {origin for _, origin in making}
+            for waiter in self._groups[origin].waiters
+            if waiter.has_room and not waiter.connection.done()
+        )
+        for task, origin in making:
+            if not wanted[origin] and origin != by:
+                return task
+            wanted[origin] -= 1
+        return None
 
     def _give_up(self, waiter: Waiter) -> None:
         if not waiter.has_room and not waiter.connection.done():
