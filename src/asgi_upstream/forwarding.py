@@ -1,7 +1,6 @@
 """A caller's whole request, passed on to an upstream: as a request, and as an app to mount."""
 
 import inspect
-import logging
 import re
 from collections.abc import (
     Awaitable,
@@ -35,11 +34,10 @@ from .libraries import (
     derived,
     library_of,
 )  # fmt: skip
+from .log import logger
 from .paths import after_prefix, escapes, raw_path_of
 from .responses import RelayOptions, StreamedResponse
 from .rewriting import rewritten_cookies, rewritten_locations
-
-logger = logging.getLogger("asgi_upstream")
 
 HeaderChange = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
 OnRequest = Callable[
