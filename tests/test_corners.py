@@ -17,6 +17,8 @@ from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
     StreamedResponse,
+    UpstreamError,
+    UpstreamProtocolError,
     UpstreamTimeout,
     upstream_errors,
 )
@@ -333,7 +335,17 @@ async def test_zeros_behind_a_gzip_body_are_padding() -> None:
     assert caller.body == b'{"a": 1}'
 
 
-async def test_the_deadline_bounds_the_last_part_too() -> None:
+@pytest.mark.parametrize(
+    ("step", "raises", "outcome"),
+    [
+        (b"body", UpstreamTimeout, "deadline"),
+        (httpx.ReadError("reset"), UpstreamProtocolError, "body_failed"),
+    ],
+    ids=["of a whole body", "of one that had failed"],
+)
+async def test_the_deadline_bounds_the_last_part_too(
+    step: bytes | Exception, raises: type[UpstreamError], outcome: str
+) -> None:
     ended: list[str] = []
 
     async def send(message: Any) -> None:
@@ -343,17 +355,15 @@ async def test_the_deadline_bounds_the_last_part_too() -> None:
     async def receive() -> Any:
         await anyio.sleep(60)
 
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"body"))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-        response = StreamedResponse(
-            client,
-            client.build_request("GET", "/"),
-            deadline=0.2,
-            observers=[lambda record: ended.append(record.outcome)],
-        )
-        with anyio.fail_after(5), pytest.raises(UpstreamTimeout):
-            await response({"type": "http", "method": "GET"}, receive, send)
-    assert ended == ["deadline"]
+    response = answer_of(
+        answering(step, headers=[("content-length", "4")]),
+        deadline=0.2,
+        error_frame=lambda exc: b"broken",
+        observers=[lambda record: ended.append(record.outcome)],
+    )
+    with anyio.fail_after(5), pytest.raises(raises):
+        await response({"type": "http", "method": "GET"}, receive, send)
+    assert ended == [outcome]
 
 
 async def test_a_task_that_is_cancelled_as_the_watch_ends_leaves_no_scope_behind() -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextvars
+import math
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,8 +22,13 @@ from .records import Outcome
 WATCH_AFTER = 0.1
 """Seconds, one to two times, until a caller is watched on asyncio. Most exchanges end before."""
 
+SPARINGLY = 0.1
+"""Seconds between two parts of an upload that are read only to see whether its caller leaves."""
+
 MUCH = 1024 * 1024
 """Bytes after which a caller is watched at once: hypercorn keeps what it cannot send any more."""
+
+_UNBOUND = nullcontext()
 
 CALLER_LEFT = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
@@ -106,7 +112,9 @@ class Watch:
     left: bool = False
     expired: bool = False
     cut: bool = False  # the exchange was ended before its own end
+    _until: float = math.inf  # the deadline, by the loop's clock
     _begun = False
+    _sparingly = False
     _relayed = 0
     _context: contextvars.Context | None = None  # of who begins
     _loop: asyncio.AbstractEventLoop | None = None  # None on trio
@@ -131,22 +139,27 @@ class Watch:
             assert self._host is not None
             self._cancelling = self._host.cancelling()
             if self._deadline is not None:
-                self._too_late = self._loop.call_later(self._deadline, self._expire)
+                self._until = self._loop.time() + self._deadline
+                self._too_late = self._loop.call_at(self._until, self._expire)
             return self
         self._scope = self._scope or anyio.CancelScope()
         if self._deadline is not None:
-            self._scope.deadline = anyio.current_time() + self._deadline
+            self._until = self._scope.deadline = anyio.current_time() + self._deadline
         self._stack = AsyncExitStack()
         self._stack.enter_context(self._scope)
         if self._loop is None:
             self._group = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
-    def begin(self) -> None:
-        """Start to read `receive`, which from here on nobody else may."""
+    def begin(self, *, sparingly: bool = False) -> None:
+        """Start to read `receive`, which from here on nobody else may.
+
+        Arguments:
+            sparingly: take little of the body that is still to come, for nobody wants it.
+        """
         if self._begun:
             return
-        self._begun = True
+        self._begun, self._sparingly = True, sparingly
         if self._group is not None:
             self._group.start_soon(self._listen)
         elif self._loop is not None:
@@ -181,6 +194,8 @@ class Watch:
                 if not more:
                     return  # it says the same for ever, and has no disconnect to tell
                 more = message.get("more_body", message["type"] != "http.request")
+                if self._sparingly:
+                    await anyio.sleep(SPARINGLY)
         except OSError:
             pass  # a connection that cannot be read is one that is gone
         except Exception:
@@ -206,6 +221,16 @@ class Watch:
         """
         if self.left or self.expired or (self._scope and self._scope.cancel_called):
             raise CallerLeft
+
+    def goes_on(self, at_least: float) -> AbstractContextManager[object]:
+        """Bound what follows the watch by the same deadline, but leave it so many seconds.
+
+        Raises:
+            TimeoutError: it passed.
+        """
+        if self._deadline is None:
+            return _UNBOUND
+        return anyio.fail_after(max(self._until - anyio.current_time(), at_least))
 
     def _end(self) -> None:
         if self._scope is not None:

@@ -6,7 +6,6 @@ however it ends: the upstream fails, the caller leaves, a deadline passes, the t
 
 import asyncio
 import inspect
-import math
 import types
 from collections.abc import (
     AsyncGenerator,
@@ -82,7 +81,6 @@ class Exchange:
         transport = None if terms.on_response else shortcut(terms.client, self.request)
         relay: Relay | None = getattr(transport, "relay", None)
         watch = Watch(receive, terms.deadline, plain=relay is not None)
-        until = anyio.current_time() + terms.deadline if terms.deadline is not None else math.inf
         try:
             async with watch:
                 try:
@@ -117,16 +115,19 @@ class Exchange:
                 raise
             return True
         try:
-            if until == math.inf:
+            # What failed by the deadline itself has still a moment for its last words.
+            with watch.goes_on(FRAME_TIMEOUT if self.failure else 0):
                 await caller.body(self.last, more=False)
-            elif not await self._ends_by(until, caller):
-                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
-                errors.log_failure(self.failure, self.request)
-                raise self.failure
         except CallerLeft:
             if self.failure is None:
                 self.outcome = caller.outcome_of_leaving
             return False
+        except TimeoutError:
+            if self.failure is None:
+                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+                errors.log_failure(self.failure, self.request)
+            error = errors.as_upstream_error(self.failure) or self.failure
+            raise error from error.__cause__
         if self.failure is None:
             self.outcome = Outcome.COMPLETED
         return True
@@ -221,8 +222,8 @@ class Exchange:
             if self.tally is not None:
                 reused = upstream.extensions.get("connection_reused")
                 self.tally.answered(upstream.status_code, reused=reused)
-            if upstream.status_code < 300 and not (upload and upload.under_way):
-                watch.begin()  # else an upload that was refused would be read on, to no end
+            if not (upload and upload.under_way):
+                watch.begin(sparingly=upstream.status_code >= 300)  # an upload that was refused
             _check_status(upstream.status_code)
             if headers.has_controls(upstream.headers.raw):
                 raise errors.UpstreamProtocolError
@@ -372,14 +373,6 @@ class Exchange:
         if self.request.method == "HEAD" or upstream.status_code in (204, 304):
             async for _ in self._body_of(upstream, decode=False)[0]:
                 pass
-
-    async def _ends_by(self, until: float, caller: Caller) -> bool:
-        """Send the last part, if the server takes it in time."""
-        # What failed by the deadline itself has still a moment for its last words.
-        least = anyio.current_time() + FRAME_TIMEOUT if self.failure is not None else until
-        with anyio.CancelScope(deadline=max(until, least)) as scope:
-            await caller.body(self.last, more=False)
-        return not scope.cancelled_caught
 
     async def _end_with_frame(self, caller: Caller, error_frame: ErrorFrame) -> None:
         """End a body properly that is cut short from outside; hold that up for a moment only."""

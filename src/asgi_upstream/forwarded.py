@@ -75,6 +75,11 @@ class ForwardedRequest(RequestOfEither):
         self._headers = headers
 
 
+def origin_of(request: httpx.Request) -> httpx.URL:
+    """A URL of the scheme, host and port that a request goes to; none is made for it."""
+    return request.origin_url if isinstance(request, ForwardedRequest) else request.url
+
+
 class _Extensions(dict[str, Any]):
     """A copy has no target, for httpx makes it for the request that follows a redirect."""
 

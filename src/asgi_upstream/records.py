@@ -16,6 +16,7 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from . import errors
+from .forwarded import origin_of
 from .libraries import Library, is_a
 from .log import logger
 
@@ -267,7 +268,7 @@ class Tally:
     def close(self, outcome: Outcome, failure: Exception | None) -> None:
         """Tell the observers."""
         now, request = time.perf_counter(), self._request
-        url: httpx.URL = getattr(request, "origin_url", None) or request.url
+        url = origin_of(request)
         # Bytes go in one piece: whoever waited for an answer, or got one, had sent them.
         waited = self._headers is not None or outcome is Outcome.READ_TIMEOUT
         if waited and isinstance(request.stream, self._library.ByteStream):

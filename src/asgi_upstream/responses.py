@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .exchange import Exchange
+from .forwarded import origin_of
 from .libraries import AnyClient, RequestT, ResponseT, common_library, library_of
 from .records import Observer, check_observers
 from .terms import ErrorFrame, OnResponse, SendsRequests, Terms, Transform
@@ -85,7 +86,7 @@ class _UpstreamResponse(Response):
                 f"{name}(client, client.build_request('GET', url)), or for a response that is open "
                 f"{name}.adopt(response)"
             )
-        if not (getattr(request, "origin_url", None) or request.url).raw_host:
+        if not origin_of(request).raw_host:
             raise ValueError(
                 f"the request for {str(request.url)!r} has no host: give the client a base_url= "
                 f"such as 'https://api.example', or the request a full URL"

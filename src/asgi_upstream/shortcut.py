@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from .forwarded import origin_of
 from .libraries import Library, cached, library_of
 from .log import client_loggers
 
@@ -87,7 +88,7 @@ def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | 
             or attributes["follow_redirects"]
             or any(attributes["_event_hooks"].values())
             or not getattr(attributes["_cookies"].jar, "keeps_none", False)
-            or (getattr(request, "origin_url", None) or request.url).userinfo
+            or origin_of(request).userinfo
             or "timeout" not in request.extensions
         )
         transport: httpx.AsyncBaseTransport = attributes["_transport"]

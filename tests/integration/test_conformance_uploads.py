@@ -122,3 +122,18 @@ def test_9112_9_5_an_early_answer_passes_on_each_server(
     wire.early, wire.answer = True, EARLY["413"]
     answer = Answer(answered_while_uploading(forwarder, *ENDLESS["chunked"], pause))
     assert (answer.status, answer.body) == (413, b"no")
+
+
+@on_all
+def test_9112_9_5_a_caller_who_leaves_a_refused_upload_is_noticed(
+    forwarder: Server, wire: Wire
+) -> None:
+    """Before the read timeout of 10 seconds, which the stalled answer would run into."""
+    wire.early, wire.answer = True, EARLY["413"].replace(b"length: 2", b"length: 200")
+    field, block = ENDLESS["length"]
+    with connect(forwarder) as connection:
+        connection.sendall(head("POST", "/forward/x", field) + block[:1000])
+        answer = b""
+        while not answer.endswith(b"no") and (part := connection.recv(65536)):
+            answer += part
+    eventually(lambda: wire.only.torn, 5)
