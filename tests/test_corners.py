@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 import asgi_upstream.caller
-import asgi_upstream.exchange
+import asgi_upstream.closing
 from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
@@ -62,7 +62,7 @@ async def relayed(stream: httpx.AsyncByteStream, **options: Any) -> Caller:
 async def test_a_close_that_hangs_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(asgi_upstream.exchange, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(asgi_upstream.closing, "CLOSE_TIMEOUT", 0.1)
     with anyio.fail_after(3):
         caller = await relayed(ClosingBy(lambda: anyio.sleep(60)))
     assert caller.complete

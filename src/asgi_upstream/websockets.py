@@ -31,7 +31,7 @@ except ImportError as exc:
 
 from . import errors, handshakes
 from .caller import CallerLeft
-from .exchange import close_upstream, uninterrupted
+from .closing import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
 from .records import Observer, Outcome, Tally, ledger_of
