@@ -4,8 +4,7 @@ import asyncio
 import ssl
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import httpcore
@@ -14,6 +13,7 @@ import httpx
 try:
     from .connection import Connection
     from .messages import Outgoing, outgoing
+    from .streams import Body, NetworkStream
 except ImportError as _exc:
     if _exc.name != "httptools":
         raise
@@ -21,7 +21,7 @@ except ImportError as _exc:
         "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
     ) from _exc
 from ..forwarded import ForwardedRequest
-from ..libraries import ByteStreamOfEither, Library, derived, is_a, library_of
+from ..libraries import Library, derived, library_of
 from .pool import Origin, Pool, PoolState
 
 __all__ = ["AsyncioTransport", "PoolState"]
@@ -57,11 +57,15 @@ class Stock:
         self.pool: Any = core.AsyncConnectionPool
         self.transport_method = _unpatched(self.transport)
         self.pool_method = _unpatched(self.pool)
-        self.body = derived(_Body, library.AsyncByteStream)
-        self.network_stream = derived(_NetworkStream, core.AsyncNetworkStream)
-        self.network_stream.core = core
+        self._stream = derived(Body, library.AsyncByteStream)
+        self._network_stream = derived(NetworkStream, core.AsyncNetworkStream)
+        self._network_stream.core = core
         self.seen_pool = derived(_SeenPool, core.AsyncConnectionPool)
         self.response_of_core: type[httpcore.Response] = core.Response
+
+    def stream_of(self, connection: Connection) -> Body:
+        """The body of the response that a connection has."""
+        return self._stream(self._network_stream, connection)
 
 
 if TYPE_CHECKING:
@@ -137,7 +141,7 @@ class OnAsyncio(_Transport):
         opening = self.relay(request)
         if opening is None:
             return await super().handle_async_request(request)  # to _SeenPool, in the end
-        body = self._stock.body(self._stock, await opening)
+        body = self._stock.stream_of(await opening)
         return library.Response(
             body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
         )
@@ -308,78 +312,6 @@ async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> None:
     await trace("http11.receive_response_headers.complete", {"return_value": answer})
 
 
-class _Body(ByteStreamOfEither):
-    """The stream of a response's body, whose end is the end of its exchange."""
-
-    def __init__(self, stock: Stock, connection: Connection) -> None:
-        self.head = connection.head
-        self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
-            "http_version": self.head.version,
-            "reason_phrase": self.head.reason,
-            "network_stream": stock.network_stream(connection),
-            "connection_reused": connection.exchanges > 1,
-        }
-        self._connection: Connection | None = connection
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            # What follows a 101 is for the network stream.
-            while self._connection is not None and self.head.status != 101:
-                if not (piece := self._connection.take() or await self._connection.read()):
-                    break
-                yield piece
-        finally:
-            await self.aclose()  # also for who forgets to, as httpcore does
-
-    async def aclose(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.finish()
-
-
-class _NetworkStream:
-    """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
-
-    core: ClassVar[Any]
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._exchange = connection.exchanges  # the one that it is for
-        self._writing = asyncio.Lock()  # several tasks may write, as with a WebSocket
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        self._connection.read_timeout = timeout
-        with self._errors():
-            return await self._connection.read(max_bytes)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if buffer:
-            async with self._writing:
-                with self._errors():
-                    await self._connection.write(buffer, timeout)
-
-    @contextmanager
-    def _errors(self) -> Generator[None]:
-        """Those of httpcore, which its users expect: they are named as httpx's."""
-        if self._connection.exchanges != self._exchange:
-            raise self.core.ReadError("the connection is another exchange's")
-        try:
-            yield
-        except Exception as exc:
-            if not is_a(exc, httpx.TransportError):
-                raise
-            kind = getattr(self.core, type(exc).__name__, self.core.ReadError)
-            raise kind(str(exc)) from exc
-
-    async def aclose(self) -> None:
-        if self._connection.exchanges == self._exchange:
-            await self._connection.finish()
-
-    def get_extra_info(self, info: str) -> Any:
-        name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
-        return self._connection.get_extra_info(name)
-
-
 if TYPE_CHECKING:
     _Pool = httpcore.AsyncConnectionPool
 else:
@@ -408,7 +340,7 @@ class _SeenPool(_Pool):
             stock.library,
         )
         origin = _origin(stock.library, url.scheme, url.host, url.port)
-        body = stock.body(stock, await self._exchange(origin, out, extensions))
+        body = stock.stream_of(await self._exchange(origin, out, extensions))
         return stock.response_of_core(
             body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
         )
