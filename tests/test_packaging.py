@@ -18,7 +18,8 @@ from tests.integration.upstream import Upstream
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(asgi_upstream.__file__).parent
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = PROJECT["version"]
 WHEEL = f"asgi_upstream-{VERSION}-py3-none-any.whl"
 SDIST = f"asgi_upstream-{VERSION}.tar.gz"
 
@@ -106,9 +107,10 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(
         for path in PACKAGE.rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
-    about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
+    about = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
     assert "asgi_upstream/py.typed" in package
-    assert names == package | about
+    plugin = "pytest_asgi_upstream.py"
+    assert names == {*package, plugin, *(f"{info}/{name}" for name in about)}
 
 
 def test_the_sdist_holds_what_is_needed_to_test_it_and_to_read_about_it(unpacked: Path) -> None:
@@ -168,7 +170,8 @@ def test_an_example_runs_in_an_environment_with_nothing_else(python: Path, unpac
 
 
 def test_all_that_is_public_has_a_known_type(dist: Path, tmp_path: Path) -> None:
-    python = environment(tmp_path / "environment", f"{dist / WHEEL}[fast,otel,prometheus]")
+    extras = ",".join(PROJECT["optional-dependencies"])
+    python = environment(tmp_path / "environment", f"{dist / WHEEL}[{extras}]", "httpx2")
     # It takes the first Python on the path, and for --verifytypes no other.
     path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
     command = (sys.executable, "-m", "pyright", "--ignoreexternal", "--verifytypes")

@@ -19,7 +19,7 @@ class Received:
 
     def __init__(self, head: bytes, connection: int) -> None:
         self.head = head
-        self.whole = False
+        self.whole: bool = False
         self.left = False
         self.connection = connection
         self._body, self._raw = bytearray(), bytearray(head)

@@ -55,12 +55,12 @@ class Stock:
         self.library = library
         self.transport: Any = library.AsyncHTTPTransport
         self.pool: Any = core.AsyncConnectionPool
-        self.transport_method = _unpatched(self.transport)
-        self.pool_method = _unpatched(self.pool)
+        self.transport_method: object = _unpatched(self.transport)
+        self.pool_method: object = _unpatched(self.pool)
         self._stream = derived(Body, library.AsyncByteStream)
         self._network_stream = derived(NetworkStream, core.AsyncNetworkStream)
         self._network_stream.core = core
-        self.seen_pool = derived(_SeenPool, core.AsyncConnectionPool)
+        self.seen_pool: type[_SeenPool] = derived(_SeenPool, core.AsyncConnectionPool)
         self.response_of_core: type[httpcore.Response] = core.Response
 
     def stream_of(self, connection: Connection) -> Body:

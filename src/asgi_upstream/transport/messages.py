@@ -134,9 +134,9 @@ class Head:
             self._parse(data[line.end() :])
         if len(self.fields) > MOST_FIELDS:
             raise Broken("too many fields")
-        self.phase = Phase.UNTIL_CLOSE
-        self.length = 0  # of the body, where the phase is LENGTH
-        self.keeps = self.version == b"HTTP/1.1"  # the connection, where the body has an end
+        self.phase: Phase = Phase.UNTIL_CLOSE
+        self.length: int = 0  # of the body, where the phase is LENGTH
+        self.keeps: bool = self.version == b"HTTP/1.1"  # the connection, where the body has an end
         self._frame()
 
     def _parse(self, lines: bytes) -> None:

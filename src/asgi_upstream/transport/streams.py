@@ -9,13 +9,14 @@ import httpx
 
 from ..libraries import ByteStreamOfEither, is_a
 from .connection import Connection
+from .messages import Head
 
 
 class Body(ByteStreamOfEither):
     """The stream of a response's body, whose end is the end of its exchange."""
 
     def __init__(self, network_stream: type[Any], connection: Connection) -> None:
-        self.head = connection.head
+        self.head: Head = connection.head
         self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
             "http_version": self.head.version,
             "reason_phrase": self.head.reason,
