@@ -42,8 +42,8 @@ WITH_ALL = [
     "tests/test_records.py",
     "tests/transport/test_seen_by_others.py",
 ]
-# With old releases: FastAPI warns, Starlette's own router does not say which route it took, its test
-# client knows nothing of httpx2, and it leaves streams to the garbage collector.
+# With old releases: FastAPI warns, Starlette's own router does not say which route it took, its
+# test client knows nothing of httpx2, and it leaves streams to the garbage collector.
 NOT_OF_OLD = [
     "tests/testing/test_plugin.py::test_the_code_of_the_docs_runs_as_it_stands",
     "tests/testing/test_plugin.py::test_clean_tests_pass_with_warnings_as_errors",
