@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from starlette.applications import Starlette
@@ -9,12 +10,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_upstream import ForwardApp, combine_lifespans
+from asgi_upstream import ForwardApp, Record, combine_lifespans
 from tests.integration.app import client
+
+passed: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
+
+
+def count(record: Record) -> None:
+    """What came through here, for a client may get by without."""
+    passed[record.client] += Counter(
+        {
+            f"{record.method} {record.status}": 1,
+            "sent": record.bytes_sent,
+            "received": record.bytes_received,
+        }
+    )
 
 
 async def state(request: Request) -> Response:
-    return JSONResponse({"pid": os.getpid()})
+    return JSONResponse({"pid": os.getpid(), "passed": passed})
 
 
 def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -26,13 +40,17 @@ def build(upstreams: Mapping[str, str]) -> Starlette:
     """One mount a name, `web` in more forms, and `s3` at the root, for a signature covers paths."""
     return Starlette(
         lifespan=combine_lifespans(
-            *(client(name=name, base_url=url, timeout=30) for name, url in upstreams.items())
+            *(
+                client(name=name, base_url=url, timeout=30, observers=[count])
+                for name, url in upstreams.items()
+            )
         ),
         routes=[
             Route("/state", state),
             *(Mount(f"/{name}", ForwardApp(name, rewrite_redirects=True)) for name in upstreams),
             Mount("/as-it-comes", ForwardApp("web")),
             Mount("/trusting", ForwardApp("web", trust_forwarded=True)),
+            Mount("/v2", ForwardApp("registry", prefix="", rewrite_redirects=True)),
             Mount("/", ForwardApp("s3", headers=with_the_callers_host)),
         ],
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tests.integration.conftest import NOISE
 from tests.integration.servers import Server, free_port
 from tests.real.programs import listening
 
-UPSTREAMS = ("web", "nginx", "s3", "mcp")
+UPSTREAMS = ("web", "nginx", "s3", "mcp", "registry", "dav")
 open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's
 
 
@@ -80,6 +81,21 @@ def relay(running: Server) -> Iterator[Server]:
     yield running
     for noise in NOISE:
         assert noise not in running.log()[before:]
+
+
+class Passed:
+    """What has come through the relay to one upstream since the last look."""
+
+    def __init__(self, relay: Server, name: str) -> None:
+        self._relay, self._name = relay, name
+        self._before = self._count()
+
+    def _count(self) -> Counter[str]:
+        return Counter(self._relay.state()["passed"].get(self._name, {}))
+
+    def look(self) -> Counter[str]:
+        before, self._before = self._before, self._count()
+        return self._before - before
 
 
 @pytest.fixture

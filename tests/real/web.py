@@ -1,4 +1,4 @@
-"""The upstream `web`: files, uploads, events, git, packages, a registry of images."""
+"""The upstream `web`: files, uploads, events, git, packages."""
 
 import asyncio
 import gzip
@@ -17,7 +17,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.real.git_server import git
-from tests.real.registry import routes as registry
 
 FOLDER = Path(os.environ["FOLDER"])
 METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
@@ -168,7 +167,6 @@ app = Counting(
             Route("/zipped", zipped),
             Route("/page", page),
             Mount("/git", git),
-            *registry,
             Mount("/files", StaticFiles(directory=FOLDER, html=True)),
         ]
     )
