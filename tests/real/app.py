@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -36,6 +37,18 @@ def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes
     return [(name, host if name == b"host" else value) for name, value in fields]
 
 
+def with_own_destination(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    host = dict(fields)[b"x-forwarded-host"]
+
+    def path_of(destination: bytes) -> bytes:
+        path = destination.partition(b"://" + host)[2]
+        if not path.startswith(b"/dav/"):
+            raise HTTPException(502, "the destination is elsewhere")  # RFC 4918 9.9.4
+        return path
+
+    return [(name, path_of(value) if name == b"destination" else value) for name, value in fields]
+
+
 def build(upstreams: Mapping[str, str]) -> Starlette:
     """One mount a name, `web` in more forms, and `s3` at the root, for a signature covers paths."""
     return Starlette(
@@ -50,6 +63,7 @@ def build(upstreams: Mapping[str, str]) -> Starlette:
             *(Mount(f"/{name}", ForwardApp(name, rewrite_redirects=True)) for name in upstreams),
             Mount("/as-it-comes", ForwardApp("web")),
             Mount("/trusting", ForwardApp("web", trust_forwarded=True)),
+            Mount("/dav", ForwardApp("webdav", prefix="", headers=with_own_destination)),
             Mount("/v2", ForwardApp("registry", prefix="", rewrite_redirects=True)),
             Mount("/", ForwardApp("s3", headers=with_the_callers_host)),
         ],
