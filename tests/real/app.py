@@ -29,7 +29,7 @@ def count(record: Record) -> None:
 
 
 async def state(request: Request) -> Response:
-    return JSONResponse({"pid": os.getpid(), "passed": passed})
+    return JSONResponse({"pid": os.getpid(), "passed": passed, "peer": request.client})
 
 
 def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -37,6 +37,11 @@ class Upstreams:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
 
+    def seen(self, name: str) -> int:
+        """How many requests `web` has had by that name, or in that coding."""
+        count: int = asked_directly(f"{self.url('web')}/seen?name={name}")
+        return count
+
     @property
     def open(self) -> int:
         """How many exchanges are open at `web`, less the one that asks."""

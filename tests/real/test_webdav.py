@@ -117,7 +117,8 @@ def test_rclone_lists(rclone: Rclone, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("old", "new"), [("big", "below/moved + ü.bin"), ("below", "moved"), ("below/deeper", "deep%2f")]
+    ("old", "new"),
+    [("big", "below/moved + ü.bin"), ("below", "moved"), ("below/deeper", "deep%2f")],
 )
 def test_rclone_moves_a_file_or_a_folder_at_the_server(
     rclone: Rclone, stored: Path, name: str, passed: Passed, old: str, new: str
@@ -156,7 +157,9 @@ def test_rclone_deletes(rclone: Rclone, stored: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_rclone_reads_a_part(rclone: Rclone, name: str, passed: Passed) -> None:
-    part = rclone("cat", "--offset", "1", "--count", "2", f":webdav:{name}/below/deeper/[x];y=1.txt")
+    part = rclone(
+        "cat", "--offset", "1", "--count", "2", f":webdav:{name}/below/deeper/[x];y=1.txt"
+    )
     assert part == ["ee"]
     assert passed.look()["GET 206"] == 1
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -26,7 +27,7 @@ under_way = 0
 
 
 class Counting:
-    """Counts the exchanges that are open."""
+    """Counts the exchanges that are open, and the codings of all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,6 +36,9 @@ class Counting:
         global under_way
         counts = scope["type"] == "http"
         under_way += counts
+        for name, value in scope.get("headers", ()):
+            if name in (b"content-encoding", b"transfer-encoding"):
+                seen[value.decode()] += 1
         try:
             await self._app(scope, receive, send)
         finally:
@@ -62,6 +66,19 @@ async def echo(request: Request) -> Response:
         },
         headers={"x-upstream": "web"},
     )
+
+
+async def read_form(request: Request) -> Response:
+    """What a form said: its fields, and the name and the hash of each file."""
+    said = {}
+    async with request.form() as form:
+        for name, value in form.items():
+            if isinstance(value, UploadFile):
+                digest = hashlib.file_digest(value.file, "sha256").hexdigest()
+                said[name] = [value.filename, digest]
+            else:
+                said[name] = [value]
+    return JSONResponse(said)
 
 
 async def count_seen(request: Request) -> Response:
@@ -156,6 +173,7 @@ app = Counting(
             Route("/open", count_open),
             Route("/seen", count_seen),
             Route("/echo", echo, methods=METHODS),
+            Route("/form", read_form, methods=["POST"]),
             Route("/go", go, methods=METHODS),
             Route("/refuse", refuse, methods=METHODS),
             Route("/events", events),
