@@ -33,12 +33,12 @@ async def state(request: Request) -> Response:
 
 
 def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    host = dict(fields)[b"x-forwarded-host"]
-    return [(name, host if name == b"host" else value) for name, value in fields]
+    host = dict(fields).get(b"x-forwarded-host")
+    return [(name, host if host and name == b"host" else value) for name, value in fields]
 
 
 def with_own_destination(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    host = dict(fields)[b"x-forwarded-host"]
+    host = dict(fields).get(b"x-forwarded-host", b"")
 
     def path_of(destination: bytes) -> bytes:
         path = destination.partition(b"://" + host)[2]

@@ -55,7 +55,8 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
     folder = tmp_path_factory.mktemp("upstreams")
     ports = {name: free_port() for name in UPSTREAMS}
     command = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level", "warning"]
-    command += ["--timeout-graceful-shutdown", "1", "--port", str(ports["web"])]
+    command += ["--no-proxy-headers", "--timeout-graceful-shutdown", "1"]
+    command += ["--port", str(ports["web"])]
     home = tmp_path_factory.mktemp("web")
     environment = {"FOLDER": str(folder)}
     with listening([*command, "tests.real.web:app"], ports["web"], home, environment):

@@ -154,6 +154,15 @@ def test_curl_that_gives_up_frees_the_upstream(curl: Curl, upstreams: Upstreams)
     eventually(lambda: upstreams.open == 0, 5)
 
 
+@pytest.mark.parametrize("said", ["NTLM ann", "negotiate ann"])
+def test_a_connection_that_one_caller_authenticated_is_no_other_callers(
+    curl: Curl, said: str
+) -> None:
+    assert curl("-H", f"Authorization: {said}", "/web/who") == b"ann"
+    assert [curl("/web/who") for _ in range(3)] == [b"nobody"] * 3
+    assert curl("-H", "Authorization: Basic bm9ib2R5", "/web/who") == b"nobody"
+
+
 # By HTTP/2.
 
 

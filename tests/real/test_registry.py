@@ -53,7 +53,7 @@ def registry(
     """It names the address of each next step as a whole URL, of the one kind or the other."""
     home, port = tmp_path_factory.mktemp("registry"), upstreams.ports["registry"]
     says = upstreams.url("registry") if request.param == OWN else None
-    command = [program("docker-registry"), "serve", settings(home, port, says)]
+    command = [program("docker-registry"), "serve", str(settings(home, port, says))]
     with listening(command, port, home):
         yield
     shutil.rmtree(home / "data")  # pytest keeps folders of former runs

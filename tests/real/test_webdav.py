@@ -1,4 +1,4 @@
-"""rclone on both sides: as a client of WebDAV, and as its server, which has `/dav` in its paths too.
+"""rclone on both sides: as a client of WebDAV, and as its server, whose paths have `/dav` too.
 
 WebDAV names addresses of its own in two places: in bodies, where each file of a listing has its
 path, and in the field `Destination`, which says where MOVE and COPY go (RFC 4918 10.3).
@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +32,7 @@ def stored(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> It
     home, port = tmp_path_factory.mktemp("webdav"), upstreams.ports["webdav"]
     stored = home / "stored"
     stored.mkdir()
-    command = [program("rclone"), "serve", "webdav", stored, "--addr", f"127.0.0.1:{port}"]
+    command = [program("rclone"), "serve", "webdav", str(stored), "--addr", f"127.0.0.1:{port}"]
     with listening([*command, "--baseurl", "/dav", "--dir-cache-time", "0s"], port, home):
         yield stored
 

@@ -23,6 +23,7 @@ FOLDER = Path(os.environ["FOLDER"])
 METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
 PAGE = b"<!doctype html><meta charset=utf-8><link rel=icon href='data:,'><title>page</title>"
 seen: Counter[str] = Counter()
+named: dict[int, str] = {}
 under_way = 0
 
 
@@ -74,7 +75,7 @@ async def read_form(request: Request) -> Response:
     async with request.form() as form:
         for name, value in form.items():
             if isinstance(value, UploadFile):
-                digest = hashlib.file_digest(value.file, "sha256").hexdigest()
+                digest = hashlib.sha256(await value.read()).hexdigest()
                 said[name] = [value.filename, digest]
             else:
                 said[name] = [value]
@@ -158,6 +159,15 @@ async def zipped(request: Request) -> Response:
     return Response(gzip.compress(b"zipped " * 1000) if accepted else b"zipped", headers=fields)
 
 
+async def who(request: Request) -> Response:
+    """Who authenticated this connection, as IIS has it with NTLM and Negotiate."""
+    assert request.client is not None
+    scheme, _, name = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() in ("ntlm", "negotiate"):
+        named[request.client.port] = name
+    return Response(named.get(request.client.port, "nobody"))
+
+
 async def page(request: Request) -> Response:
     return Response(PAGE, media_type="text/html")
 
@@ -183,6 +193,7 @@ app = Counting(
             Route("/silent", silent, methods=METHODS),
             Route("/login", login),
             Route("/zipped", zipped),
+            Route("/who", who),
             Route("/page", page),
             Mount("/git", git),
             Mount("/files", StaticFiles(directory=FOLDER, html=True)),
