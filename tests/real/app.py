@@ -64,6 +64,7 @@ def build(upstreams: Mapping[str, str]) -> Starlette:
             Mount("/as-it-comes", ForwardApp("web")),
             Mount("/trusting", ForwardApp("web", trust_forwarded=True)),
             Mount("/dav", ForwardApp("webdav", prefix="", headers=with_own_destination)),
+            Mount("/by-host", ForwardApp("by_host", prefix="", headers=with_the_callers_host)),
             Mount("/v2", ForwardApp("registry", prefix="", rewrite_redirects=True)),
             Mount("/", ForwardApp("s3", headers=with_the_callers_host)),
         ],

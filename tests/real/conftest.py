@@ -17,7 +17,7 @@ from tests.integration.conftest import NOISE
 from tests.integration.servers import Server, free_port
 from tests.real.programs import listening
 
-UPSTREAMS = ("web", "nginx", "s3", "mcp", "registry", "webdav")
+UPSTREAMS = ("web", "nginx", "s3", "mcp", "registry", "webdav", "by_host")
 open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's
 
 
