@@ -7,13 +7,15 @@ path, and in the field `Destination`, which says where MOVE and COPY go (RFC 491
 import http.client
 import inspect
 import random
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import ROOT, Server
+from tests.integration.servers import ROOT, Answer, Server
+from tests.integration.wire import until_the_end
 from tests.real.app import with_own_destination
 from tests.real.conftest import Passed, Upstreams
 from tests.real.programs import listening, program, run
@@ -235,6 +237,19 @@ def test_without_a_setting_a_listing_is_empty_and_a_move_is_refused(
     there = f"{url}/webdav/dav/{name}/new"
     assert ask(relay, "MOVE", f"/webdav/dav/{name}/big", Destination=there) == 502
     assert files_in(stored / name) == FILES
+
+
+@pytest.mark.parametrize("path", ["/dav/", "/by-host/"])
+def test_a_caller_who_names_no_host_is_answered(
+    relay: Server, stored: Path, by_host: None, path: str
+) -> None:
+    for request, status in (
+        (f"GET {path} HTTP/1.0\r\n\r\n", 200),
+        (f"MOVE {path}a HTTP/1.0\r\ndestination: http://127.0.0.1/dav/b\r\n\r\n", 502),
+    ):
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as connection:
+            connection.sendall(request.encode())
+            assert Answer(until_the_end(connection)).status == status
 
 
 def test_the_page_shows_the_setting_of_the_destination() -> None:
