@@ -16,7 +16,7 @@ DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 
 # What some tests run. Where one cannot be had they are skipped, and say so.
-PROGRAMS := nginx chromium curl git wget rclone redis-server
+PROGRAMS := nginx chromium curl git wget rclone redis-server skopeo docker-registry litmus
 
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0

@@ -55,6 +55,18 @@ def values(fields: Fields, name: bytes) -> list[bytes]:
 
 both_trusts = pytest.mark.parametrize("trust", [False, True])
 
+# --- the connection to the upstream ---------------------------------------------------------
+
+
+@both_trusts
+@pytest.mark.parametrize("said", [b"NTLM TlRMTVNTUA", b"negotiate YII", b"Negotiate"])
+def test_a_connection_that_may_be_authenticated_is_for_one_request(
+    said: bytes, trust: bool
+) -> None:
+    fields = crossed((b"authorization", said), (b"connection", b"keep-alive"), trust=trust)
+    assert fields == [(b"authorization", said), (b"connection", b"close")]
+
+
 # --- end to end ----------------------------------------------------------------------------
 
 

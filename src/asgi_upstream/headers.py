@@ -37,6 +37,8 @@ _OF_THIS_HOP = frozenset((b"host", b"expect", b"http2-settings", b"proxy"))
 _UNTRUSTED = _OF_THIS_HOP | _FORWARDED
 # What a caller does not set by way of an underscore either.
 _NOT_BY_UNDERSCORE = HOP_BY_HOP | _FORWARDED | _OF_THIS_HOP | {b"content-length"}
+# Schemes by which a server may take the whole connection for the caller's (RFC 4559 6).
+_AUTHENTICATES_CONNECTIONS = (b"negotiate", b"ntlm")
 _NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:)*")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 _CONTROLS = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
@@ -152,6 +154,8 @@ def forwarded_request_headers(scope: Mapping[str, Any], *, trust_forwarded: bool
         if not (length.isdigit() and len(length) < 20):  # RFC 9112 6.3
             raise HTTPException(400, "A header field is malformed")
         fields = [*without(fields, b"content-length"), (b"content-length", length)]
+    if first.get(b"authorization", b"").lower().startswith(_AUTHENTICATES_CONNECTIONS):
+        fields.append((b"connection", b"close"))  # or the next caller on it would be this one
     host = first.get(b"host")
     seen = _seen(scope, host)
     return _appended(fields, seen) if trust_forwarded else fields + seen

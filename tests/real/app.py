@@ -2,37 +2,70 @@
 
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_upstream import ForwardApp, combine_lifespans
+from asgi_upstream import ForwardApp, Record, combine_lifespans
 from tests.integration.app import client
+
+passed: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
+
+
+def count(record: Record) -> None:
+    """What came through here, for a client may get by without."""
+    passed[record.client] += Counter(
+        {
+            f"{record.method} {record.status}": 1,
+            "sent": record.bytes_sent,
+            "received": record.bytes_received,
+        }
+    )
 
 
 async def state(request: Request) -> Response:
-    return JSONResponse({"pid": os.getpid()})
+    return JSONResponse({"pid": os.getpid(), "passed": passed, "peer": request.client})
 
 
 def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    host = dict(fields)[b"x-forwarded-host"]
-    return [(name, host if name == b"host" else value) for name, value in fields]
+    host = dict(fields).get(b"x-forwarded-host")
+    return [(name, host if host and name == b"host" else value) for name, value in fields]
+
+
+def with_own_destination(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    host = dict(fields).get(b"x-forwarded-host", b"")
+
+    def path_of(destination: bytes) -> bytes:
+        path = destination.partition(b"://" + host)[2]
+        if not path.startswith(b"/dav/"):
+            raise HTTPException(502, "the destination is elsewhere")  # RFC 4918 9.9.4
+        return path
+
+    return [(name, path_of(value) if name == b"destination" else value) for name, value in fields]
 
 
 def build(upstreams: Mapping[str, str]) -> Starlette:
     """One mount a name, `web` in more forms, and `s3` at the root, for a signature covers paths."""
     return Starlette(
         lifespan=combine_lifespans(
-            *(client(name=name, base_url=url, timeout=30) for name, url in upstreams.items())
+            *(
+                client(name=name, base_url=url, timeout=30, observers=[count])
+                for name, url in upstreams.items()
+            )
         ),
         routes=[
             Route("/state", state),
             *(Mount(f"/{name}", ForwardApp(name, rewrite_redirects=True)) for name in upstreams),
             Mount("/as-it-comes", ForwardApp("web")),
             Mount("/trusting", ForwardApp("web", trust_forwarded=True)),
+            Mount("/dav", ForwardApp("webdav", prefix="", headers=with_own_destination)),
+            Mount("/by-host", ForwardApp("by_host", prefix="", headers=with_the_callers_host)),
+            Mount("/v2", ForwardApp("registry", prefix="", rewrite_redirects=True)),
             Mount("/", ForwardApp("s3", headers=with_the_callers_host)),
         ],
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tests.integration.conftest import NOISE
 from tests.integration.servers import Server, free_port
 from tests.real.programs import listening
 
-UPSTREAMS = ("web", "nginx", "s3", "mcp")
+UPSTREAMS = ("web", "nginx", "s3", "mcp", "registry", "webdav", "by_host")
 open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's
 
 
@@ -36,6 +37,11 @@ class Upstreams:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
 
+    def seen(self, name: str) -> int:
+        """How many requests `web` has had by that name, or in that coding."""
+        count: int = asked_directly(f"{self.url('web')}/seen?name={name}")
+        return count
+
     @property
     def open(self) -> int:
         """How many exchanges are open at `web`, less the one that asks."""
@@ -49,7 +55,8 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
     folder = tmp_path_factory.mktemp("upstreams")
     ports = {name: free_port() for name in UPSTREAMS}
     command = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level", "warning"]
-    command += ["--timeout-graceful-shutdown", "1", "--port", str(ports["web"])]
+    command += ["--no-proxy-headers", "--timeout-graceful-shutdown", "1"]
+    command += ["--port", str(ports["web"])]
     home = tmp_path_factory.mktemp("web")
     environment = {"FOLDER": str(folder)}
     with listening([*command, "tests.real.web:app"], ports["web"], home, environment):
@@ -80,6 +87,21 @@ def relay(running: Server) -> Iterator[Server]:
     yield running
     for noise in NOISE:
         assert noise not in running.log()[before:]
+
+
+class Passed:
+    """What has come through the relay to one upstream since the last look."""
+
+    def __init__(self, relay: Server, name: str) -> None:
+        self._relay, self._name = relay, name
+        self._before = self._count()
+
+    def _count(self) -> Counter[str]:
+        return Counter(self._relay.state()["passed"].get(self._name, {}))
+
+    def look(self) -> Counter[str]:
+        before, self._before = self._before, self._count()
+        return self._before - before
 
 
 @pytest.fixture

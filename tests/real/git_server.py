@@ -45,6 +45,8 @@ async def git(scope: Scope, receive: Receive, send: Send) -> None:
 async def feed(request: Request, stdin: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):  # it refuses a push before it has read it
         async for chunk in request.stream():
+            if stdin.is_closing():  # it has ended: uvloop takes no write then, not an empty one
+                break
             stdin.write(chunk)
             await stdin.drain()
     stdin.close()

@@ -45,6 +45,7 @@ def run(
     code: int | None = 0,
     data: bytes | None = None,
     environment: dict[str, str] | None = None,
+    timeout: float = 60,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run it in `home` to its end, which must come in time and with that exit code."""
     done = subprocess.run(
@@ -53,7 +54,7 @@ def run(
         env=clean_environment(home) | (environment or {}),
         input=b"" if data is None else data,
         capture_output=True,
-        timeout=60,
+        timeout=timeout,
     )
     if code is not None:
         assert done.returncode == code, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])

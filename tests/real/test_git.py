@@ -69,24 +69,32 @@ def test_git_clones_a_part_by_each_version_of_its_protocol(
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_git_pushes_a_pack_in_either_framing(git: Git, bare: Path, url: str, framing: str) -> None:
+def test_git_pushes_a_pack_in_either_framing(
+    git: Git, bare: Path, url: str, upstreams: Upstreams, framing: str
+) -> None:
     # It sends more than `http.postBuffer` bytes (1 MiB) chunked, after a probe of four bytes.
     git("clone", "-q", address(url, bare, "ann:secret@"), "copy")
     copy = git.home / "copy"
     size = 500_000 if framing == "length" else 5_000_000
     commit = git.commit(copy, "new.bin", random.Random(9).randbytes(size))
+    before = upstreams.seen("chunked")
     git("-C", copy, "push", "-q", "origin", "main")
     assert git.last(bare) == commit
     git("-C", bare, "fsck", "--strict")
+    assert upstreams.seen("chunked") == before + (framing == "chunked")
 
 
-def test_git_sends_many_wants_compressed(git: Git, bare: Path, url: str) -> None:
+def test_git_sends_many_wants_compressed(
+    git: Git, bare: Path, url: str, upstreams: Upstreams
+) -> None:
     # Requests of more than 1,024 bytes are gzipped: a content coding, which must stay what it is.
     git("clone", "-q", address(url, bare, "ann:secret@"), "copy")
     head = git.last(bare)
     for number in range(60):
         git("-C", bare, "update-ref", f"refs/heads/topic-{number}", head)
+    before = upstreams.seen("gzip")
     git("clone", "-q", "--mirror", address(url, bare), "mirror")
+    assert upstreams.seen("gzip") > before
     git("-C", "copy", "fetch", "-q")
     assert git("-C", "copy", "branch", "-r").count("topic-") == 60
 

@@ -188,6 +188,8 @@ def test_a_body_that_broke_off_is_cut_by_nginx_in_front_too(front: int, path: st
 
 
 def test_nginx_in_front_uses_its_connections_to_the_app_again(front: int) -> None:
+    peers = [json.loads(ask(front, "GET", "/state").body)["peer"][1] for _ in range(10)]
+    assert len(set(peers)) == 1
     for _ in range(30):
         assert ask(front, "GET", "/web/echo").status == 200
         assert ask(front, "POST", "/web/refuse", b"a" * 200_000).status == 413

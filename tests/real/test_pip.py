@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Upstreams, slow_on_stock
+from tests.integration.servers import Server
+from tests.real.conftest import Passed, Upstreams, slow_on_stock
 from tests.real.programs import run
 
 pytestmark = slow_on_stock
@@ -58,13 +59,15 @@ def pip(home: Path, *arguments: str | Path) -> bytes:
 
 @pytest.mark.parametrize("feature", [(), ("--use-feature=fast-deps",)], ids=["whole", "ranges"])
 def test_pip_installs_a_package_and_what_it_needs(
-    tmp_path: Path, url: str, index: str, feature: tuple[str, ...]
+    tmp_path: Path, url: str, relay: Server, index: str, feature: tuple[str, ...]
 ) -> None:
+    passed = Passed(relay, "web")
     target = tmp_path / "site"
     where = ("--index-url", f"{url}/web{index}", "--target", target)
     pip(tmp_path, "install", *where, *feature, "upstream-one==1.0")
     assert (target / "upstream_one.py").read_text() == "NAME = 'upstream_one'\n"
     assert (target / "upstream_two.py").exists()
+    assert (passed.look()["GET 206"] > 0) == bool(feature)
 
 
 def test_pip_says_which_versions_there_are(tmp_path: Path, url: str, index: str) -> None:

@@ -1,4 +1,4 @@
-"""wget and rclone, which mirror what is behind the relay."""
+"""wget, which mirrors what is behind the relay."""
 
 from pathlib import Path
 

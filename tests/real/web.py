@@ -1,4 +1,4 @@
-"""The upstream `web`: files, uploads, events, git, packages, a registry of images."""
+"""The upstream `web`: files, uploads, events, git, packages."""
 
 import asyncio
 import gzip
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -17,17 +18,17 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.real.git_server import git
-from tests.real.registry import routes as registry
 
 FOLDER = Path(os.environ["FOLDER"])
 METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
 PAGE = b"<!doctype html><meta charset=utf-8><link rel=icon href='data:,'><title>page</title>"
 seen: Counter[str] = Counter()
+named: dict[int, str] = {}
 under_way = 0
 
 
 class Counting:
-    """Counts the exchanges that are open."""
+    """Counts the exchanges that are open, and the codings of all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,6 +37,9 @@ class Counting:
         global under_way
         counts = scope["type"] == "http"
         under_way += counts
+        for name, value in scope.get("headers", ()):
+            if name in (b"content-encoding", b"transfer-encoding"):
+                seen[value.decode()] += 1
         try:
             await self._app(scope, receive, send)
         finally:
@@ -63,6 +67,19 @@ async def echo(request: Request) -> Response:
         },
         headers={"x-upstream": "web"},
     )
+
+
+async def read_form(request: Request) -> Response:
+    """What a form said: its fields, and the name and the hash of each file."""
+    said = {}
+    async with request.form() as form:
+        for name, value in form.items():
+            if isinstance(value, UploadFile):
+                digest = hashlib.sha256(await value.read()).hexdigest()
+                said[name] = [value.filename, digest]
+            else:
+                said[name] = [value]
+    return JSONResponse(said)
 
 
 async def count_seen(request: Request) -> Response:
@@ -142,6 +159,15 @@ async def zipped(request: Request) -> Response:
     return Response(gzip.compress(b"zipped " * 1000) if accepted else b"zipped", headers=fields)
 
 
+async def who(request: Request) -> Response:
+    """Who authenticated this connection, as IIS has it with NTLM and Negotiate."""
+    assert request.client is not None
+    scheme, _, name = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() in ("ntlm", "negotiate"):
+        named[request.client.port] = name
+    return Response(named.get(request.client.port, "nobody"))
+
+
 async def page(request: Request) -> Response:
     return Response(PAGE, media_type="text/html")
 
@@ -157,6 +183,7 @@ app = Counting(
             Route("/open", count_open),
             Route("/seen", count_seen),
             Route("/echo", echo, methods=METHODS),
+            Route("/form", read_form, methods=["POST"]),
             Route("/go", go, methods=METHODS),
             Route("/refuse", refuse, methods=METHODS),
             Route("/events", events),
@@ -166,9 +193,9 @@ app = Counting(
             Route("/silent", silent, methods=METHODS),
             Route("/login", login),
             Route("/zipped", zipped),
+            Route("/who", who),
             Route("/page", page),
             Mount("/git", git),
-            *registry,
             Mount("/files", StaticFiles(directory=FOLDER, html=True)),
         ]
     )
