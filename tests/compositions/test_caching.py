@@ -139,6 +139,9 @@ def test_what_is_private_is_asked_for_each_time(
         ("x-api-key", "max-age=60", {}),
         ("x-api-key", "max-age=60", {"etag": '"same"'}),
         ("accept-language", "max-age=60", {"set_cookie": "session=1"}),
+        ("accept-language", "public, max-age=60", {"set_cookie": "session=1"}),
+        ("accept-language", "public, max-age=60", {"vary": "*"}),
+        ("authorization", "public, max-age=60", {"vary": "*", "etag": '"same"'}),
     ],
 )
 def test_many_callers_at_once_never_get_what_is_anothers(
@@ -163,6 +166,17 @@ def test_what_is_public_is_shared_also_where_callers_give_credentials(
     for who in (ANN, BOB):
         assert ask(who, cache="public, max-age=60").text == "1 for ann\n"
     assert asked() == 1
+
+
+@pytest.mark.parametrize("field", ["authorization", "cookie", "accept-language"])
+def test_what_is_public_and_varies_by_its_caller_is_kept_for_each(
+    ask: Ask, asked: Asked, field: str
+) -> None:
+    for _ in range(2):
+        for name in ("ann", "bob"):
+            response = ask({field: name}, cache="public, max-age=60", vary=field)
+            assert response.text.endswith(f"for {name}\n")
+    assert asked() == 2
 
 
 def test_who_gives_no_credentials_gets_nothing_that_was_made_for_credentials(ask: Ask) -> None:
@@ -193,6 +207,28 @@ def test_what_is_stale_is_asked_for_again_by_its_tag(
     first, second = ask(**stale), ask(**stale)
     assert (second.status_code, second.text, asked()) == (200, first.text, 2)
     assert b'if-none-match: "one"' in upstream.requests[-1].lower()
+
+
+@pytest.mark.parametrize("field", ["authorization", "cookie", "x-api-key", "accept-language"])
+def test_what_a_304_says_to_one_caller_is_told_to_no_other(
+    ask: Ask, field: str, upstream: Upstream
+) -> None:
+    stale = {"cache": "max-age=60", "age": 100, "etag": '"x"', "renews": 1}
+    ask(**stale)
+    for name in ("ann", "bob"):
+        response = ask({field: name}, **stale)
+        assert (response.status_code, response.headers.get("set-cookie", name)) == (200, name)
+    assert "set-cookie" not in ask(**stale).headers
+    assert any(b"if-none-match" in request.lower() for request in upstream.requests)
+
+
+def test_the_condition_of_a_caller_is_answered_to_it_alone(ask: Ask) -> None:
+    stale = {"cache": "max-age=60", "age": 100, "etag": '"x"', "renews": 1}
+    for _ in range(2):  # with nothing kept, and with what anybody may have
+        response = ask({"if-none-match": '"x"', "cookie": "ann"}, **stale)
+        assert (response.status_code, response.headers["etag"]) == (304, '"x"')
+        assert response.headers["set-cookie"] == "ann"
+        assert "set-cookie" not in ask(**stale).headers
 
 
 def test_a_response_without_a_date_gets_stale_too(ask: Ask, asked: Asked) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ async def flaky(e: Exchange) -> None:
 async def kept(e: Exchange) -> None:
     """The n-th answer to a `key`, for whom the request names; `cache`, `vary`, ... as asked for.
 
+    With `renews`, a 304 sets a cookie for whom the request names, and is fresh.
+
     Its body has `parts` parts and breaks off after `broken` of them; the first time, with `stall`,
     it stops after one, and does not end.
     """
@@ -57,6 +60,8 @@ async def kept(e: Exchange) -> None:
     if "undated" not in query:
         fields += f"date: {formatdate(time.time() - int(query.get('age', 0)), usegmt=True)}\r\n"
     if "etag" in query and field(e, "if-none-match") == query["etag"]:
+        if "renews" in query:
+            fields = re.sub("date: .*?\r\n", f"set-cookie: {for_whom}\r\n", fields)
         await e.write(f"HTTP/1.1 304 Not Modified\r\n{fields}\r\n".encode())
         return
     part = f"{len(times)} for {for_whom or 'anybody'}\n".encode()
