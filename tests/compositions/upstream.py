@@ -121,7 +121,7 @@ class Tokens:
 
     issued: int = 0
     lifetime: int = 3600
-    works: bool = True
+    refusal: bytes = b""  # the whole answer, in place of a token
     valid: str = ""
 
 
@@ -131,8 +131,8 @@ tokens = Tokens()
 @keeping_alive
 async def token(e: Exchange) -> None:
     await asyncio.sleep(0.2)  # so that many wait for it
-    if not tokens.works:
-        await e.write(b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno")
+    if tokens.refusal:
+        await e.write(tokens.refusal)
         return
     tokens.issued += 1
     tokens.valid = f"token-{tokens.issued}"
@@ -145,7 +145,8 @@ async def token(e: Exchange) -> None:
 
 @keeping_alive
 async def guarded(e: Exchange) -> None:
-    """401 for who does not give the token that is valid."""
+    """401 for who does not give the token that is valid; `late` seconds after it was looked at."""
     known = field(e, "authorization") == f"bearer {tokens.valid}"
+    await asyncio.sleep(float(e.query.get("late", 0)))
     status = b"200 OK" if known else b"401 Unauthorized"
     await e.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\n\r\nok")
