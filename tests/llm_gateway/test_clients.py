@@ -256,9 +256,11 @@ def test_an_answer_past_the_deadline_ends_in_an_error_and_stops_the_upstream(
     until(lambda: upstream.at_work(SWIFT) == 0)
 
 
-def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve, stream: bool) -> None:
+    client = call(url=serve(DEADLINE="1"))
     with pytest.raises(openai.InternalServerError) as late:
-        streamed(call(url=serve(DEADLINE="1")), "slow")
+        client.chat.completions.create(model="slow", messages=MESSAGES, stream=stream)
     assert late.value.status_code == 504
 
 
@@ -335,6 +337,23 @@ def test_the_gateways_keys_and_account_never_reach_a_caller_or_the_log(
     assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
     assert "sk-" not in caplog.text
     assert "key-of-ann" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_upstream_that_cites_the_gateways_key_is_not_cited(
+    call: Call, serve: Serve, status: int
+) -> None:
+    with ScriptedUpstream() as refusing:
+        refusing.any().json({"error": {"message": "sk-cited is no key"}}, status=status)
+        url = serve(SWIFT_URL=f"{refusing.url}/v1", SWIFT_KEY="sk-cited")
+        for stream in (True, False):
+            with pytest.raises(openai.InternalServerError, match="does not accept") as refused:
+                call(url=url).chat.completions.create(
+                    model="swift-1", messages=MESSAGES, stream=stream
+                )
+            assert refused.value.status_code == 502
+            assert "sk-" not in refused.value.response.text
+        assert {sent.headers["authorization"] for sent in refusing.requests} == {"Bearer sk-cited"}
 
 
 def test_a_callers_key_is_compared_in_a_time_that_tells_nothing_of_it(
