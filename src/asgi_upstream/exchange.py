@@ -101,7 +101,7 @@ class Exchange:
         # Here nothing is open upstream, and the caller is not watched any more: after the last
         # part of a body servers report a disconnect that is none.
         if watch.expired and not watch.left and (watch.cut or self.failure):
-            self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+            self.failure, self.outcome = errors.deadline_passed(terms.deadline), Outcome.DEADLINE
         elif watch.left or isinstance(self.failure, CallerLeft | ClientDisconnect):
             self.failure, self.outcome = None, caller.outcome_of_leaving
             await caller.dismiss()
@@ -120,7 +120,10 @@ class Exchange:
             if until == math.inf:
                 await caller.body(self.last, more=False)
             elif not await self._ends_by(until, caller):
-                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+                self.failure, self.outcome = (
+                    errors.deadline_passed(terms.deadline),
+                    Outcome.DEADLINE,
+                )
                 errors.log_failure(self.failure, self.request)
                 raise self.failure
         except CallerLeft:
