@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from examples.upstream import app as upstream_of_examples
 from tests.compositions.upstream import Tokens, tokens
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
@@ -21,6 +22,14 @@ def caller(upstream: Upstream) -> Iterator[httpx.Client]:
     app = imported("compositions.authentication", upstream.url)
     with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as caller:
         yield caller
+
+
+def test_the_example_has_a_token_of_the_upstream_of_the_examples() -> None:
+    with served(upstream_of_examples) as url:
+        app = imported("compositions.authentication", url)
+        with served(app) as own_url:
+            response = httpx.get(f"{own_url}/api/headers", trust_env=False)
+    assert response.json()["authorization"] == "Bearer of-the-app"
 
 
 def hundred(caller: httpx.Client) -> Counter[int]:

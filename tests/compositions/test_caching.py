@@ -277,7 +277,15 @@ def test_a_cache_that_is_broken_does_not_fail_the_answer(
     assert caller.get("/api/kept", params=params).text == "2 for anybody\n"
 
 
-# Why the example is as it is.
+# Why the example, and its page, are as they are.
+
+
+def test_the_host_that_a_caller_names_reaches_the_upstream_and_is_no_part_of_what_is_asked(
+    ask: Ask, asked: Asked, upstream: Upstream
+) -> None:
+    ask({"host": "elsewhere.example"}, cache="max-age=60")
+    assert b"x-forwarded-host: elsewhere.example" in upstream.requests[-1].lower()
+    assert (ask(cache="max-age=60").text, asked()) == ("1 for anybody\n", 1)
 
 
 def by(upstream: Upstream, transport: httpx.AsyncBaseTransport) -> FastAPI:
