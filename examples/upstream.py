@@ -130,6 +130,11 @@ async def cookie(request: Request) -> Response:
     return response
 
 
+async def token(request: Request) -> Response:
+    """What an OAuth2 server gives to a client, whoever it is."""
+    return JSONResponse({"access_token": "of-the-app", "token_type": "bearer", "expires_in": 3600})
+
+
 async def headers(request: Request) -> Response:
     """The request's headers."""
     return JSONResponse(dict(request.headers))
@@ -228,6 +233,7 @@ routes = Starlette(
         Route("/dies", dies),
         Route("/cookie", cookie),
         Route("/headers", headers),
+        Route("/token", token, methods=["POST"]),
         Route("/status/{code:int}", status),
         Route("/big", big),
         WebSocketRoute("/talk", talk),

@@ -1,6 +1,7 @@
 """OAuth2 client credentials, by authlib: one token for all callers, fetched when there is need.
 
 uvicorn examples.compositions.authentication:app
+curl http://127.0.0.1:8000/api/headers    # what the upstream got: the token, too
 """
 
 import os

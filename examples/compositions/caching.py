@@ -39,12 +39,28 @@ class Origin(httpx.AsyncBaseTransport):
         fields.setdefault("date", formatdate(usegmt=True))  # or its age is 0 for ever
         control = fields.get("cache-control", "")
         names_one = any(name in request.headers for name in NAMES_A_CALLER)
-        if "set-cookie" in fields or (names_one and "public" not in control):
+        not_for_all = "set-cookie" in fields or "*" in fields.get("vary", "")
+        if not_for_all or (names_one and "public" not in control):
             fields["cache-control"] = f"private, {control}".rstrip(", ")
+        is_of_all = "caching" not in request.extensions
+        if response.status_code == 304 and is_of_all and is_for_one_caller(request, fields):
+            # hishel would put its fields, cookies among them, on what it has for all. By a tag
+            # that it does not know, it asks again, without a condition.
+            request.extensions["tag"] = fields.get("etag")
+            fields["etag"] = '"for one caller"'
         return response
 
     async def aclose(self) -> None:
         await self.next_transport.aclose()
+
+
+def is_for_one_caller(request: httpx.Request, fields: httpx.Headers) -> bool:
+    """Whether what a response to this request says is for nobody else (RFC 9111 3.5, 5.2.2)."""
+    control = fields.get("cache-control", "").lower()
+    if "private" in control or "no-store" in control:
+        return True
+    shared = ("public", "s-maxage", "must-revalidate")
+    return "authorization" in request.headers and not any(word in control for word in shared)
 
 
 class Cache(AsyncCacheTransport):
@@ -52,7 +68,12 @@ class Cache(AsyncCacheTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
-            return await super().handle_async_request(request)
+            response = await super().handle_async_request(request)
+            if response.status_code == 304 and "tag" in request.extensions:
+                del response.headers["etag"]  # the caller's own condition: it gets its own tag
+                if (tag := request.extensions["tag"]) is not None:
+                    response.headers["etag"] = tag
+            return response
         except BaseException:
             if (opened := request.extensions.get("opened")) is not None:
                 with anyio.CancelScope(shield=True):

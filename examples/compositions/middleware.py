@@ -2,7 +2,7 @@
 
 uvicorn examples.compositions.middleware:app
 curl -N http://127.0.0.1:8000/none/api/slow-text
-curl -N --compressed http://127.0.0.1:8000/gzip/api/slow-text    # held back till the end
+curl -N --compressed http://127.0.0.1:8000/gzip/api/slow-text    # as it comes, by Starlette 1.10
 """
 
 import asyncio
@@ -25,6 +25,18 @@ from asgi_upstream import BufferedResponse, ForwardApp, client_lifespan, get_cli
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 TIMEOUT = float(os.environ.get("TIMEOUT", "10"))  # seconds
+
+
+class Visits:
+    """Writes into the session, as an app does: before the head leaves, which takes it along."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = scope["session"]
+        session["visits"] = session.get("visits", 0) + 1
+        await self.app(scope, receive, send)
 
 
 class WholeTimeout:
@@ -82,7 +94,10 @@ app = Starlette(
         Mount("/none", behind()),
         Mount("/cors", behind(Middleware(CORSMiddleware, allow_origins=["https://page.example"]))),
         Mount("/gzip", behind(Middleware(GZipMiddleware))),
-        Mount("/session", behind(Middleware(SessionMiddleware, secret_key="not so secret"))),
+        Mount(
+            "/session",
+            behind(Middleware(SessionMiddleware, secret_key="not so secret"), Middleware(Visits)),
+        ),
         Mount("/hosts", behind(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"]))),
         Mount("/base", behind(Middleware(BaseHTTPMiddleware, dispatch=stamp))),
         Mount("/whole-timeout", behind(Middleware(WholeTimeout))),

@@ -19,11 +19,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, make_asgi_app
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from asgi_upstream import (
     BufferedResponse,
     Record,
     StreamedResponse,
+    UpstreamProtocolError,
     UpstreamTimeout,
     client_dependency,
     client_lifespan,
@@ -38,6 +40,7 @@ from .usage import Usage
 
 DEADLINE = float(os.environ.get("DEADLINE", 300))  # seconds, for a whole answer
 MOST_BYTES = 1_000_000  # of a request
+NO_OBJECT = "the body is no JSON object"
 # Of the upstream's headers, those that are not about the account of the gateway there.
 RELAYED = {"content-type", "content-encoding", "content-length", "retry-after", "cache-control"}
 
@@ -98,10 +101,15 @@ async def chat(request: Request, caller: LimitedCaller) -> Response:
     if not isinstance(model, str) or model not in UPSTREAM_OF:
         raise HTTPException(404, "there is no such model here; see /v1/models")
     client: httpx.AsyncClient = await client_dependency(UPSTREAM_OF[model])(request)
-    build = partial(client.build_request, "POST", "/chat/completions")
     options = asked.get("stream_options") or {}
     if not isinstance(options, dict):
         raise HTTPException(400, "stream_options is no object")
+    if asked.get("stream"):
+        asked["stream_options"] = options | {"include_usage": True}
+    try:
+        outgoing = client.build_request("POST", "/chat/completions", json=asked)
+    except ValueError:  # a NaN, half a surrogate pair: `json.loads` takes them, and nobody else
+        raise HTTPException(400, NO_OBJECT) from None
     usage = Usage()
     ended = partial(account_for, exchanges.begin(caller.name, model, usage), caller)
     if not asked.get("stream"):
@@ -111,12 +119,12 @@ async def chat(request: Request, caller: LimitedCaller) -> Response:
             usage.count_whole(upstream)
 
         return BufferedResponse(
-            client, build(json=asked), on_response=whole, deadline=DEADLINE, observers=[ended]
+            client, outgoing, on_response=whole, deadline=DEADLINE, observers=[ended]
         )
     return StreamedResponse(
         client,
-        build(json=asked | {"stream_options": options | {"include_usage": True}}),
-        on_response=without_the_account,
+        outgoing,
+        on_response=only_events,
         transform=usage.counted if options.get("include_usage") else usage.counted_and_hidden,
         error_frame=error_event,
         deadline=DEADLINE,
@@ -148,6 +156,14 @@ def without_the_account(upstream: httpx.Response) -> None:
         del upstream.headers[name]
 
 
+def only_events(upstream: httpx.Response) -> None:
+    """The same, for a stream: a page of a proxy in front of the model, say, is none."""
+    without_the_account(upstream)
+    kind = upstream.headers.get("content-type", "")
+    if upstream.is_success and not kind.startswith("text/event-stream"):
+        raise UpstreamProtocolError
+
+
 def account_for(listed: Listed, caller: Caller, record: Record) -> None:
     """An observer: the exchange is over, however it ended, and what it took is known."""
     listed.record = record
@@ -160,16 +176,19 @@ def account_for(listed: Listed, caller: Caller, record: Record) -> None:
 async def json_of(request: Request) -> dict[str, Any]:
     """The object that a caller sent; 413 for one that is too long."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413, f"more than {MOST_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise HTTPException(413, f"more than {MOST_BYTES} bytes")
+    except ClientDisconnect:  # nobody is left to read this
+        raise HTTPException(400, "the body is not whole") from None
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
-        raise HTTPException(400, "the body is no JSON object")
+        raise HTTPException(400, NO_OBJECT)
     return asked
 
 

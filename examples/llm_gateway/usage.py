@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from asgi_upstream import UpstreamProtocolError
+
 
 @dataclass(eq=False)
 class Usage:
@@ -31,8 +33,12 @@ class Usage:
 
     def count_whole(self, upstream: httpx.Response) -> None:
         """The usage of an answer that did not come as a stream."""
-        if upstream.is_success:
+        if not upstream.is_success:
+            return
+        try:
             self._count(upstream.json())
+        except (ValueError, AttributeError) as exc:  # a page of a proxy's, say
+            raise UpstreamProtocolError from exc
 
     def _count(self, data: dict[str, Any]) -> None:
         if told := data.get("usage"):
@@ -40,7 +46,12 @@ class Usage:
             self.completion_tokens = told.get("completion_tokens", 0)
         else:  # nobody is told the usage who leaves before the end, so the parts are counted
             deltas = [choice.get("delta") for choice in data.get("choices") or ()]
-            self.completion_tokens += sum(bool(delta and delta.get("content")) for delta in deltas)
+            self.completion_tokens += sum(bool(delta and says(delta)) for delta in deltas)
+
+
+def says(delta: dict[str, Any]) -> bool:
+    """Whether there is something in it: words, a call of a tool, what a model thinks."""
+    return any(value for name, value in delta.items() if name != "role")
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -117,6 +117,13 @@ def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
     return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
 
 
+def deadline_passed(seconds: float | None) -> UpstreamTimeout:
+    """The failure of an exchange that took longer than it may; the note is for the log."""
+    error = UpstreamTimeout()
+    error.add_note(f"the deadline of {seconds} s passed")
+    return error
+
+
 def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
     """Write the one WARNING line of an upstream failure."""
     host = request.url.netloc.decode() if request else "(unknown)"
@@ -124,11 +131,11 @@ def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
 
 
 def described(exc: BaseException) -> str:
-    """Its type and its text, on one line, for a log."""
+    """Its type and its text, if it has one, on one line, for a log."""
     text = str(exc)
     if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
-    return f"{type(exc).__name__}: {text}"
+    return ": ".join(filter(None, [type(exc).__name__, text, *getattr(exc, "__notes__", ())]))
 
 
 class upstream_errors:

@@ -92,7 +92,7 @@ class Exchange:
         # Here nothing is open upstream, and the caller is not watched any more: after the last
         # part of a body servers report a disconnect that is none.
         if watch.expired and not watch.left and (watch.cut or self.failure):
-            self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+            self.failure, self.outcome = errors.deadline_passed(terms.deadline), Outcome.DEADLINE
         elif watch.left or isinstance(self.failure, CallerLeft | ClientDisconnect):
             self.failure, self.outcome = None, caller.outcome_of_leaving
             await caller.dismiss()
@@ -117,7 +117,8 @@ class Exchange:
             return False
         except TimeoutError:
             if self.failure is None:
-                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+                self.failure = errors.deadline_passed(terms.deadline)
+                self.outcome = Outcome.DEADLINE
                 errors.log_failure(self.failure, self.request)
             error = errors.as_upstream_error(self.failure) or self.failure
             raise error from error.__cause__

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from examples.upstream import app as upstream_of_examples
 from tests.compositions.upstream import Tokens, tokens
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
@@ -21,6 +22,14 @@ def caller(upstream: Upstream) -> Iterator[httpx.Client]:
     app = imported("compositions.authentication", upstream.url)
     with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as caller:
         yield caller
+
+
+def test_the_example_has_a_token_of_the_upstream_of_the_examples() -> None:
+    with served(upstream_of_examples) as url:
+        app = imported("compositions.authentication", url)
+        with served(app) as own_url:
+            response = httpx.get(f"{own_url}/api/headers", trust_env=False)
+    assert response.json()["authorization"] == "Bearer of-the-app"
 
 
 def hundred(caller: httpx.Client) -> Counter[int]:
@@ -53,6 +62,19 @@ def test_a_token_that_is_revoked_is_renewed_once_for_a_hundred_callers(
     assert tokens.issued == 2
 
 
+def test_a_refusal_that_comes_when_the_token_is_new_already_does_not_renew_it_again(
+    caller: httpx.Client, upstream: Upstream
+) -> None:
+    assert caller.get("/api/guarded").status_code == 200
+    tokens.valid = "another"
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(caller.get, "/api/guarded?late=0.5")
+        eventually(lambda: b"late=0.5" in upstream.requests[-1], 5)
+        assert caller.get("/api/guarded").status_code == 200
+        assert late.result().status_code == 200
+    assert tokens.issued == 2
+
+
 def test_an_upload_that_is_refused_is_not_sent_again(caller: httpx.Client) -> None:
     assert caller.get("/api/guarded").status_code == 200
     tokens.valid = "another"
@@ -61,14 +83,23 @@ def test_an_upload_that_is_refused_is_not_sent_again(caller: httpx.Client) -> No
     assert caller.post("/api/guarded", content=b"upload").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno",
+        b"HTTP/1.1 401 No\r\ncontent-type: application/json\r\ncontent-length: 26\r\n\r\n"
+        b'{"error":"invalid_client"}',
+    ],
+    ids=["fails", "refuses"],
+)
 def test_without_a_token_the_answer_is_502_and_names_nothing(
-    caller: httpx.Client, upstream: Upstream
+    caller: httpx.Client, upstream: Upstream, refusal: bytes
 ) -> None:
-    tokens.works = False
+    tokens.refusal = refusal
     response = caller.get("/api/guarded")
     assert response.status_code == 502
     assert not re.search("token|secret|127", response.text)
-    tokens.works = True
+    tokens.refusal = b""
     assert caller.get("/api/guarded").status_code == 200
 
 

@@ -139,6 +139,9 @@ def test_what_is_private_is_asked_for_each_time(
         ("x-api-key", "max-age=60", {}),
         ("x-api-key", "max-age=60", {"etag": '"same"'}),
         ("accept-language", "max-age=60", {"set_cookie": "session=1"}),
+        ("accept-language", "public, max-age=60", {"set_cookie": "session=1"}),
+        ("accept-language", "public, max-age=60", {"vary": "*"}),
+        ("authorization", "public, max-age=60", {"vary": "*", "etag": '"same"'}),
     ],
 )
 def test_many_callers_at_once_never_get_what_is_anothers(
@@ -165,6 +168,17 @@ def test_what_is_public_is_shared_also_where_callers_give_credentials(
     assert asked() == 1
 
 
+@pytest.mark.parametrize("field", ["authorization", "cookie", "accept-language"])
+def test_what_is_public_and_varies_by_its_caller_is_kept_for_each(
+    ask: Ask, asked: Asked, field: str
+) -> None:
+    for _ in range(2):
+        for name in ("ann", "bob"):
+            response = ask({field: name}, cache="public, max-age=60", vary=field)
+            assert response.text.endswith(f"for {name}\n")
+    assert asked() == 2
+
+
 def test_who_gives_no_credentials_gets_nothing_that_was_made_for_credentials(ask: Ask) -> None:
     assert ask(ANN, cache="max-age=60").text == "1 for ann\n"
     assert ask(cache="max-age=60").text == "2 for anybody\n"
@@ -186,6 +200,16 @@ def test_each_caller_may_have_a_cache_alone(
     assert asked() == 2
 
 
+def test_what_is_stale_in_the_cache_of_a_caller_alone_is_asked_for_by_its_tag(
+    caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked
+) -> None:
+    params = {"key": request.node.name, "cache": "private, max-age=60", "age": "100"}
+    for _ in range(2):
+        response = caller.get("/mine/kept", params=params | {"etag": '"one"'}, headers=ANN)
+        assert response.text == "1 for ann\n"
+    assert asked() == 2
+
+
 def test_what_is_stale_is_asked_for_again_by_its_tag(
     ask: Ask, asked: Asked, upstream: Upstream
 ) -> None:
@@ -195,10 +219,30 @@ def test_what_is_stale_is_asked_for_again_by_its_tag(
     assert b'if-none-match: "one"' in upstream.requests[-1].lower()
 
 
-def test_a_response_without_a_date_gets_stale_too(ask: Ask, asked: Asked) -> None:
+@pytest.mark.parametrize("field", ["authorization", "cookie", "x-api-key", "accept-language"])
+def test_what_a_304_says_to_one_caller_is_told_to_no_other(
+    ask: Ask, field: str, upstream: Upstream
+) -> None:
+    stale = {"cache": "max-age=60", "age": 100, "etag": '"x"', "renews": 1}
+    ask(**stale)
+    for name in ("ann", "bob"):
+        response = ask({field: name}, **stale)
+        assert (response.status_code, response.headers.get("set-cookie", name)) == (200, name)
+    assert "set-cookie" not in ask(**stale).headers
+    assert any(b"if-none-match" in request.lower() for request in upstream.requests)
+
+
+def test_the_condition_of_a_caller_is_answered_to_it_alone(ask: Ask) -> None:
+    stale = {"cache": "max-age=60", "age": 100, "etag": '"x"', "renews": 1}
+    for _ in range(2):  # with nothing kept, and with what anybody may have
+        response = ask({"if-none-match": '"x"', "cookie": "ann"}, **stale)
+        assert (response.status_code, response.headers["etag"]) == (304, '"x"')
+        assert response.headers["set-cookie"] == "ann"
+        assert "set-cookie" not in ask(**stale).headers
+
+
+def test_a_response_without_a_date_gets_stale_too(ask: Ask) -> None:
     ask(cache="max-age=1", undated=1)
-    ask(cache="max-age=1", undated=1)
-    assert asked() == 1
     eventually(lambda: ask(cache="max-age=1", undated=1).text.startswith("2"), 5)
 
 
@@ -233,7 +277,15 @@ def test_a_cache_that_is_broken_does_not_fail_the_answer(
     assert caller.get("/api/kept", params=params).text == "2 for anybody\n"
 
 
-# Why the example is as it is.
+# Why the example, and its page, are as they are.
+
+
+def test_the_host_that_a_caller_names_reaches_the_upstream_and_is_no_part_of_what_is_asked(
+    ask: Ask, asked: Asked, upstream: Upstream
+) -> None:
+    ask({"host": "elsewhere.example"}, cache="max-age=60")
+    assert b"x-forwarded-host: elsewhere.example" in upstream.requests[-1].lower()
+    assert (ask(cache="max-age=60").text, asked()) == ("1 for anybody\n", 1)
 
 
 def by(upstream: Upstream, transport: httpx.AsyncBaseTransport) -> FastAPI:

@@ -12,6 +12,7 @@ from tests.compositions.conftest import Serve, leave_when
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
 
+BEFORE_THE_DEFAULT = 10  # seconds; both ping each 15 where nothing else is set
 KEPT_ALIVE = ["/kept-alive", "/kept-alive-by-fastapi"]
 
 
@@ -58,7 +59,7 @@ def test_heartbeats_come_while_the_upstream_is_silent(
     serve: Serve, upstream: Upstream, path: str
 ) -> None:
     caller = serve("events", PING="0.1")
-    with caller.stream("GET", path + "/quiet") as response:
+    with caller.stream("GET", path + "/quiet", timeout=BEFORE_THE_DEFAULT) as response:
         lines = response.iter_lines()
         events = read_until("zwei", lines)
         assert [line for line in events if line.startswith("data")] == [
@@ -81,7 +82,8 @@ def test_a_transform_has_no_heartbeats_and_drops_the_upstreams(serve: Serve) -> 
 def test_heartbeats_come_before_the_upstream_has_answered_at_all(
     serve: Serve, upstream: Upstream
 ) -> None:
-    with serve("events", PING="0.1").stream("GET", "/kept-alive/never") as response:
+    caller = serve("events", PING="0.1")
+    with caller.stream("GET", "/kept-alive/never", timeout=BEFORE_THE_DEFAULT) as response:
         read_until(": ping", response.iter_lines())
     eventually(lambda: upstream.busy == 0, 10)
 

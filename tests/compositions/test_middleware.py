@@ -12,6 +12,7 @@ from tests.integration.servers import ROOT, eventually
 from tests.integration.upstream import Upstream
 
 TIMEOUT = 1.5
+ORIGIN = "https://page.example"
 PAGE = (ROOT / "docs/compositions/middleware.md").read_text()
 HEAD, *ROWS = [
     [cell.strip(" `") for cell in line.strip("|").split("|")]
@@ -23,7 +24,9 @@ STACKS = [row[0] for row in ROWS]
 
 @pytest.fixture
 def caller(serve: Serve) -> httpx.Client:
-    return serve("middleware", TIMEOUT=str(TIMEOUT))
+    caller = serve("middleware", TIMEOUT=str(TIMEOUT))
+    caller.headers["origin"] = ORIGIN  # without it the middleware of CORS does nothing
+    return caller
 
 
 def flow(caller: httpx.Client, path: str) -> str:
@@ -109,10 +112,12 @@ def test_a_caller_who_leaves_frees_the_upstream_behind_each(
 
 
 def test_what_the_middleware_is_for_it_does(caller: httpx.Client) -> None:
-    origin = {"origin": "https://page.example"}
     params = {"key": "cors", "access-control-allow-origin": "*"}
-    response = caller.get("/cors/api/kept", headers=origin, params=params)
-    assert response.headers.get_list("access-control-allow-origin") == [origin["origin"]]
+    response = caller.get("/cors/api/kept", params=params)
+    assert response.headers.get_list("access-control-allow-origin") == [ORIGIN]
+    for path in ("api", "buffered"):
+        response = caller.get(f"/session/{path}/item")
+        assert response.headers["set-cookie"].startswith("session=")
     response = caller.get("/hosts/api/item", headers={"host": "elsewhere"})
     assert response.status_code == 400
     assert caller.get("/base/api/item").headers["x-stamp"] == "1"

@@ -70,13 +70,13 @@ def serving(upstream: Upstream) -> Iterator[Server]:
         server.stop()
 
 
-def by_worker(server: Server, path: str, at_least: int = WORKERS) -> dict[bytes, list[Answer]]:
-    """Ask until so many workers have answered twice."""
+def by_worker(server: Server, path: str, fields: str = "") -> dict[bytes, list[Answer]]:
+    """Ask until each worker has answered twice."""
     answers: dict[bytes, list[Answer]] = {}
     for _ in range(400):  # which worker takes a connection is the kernel's choice
-        answer = ask(server, path)
+        answer = ask(server, path, fields=fields)
         answers.setdefault(answer.field(b"x-worker") or b"", []).append(answer)
-        if sum(len(of_one) > 1 for of_one in answers.values()) >= at_least:
+        if sum(len(of_one) > 1 for of_one in answers.values()) >= WORKERS:
             break
     return answers
 
@@ -93,13 +93,38 @@ def test_a_workers_first_request_is_a_hit_when_another_has_asked(
     assert first_of_each.count(None) == 1  # the one that was asked for
 
 
-def test_no_worker_has_from_another_what_is_private(server: Server, upstream: Upstream) -> None:
-    answers = by_worker(server, "/api/kept?key=private&cache=private,max-age%3D60")
+@pytest.mark.parametrize(
+    ("says", "fields"),
+    [
+        ("cache=private,max-age%3D60", ""),
+        ("cache=public,max-age%3D60&set-cookie=session%3D1", ""),
+        ("cache=public,max-age%3D60&vary=*&etag=%22x%22", ""),
+        ("cache=max-age%3D60", "authorization: ann\r\n"),
+        ("cache=max-age%3D60", "cookie: ann\r\n"),
+    ],
+    ids=["private", "set-cookie", "vary", "authorization", "cookie"],
+)
+def test_no_worker_has_from_another_what_is_private(
+    server: Server, upstream: Upstream, says: str, fields: str, request: pytest.FixtureRequest
+) -> None:
+    answers = by_worker(server, f"/api/kept?key={request.node.callspec.id}&{says}", fields)
     numbers = sorted(
         int(answer.body.split()[0]) for of_one in answers.values() for answer in of_one
     )
     assert len(answers) == WORKERS
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_no_worker_has_from_another_what_a_304_says_to_one_caller(
+    server: Server, upstream: Upstream
+) -> None:
+    path = "/api/kept?key=renewed&cache=max-age%3D60&age=100&etag=%22x%22&renews=1"
+    assert ask(server, path).status == 200
+    assert ask(server, path, fields="cookie: ann\r\n").status == 200
+    answers = by_worker(server, path)
+    assert len(answers) == WORKERS
+    cookies = {answer.field(b"set-cookie") for of_one in answers.values() for answer in of_one}
+    assert cookies == {None}
 
 
 @pytest.mark.slow

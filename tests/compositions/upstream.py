@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ async def flaky(e: Exchange) -> None:
 async def kept(e: Exchange) -> None:
     """The n-th answer to a `key`, for whom the request names; `cache`, `vary`, ... as asked for.
 
+    With `renews`, a 304 sets a cookie for whom the request names, and is fresh.
+
     Its body has `parts` parts and breaks off after `broken` of them; the first time, with `stall`,
     it stops after one, and does not end.
     """
@@ -57,6 +60,8 @@ async def kept(e: Exchange) -> None:
     if "undated" not in query:
         fields += f"date: {formatdate(time.time() - int(query.get('age', 0)), usegmt=True)}\r\n"
     if "etag" in query and field(e, "if-none-match") == query["etag"]:
+        if "renews" in query:
+            fields = re.sub("date: .*?\r\n", f"set-cookie: {for_whom}\r\n", fields)
         await e.write(f"HTTP/1.1 304 Not Modified\r\n{fields}\r\n".encode())
         return
     part = f"{len(times)} for {for_whom or 'anybody'}\n".encode()
@@ -116,7 +121,7 @@ class Tokens:
 
     issued: int = 0
     lifetime: int = 3600
-    works: bool = True
+    refusal: bytes = b""  # the whole answer, in place of a token
     valid: str = ""
 
 
@@ -126,8 +131,8 @@ tokens = Tokens()
 @keeping_alive
 async def token(e: Exchange) -> None:
     await asyncio.sleep(0.2)  # so that many wait for it
-    if not tokens.works:
-        await e.write(b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno")
+    if tokens.refusal:
+        await e.write(tokens.refusal)
         return
     tokens.issued += 1
     tokens.valid = f"token-{tokens.issued}"
@@ -140,7 +145,8 @@ async def token(e: Exchange) -> None:
 
 @keeping_alive
 async def guarded(e: Exchange) -> None:
-    """401 for who does not give the token that is valid."""
+    """401 for who does not give the token that is valid; `late` seconds after it was looked at."""
     known = field(e, "authorization") == f"bearer {tokens.valid}"
+    await asyncio.sleep(float(e.query.get("late", 0)))
     status = b"200 OK" if known else b"401 Unauthorized"
     await e.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\n\r\nok")

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -14,6 +16,7 @@ from openai import AsyncOpenAI, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from prometheus_client.parser import text_string_to_metric_families
 
+from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.upstream import DIES_AFTER, KEYS, WORDS
 from examples.llm_gateway.usage import Usage
@@ -253,15 +256,27 @@ def test_an_answer_past_the_deadline_ends_in_an_error_and_stops_the_upstream(
     until(lambda: upstream.at_work(SWIFT) == 0)
 
 
-def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve, stream: bool) -> None:
+    client = call(url=serve(DEADLINE="1"))
     with pytest.raises(openai.InternalServerError) as late:
-        streamed(call(url=serve(DEADLINE="1")), "slow")
+        client.chat.completions.create(model="slow", messages=MESSAGES, stream=stream)
     assert late.value.status_code == 504
 
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b"[]", 400), (b'{"model": 1}', 404), (b" " * 1_000_001, 413)],
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"model": 1}', 404),
+        (b" " * 1_000_001, 413),
+        (b"[" * 100_000, 400),
+        (b'{"model": "swift-1", "stream": true, "temperature": NaN}', 400),
+        (b'{"model": "swift-1", "user": "\\ud800"}', 400),
+        (b'{"model": "swift-1", "stream": true, "stream_options": ["include_usage"]}', 400),
+    ],
+    ids=["cut", "list", "model", "long", "deep", "nan", "surrogate", "options"],
 )
 def test_a_request_that_is_none_is_an_error_as_openai_says_it(
     gateway: str, body: bytes, status: int
@@ -271,12 +286,41 @@ def test_a_request_that_is_none_is_an_error_as_openai_says_it(
     response = httpx.post(url, content=body, headers=headers, trust_env=False)
     assert response.status_code == status
     assert response.json()["error"]["type"] == "invalid_request_error"
+    until(lambda: all(listed["outcome"] for listed in exchanges(gateway)))  # none is left live
+
+
+def test_a_caller_who_leaves_while_it_sends_its_request_is_no_failure(
+    gateway: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = httpx.URL(gateway)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as caller:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-length: 9\r\n"
+        caller.sendall(f"{head}authorization: Bearer key-of-ann\r\n\r\n{{".encode())
+        until(lambda: CALLERS["key-of-ann"].at_once == 1)
+    until(lambda: CALLERS["key-of-ann"].at_once == 0)
+    httpx.get(gateway, trust_env=False)  # by now the one before it is through
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_upstream_that_answers_with_a_page_is_no_success(
+    call: Call, serve: Serve, stream: bool
+) -> None:
+    with ScriptedUpstream() as proxy:
+        proxy.any().text("<html>all is well</html>", headers={"content-type": "text/html"})
+        client = call(url=serve(SWIFT_URL=f"{proxy.url}/v1"))
+        with pytest.raises(openai.InternalServerError) as failed:
+            client.chat.completions.create(model="swift-1", messages=MESSAGES, stream=stream)
+    assert failed.value.status_code == 502
 
 
 # Keys
 
 
-def test_the_gateways_keys_and_account_never_reach_a_caller(gateway: str, serve: Serve) -> None:
+def test_the_gateways_keys_and_account_never_reach_a_caller_or_the_log(
+    gateway: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     wrong = serve(SWIFT_KEY="sk-revoked", DEEP_KEY="sk-revoked")
     headers = {"authorization": "Bearer key-of-ann"}
     for url, model in [(wrong, "swift-1"), *((gateway, m) for m in ("deep-1", "dies", "refuses"))]:
@@ -290,6 +334,41 @@ def test_the_gateways_keys_and_account_never_reach_a_caller(gateway: str, serve:
             assert "set-cookie" not in response.headers
             assert "openai-organization" not in response.headers
             assert url is gateway or response.status_code == 502
+    assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
+    assert "sk-" not in caplog.text
+    assert "key-of-ann" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_upstream_that_cites_the_gateways_key_is_not_cited(
+    call: Call, serve: Serve, status: int
+) -> None:
+    with ScriptedUpstream() as refusing:
+        refusing.any().json({"error": {"message": "sk-cited is no key"}}, status=status)
+        url = serve(SWIFT_URL=f"{refusing.url}/v1", SWIFT_KEY="sk-cited")
+        for stream in (True, False):
+            with pytest.raises(openai.InternalServerError, match="does not accept") as refused:
+                call(url=url).chat.completions.create(
+                    model="swift-1", messages=MESSAGES, stream=stream
+                )
+            assert refused.value.status_code == 502
+            assert "sk-" not in refused.value.response.text
+        assert {sent.headers["authorization"] for sent in refusing.requests} == {"Bearer sk-cited"}
+
+
+def test_a_callers_key_is_compared_in_a_time_that_tells_nothing_of_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr("examples.llm_gateway.callers.secrets.compare_digest", compare_digest)
+    with pytest.raises(openai.AuthenticationError):
+        call("key-of-ann").models.list()
+    assert compared == [(known.encode(), b"key-of-ann") for known in CALLERS]
 
 
 # Usage, limits, metrics
@@ -408,6 +487,30 @@ def test_usage_is_read_from_events_however_they_are_cut(size: int, end: bytes) -
     cut = body.index(usage)
     _, counted = asyncio.run(passed(hidden=False, until_byte=cut))
     assert (counted.prompt_tokens, counted.completion_tokens) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("delta", "tokens"),
+    [
+        ({"role": "assistant", "content": ""}, 0),
+        ({"content": "word"}, 1),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, 1),
+        ({"content": None, "reasoning_content": "thus"}, 1),
+        ({}, 0),
+    ],
+)
+def test_each_part_that_says_something_is_a_token_where_no_usage_is_told(
+    delta: dict[str, Any], tokens: int
+) -> None:
+    async def chunks() -> Any:
+        yield b"data: %s\n\n" % json.dumps({"choices": [{"delta": delta}]}).encode()
+
+    async def counted() -> int:
+        usage = Usage()
+        assert [event async for event in usage.counted_and_hidden(chunks())]
+        return usage.completion_tokens
+
+    assert asyncio.run(counted()) == tokens
 
 
 def test_the_code_on_the_docs_page_is_the_examples() -> None:

@@ -214,6 +214,7 @@ def test_the_page_fits_and_can_be_read(open_page: Open, size: tuple[int, int], d
     looks = chat.page.evaluate(LOOKS)
     assert looks["wider"] <= 0
     assert looks["taller"] <= 0 or size != WIDE
+    assert looks["chatBelow"] <= 0 or size not in (WIDE, NARROW)  # all of it on the first screen
     assert looks["covered"] == []
     assert looks["faint"] == []
     assert (looks["ground"] < 0.1) if dark else (looks["ground"] > 0.8)
@@ -246,6 +247,7 @@ LOOKS = """() => {
     const box = (selector) => document.querySelector(selector).getBoundingClientRect().toJSON();
     return {
         taller: document.documentElement.scrollHeight - innerHeight,
+        chatBelow: box(".chat").bottom + scrollY - innerHeight,
         wider: document.documentElement.scrollWidth - innerWidth,
         covered: controls.filter((element) => {
             const { left, right } = element.getBoundingClientRect();

@@ -24,7 +24,7 @@ class no_leaks:
     Only what begins inside counts. Exchanges of this library are seen wherever the app runs in
     this process; those of an app elsewhere, where they end in an `Upstream`. Of clients are seen
     those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and had
-    an exchange.
+    an exchange of this library.
 
     Arguments:
         within: seconds that an exchange may still take to end.
