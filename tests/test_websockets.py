@@ -176,11 +176,11 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
 async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in [
-        m for m in sys.modules if m.startswith(("httpx_ws", "asgi_upstream.websockets"))
-    ]:
+    for name in ("websockets", "upstream_websocket"):
+        monkeypatch.delattr(asgi_upstream, name)
+        monkeypatch.delitem(sys.modules, f"asgi_upstream.{name}")
+    for module in [name for name in sys.modules if name.startswith("httpx_ws")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr(asgi_upstream, "websockets")
     monkeypatch.setitem(sys.modules, "httpx_ws", None)
     with caplog.at_level(logging.WARNING, "asgi_upstream"):
         sent = await called(ForwardApp())
