@@ -5,13 +5,12 @@ import hashlib
 import logging
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpcore
 import httpx
 import pytest
-from httpx_ws.transport import ASGIWebSocketTransport
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
@@ -32,6 +31,12 @@ from asgi_upstream import (
     relay_websocket,
 )
 from asgi_upstream.handshakes import check_upgrade, handshake
+from tests import ON_HTTPX2
+
+if TYPE_CHECKING or not ON_HTTPX2:
+    from httpx_ws.transport import ASGIWebSocketTransport
+else:
+    from httpx2.websockets import ASGIWebSocketTransport
 
 
 async def echo(websocket: WebSocket) -> None:

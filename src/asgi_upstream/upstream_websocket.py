@@ -7,7 +7,7 @@ upstream's close code. So this reads by itself, in the one task that needs to.
 
 from collections import deque
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import httpcore
@@ -15,9 +15,9 @@ import httpx
 from anyio.abc import TaskGroup
 
 try:
-    from httpx_ws import AsyncWebSocketSession, WebSocketNetworkError
+    from httpx_ws import AsyncWebSocketSession
     from wsproto.connection import ConnectionState
-    from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
+    from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
     from wsproto.frame_protocol import CloseReason
     from wsproto.utilities import LocalProtocolError
 except ImportError as exc:
@@ -28,14 +28,13 @@ except ImportError as exc:
     ) from exc
 
 from .errors import UpstreamBodyTooLarge
+from .libraries import Library, own_kind
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that either side may take for its part of the closing handshake (RFC 6455 7.1.1)."""
 
 _PIECE = 65536  # bytes in one read or write
 _PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
-_GONE = (WebSocketNetworkError, httpcore.NetworkError, httpx.NetworkError, LocalProtocolError)
-_LATE = (httpcore.TimeoutException, httpx.TimeoutException)
 
 
 class UpstreamWebSocket:
@@ -46,13 +45,16 @@ class UpstreamWebSocket:
 
     def __init__(
         self,
+        library: Library,
         upstream: httpx.Response,
         group: TaskGroup,
         write_timeout: float | None,
         max_message_bytes: int,
         ping_interval: float | None,
     ) -> None:
-        self._stream = _Stream(upstream.extensions["network_stream"], write_timeout)
+        self._stream = _Stream(library, upstream.extensions["network_stream"], write_timeout)
+        self._library = library
+        self._gone = library.NetworkError, LocalProtocolError
         session = AsyncWebSocketSession(self._stream, response=upstream)
         self._session, self._connection = session, session.connection
         self.subprotocol: str | None = session.subprotocol
@@ -71,10 +73,7 @@ class UpstreamWebSocket:
             httpx.WriteTimeout: it takes nothing.
         """
         event = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
-        try:
-            await self._send(event)
-        except _LATE as exc:
-            raise httpx.WriteTimeout(str(exc)) from exc
+        await self._send(event)
 
     async def receive(self) -> str | bytes | None:
         """The next message; None where the upstream has closed, with its code as `farewell`.
@@ -92,18 +91,19 @@ class UpstreamWebSocket:
                 elif isinstance(event, CloseConnection):
                     self.farewell = event.code, event.reason or ""
                     if self._connection.state is ConnectionState.OPEN:  # it is wsproto's verdict
-                        raise httpx.RemoteProtocolError(event.reason or "no WebSocket frame")
+                        raise self._library.RemoteProtocolError(
+                            event.reason or "no WebSocket frame"
+                        )
                     return None
-                elif isinstance(event, Message):
+                elif isinstance(event, TextMessage | BytesMessage):
                     message = self._whole(event)
                     if message is not None:
                         return message
             await self._read()
 
-    def _whole(self, event: Message[Any]) -> str | bytes | None:
-        part = cast(str | bytes, event.data)  # pyright: ignore[reportUnknownMemberType]
-        self._parts.append(part)
-        self._size += size_of(part)
+    def _whole(self, event: TextMessage | BytesMessage) -> str | bytes | None:
+        self._parts.append(event.data)
+        self._size += size_of(event.data)
         if self._size > self._max:
             self.farewell = CloseReason.MESSAGE_TOO_BIG, ""
             raise UpstreamBodyTooLarge
@@ -117,22 +117,20 @@ class UpstreamWebSocket:
         while True:
             try:
                 data = await self._stream.read(_PIECE, self._ping_interval)
-            except _LATE as exc:
+            except self._library.TimeoutException as exc:
                 if pinged:
-                    raise httpx.ReadTimeout("it answers no ping") from exc
+                    raise self._library.ReadTimeout("it answers no ping") from exc
                 pinged = True
                 self._answer(Ping())
                 continue
-            except _GONE as exc:
-                raise httpx.ReadError(str(exc)) from exc
             if not data:
-                raise httpx.RemoteProtocolError("it left without a Close frame")
+                raise self._library.RemoteProtocolError("it left without a Close frame")
             self._connection.receive_data(data)
             self._events.extend(self._connection.events())
             return
 
     async def _send(self, event: Event) -> None:
-        with suppress(*_GONE):  # how it ended is for whoever reads to find
+        with suppress(*self._gone):  # how it ended is for whoever reads to find
             await self._session.send(event)
 
     def _answer(self, event: Event) -> None:
@@ -146,8 +144,8 @@ class UpstreamWebSocket:
         try:
             while self._pongs:
                 await self._send(self._pongs.popleft())
-        except _LATE as exc:
-            self.failure = httpx.WriteTimeout(str(exc))
+        except self._library.TimeoutException as exc:
+            self.failure = exc
             self._group.cancel_scope.cancel()
         self._answering = False
 
@@ -155,7 +153,9 @@ class UpstreamWebSocket:
         """Say farewell, and wait for the upstream's: a close with bytes unread is a reset."""
         with (
             anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope,
-            suppress(*_GONE, *_LATE, httpx.RemoteProtocolError),
+            suppress(
+                *self._gone, self._library.TimeoutException, self._library.RemoteProtocolError
+            ),
         ):
             if not self._stream.in_frame:
                 code, reason = self.farewell
@@ -174,38 +174,60 @@ class UpstreamWebSocket:
     async def close(self) -> None:
         """Close the connection, where that of the response has not: httpx-ws's transport for tests
         has none."""
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*_GONE):
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*self._gone):
             await self._stream.close()
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """The upgraded connection, which httpx-ws does not close."""
+    """The upgraded connection, with the library's own errors, which httpx-ws does not close."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, write_timeout: float | None) -> None:
-        self._stream, self._write_timeout = stream, write_timeout
+    def __init__(
+        self,
+        library: Library,
+        stream: httpcore.AsyncNetworkStream,
+        write_timeout: float | None,
+    ) -> None:
+        self._library, self._stream, self._write_timeout = library, stream, write_timeout
         self.in_frame = False  # a write is under way, or was cancelled
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._stream.read(max_bytes, timeout)
+        try:
+            return await self._stream.read(max_bytes, timeout)
+        except Exception as exc:
+            self._raise_own(exc)
+            raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """In pieces: the timeout is for an upstream that takes none, not for a long message."""
         self.in_frame = True
-        if len(buffer) <= _PIECE:
-            await self._stream.write(buffer, self._write_timeout)
-        else:
-            for at in range(0, len(buffer), _PIECE):
-                await self._stream.write(buffer[at : at + _PIECE], self._write_timeout)
+        try:
+            if len(buffer) <= _PIECE:
+                await self._stream.write(buffer, self._write_timeout)
+            else:
+                for at in range(0, len(buffer), _PIECE):
+                    await self._stream.write(buffer[at : at + _PIECE], self._write_timeout)
+        except Exception as exc:
+            self._raise_own(exc)
+            raise
         self.in_frame = False
+
+    def _raise_own(self, exc: Exception) -> None:
+        kind = own_kind(type(exc), self._library)
+        if kind is not None:
+            raise kind(str(exc)) from exc
 
     async def aclose(self) -> None:
         """Nothing: what the upstream said last is still to be read."""
 
     async def close(self) -> None:
-        await self._stream.aclose()
+        try:
+            await self._stream.aclose()
+        except Exception as exc:
+            self._raise_own(exc)
+            raise
 
 
-def size_of(data: str | bytes) -> int:
+def size_of(data: str | bytes | bytearray) -> int:
     """In bytes, as sent."""
     return (
         len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())

@@ -14,6 +14,7 @@ from .caller import CallerLeft
 from .exchange import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
+from .libraries import URLT, AnyBuilder, Library, RequestT, common_library, is_a
 from .records import Observer, Outcome, Tally, ledger_of
 from .responses import BufferedResponse
 from .upstream_websocket import CLOSE_TIMEOUT, UpstreamWebSocket, size_of
@@ -23,9 +24,9 @@ PING_INTERVAL = 20.0
 
 
 async def relay_websocket(
-    client: httpx.AsyncClient,
+    client: AnyBuilder[RequestT, URLT],
     websocket: WebSocket,
-    url: httpx.URL | str | None = None,
+    url: URLT | str | None = None,
     *,
     prefix: str | None = None,
     headers: HeaderChange | None = None,
@@ -57,15 +58,16 @@ async def relay_websocket(
         ValueError: as of `forward_request`.
     """
     async with handshakes.refusals(websocket):
+        its: Any = client
         request = handshakes.handshake(
-            client,
+            its,
             websocket,
             url=url,
             prefix=prefix,
             headers=headers,
             trust_forwarded=trust_forwarded,
         )
-        relay = Relay(client, websocket, request, max_message_bytes, ping_interval, observers)
+        relay = Relay(its, websocket, request, max_message_bytes, ping_interval, observers)
         await relay.run()
 
 
@@ -86,6 +88,7 @@ class Relay:
         observers: Sequence[Observer] = (),
     ) -> None:
         self._client, self._websocket, self.request = client, websocket, request
+        self._library: Library = common_library(type(client), type(request))
         self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # `on_request` made another request
             handshakes.ask_for_upgrade(request, self._subprotocols)
@@ -105,15 +108,16 @@ class Relay:
         """
         ledger = ledger_of(self._client)
         if ledger.observers or self._observers:
-            observers = (*ledger.observers, *self._observers)
-            self._tally = Tally(observers, ledger.name, self.request, httpx, self._websocket.scope)
+            observers, scope = (*ledger.observers, *self._observers), self._websocket.scope
+            self._tally = Tally(observers, ledger.name, self.request, self._library, scope)
         ledger.under_way.add(self)
         try:
             try:
                 await self._both_ways()
                 if self._response is not None and self._upstream is None and not self._failure:
                     self._left, self._outcome = True, Outcome.COMPLETED
-                    self._response.headers = httpx.Headers(handshakes.answered(self._response))
+                    fields = handshakes.answered(self._response)
+                    self._response.headers = self._library.Headers(fields)
                     # In one part, for granian takes no other, and uvicorn collects them.
                     await handshakes.deny(self._websocket, BufferedResponse.adopt(self._response))
             finally:
@@ -152,13 +156,20 @@ class Relay:
         if self._tally is not None:
             reused = response.extensions.get("connection_reused")
             self._tally.answered(response.status_code, reused=reused)
-            self.request.stream = httpx.AsyncByteStream()  # what is sent is counted from here on
+            self.request.stream = (
+                self._library.AsyncByteStream()
+            )  # from here on what is sent counts
         if response.status_code != 101:
             return
         handshakes.check_upgrade(response, self._subprotocols)
         timeouts: Mapping[str, float | None] = self.request.extensions.get("timeout", {})
         self._upstream = UpstreamWebSocket(
-            response, self._group, timeouts.get("write"), self._max, self._ping_interval
+            self._library,
+            response,
+            self._group,
+            timeouts.get("write"),
+            self._max,
+            self._ping_interval,
         )
         fields = handshakes.answered(response)
         await self._tell(self._websocket.accept(self._upstream.subprotocol, fields))
@@ -174,7 +185,7 @@ class Relay:
                 await self._upstream.send(data)
                 if self._tally is not None:
                     self._tally.sent += size_of(data)
-        except httpx.WriteTimeout as exc:
+        except self._library.TimeoutException as exc:
             self._failure = exc
         except OSError:
             self._caller_left(lost=True)
@@ -224,7 +235,7 @@ class Relay:
         if self._left and failure is None:
             return
         if failure is not None:
-            if isinstance(failure, httpx.RequestError):
+            if is_a(failure, httpx.RequestError):
                 failure.request = self.request
             error = errors.as_upstream_error(failure) or failure
             if self._tally is not None:
