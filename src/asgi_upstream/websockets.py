@@ -153,6 +153,10 @@ class Relay:
             await uninterrupted(clear_up(self._client, self.request.url))
             raise
         self._response = response
+        if response.http_version == "HTTP/2":  # to which it was a GET (RFC 9113 8.6)
+            raise self._library.LocalProtocolError(
+                "a handshake needs HTTP/1.1: give WebSockets a client without http2=True"
+            )
         if self._tally is not None:
             reused = response.extensions.get("connection_reused")
             self._tally.answered(response.status_code, reused=reused)
@@ -226,6 +230,8 @@ class Relay:
                 await self._upstream.part()
         finally:
             await close_upstream(response)
+            if response.http_version == "HTTP/2":
+                await uninterrupted(clear_up(self._client, self.request.url))
         if self._upstream is not None:
             await self._upstream.close()
 
