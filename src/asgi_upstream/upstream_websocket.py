@@ -6,10 +6,12 @@ upstream's close code. So this reads by itself, in the one task that needs to.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from io import BytesIO
 
 import anyio
+import anyio.lowlevel
 import httpcore
 import httpx
 from anyio.abc import TaskGroup
@@ -34,6 +36,7 @@ CLOSE_TIMEOUT = 1.0
 """Seconds that either side may take for its part of the closing handshake (RFC 6455 7.1.1)."""
 
 _PIECE = 65536  # bytes in one read or write
+_TURN = 64  # frames that are dealt with before others have their turn
 _PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
 
 
@@ -60,8 +63,9 @@ class UpstreamWebSocket:
         self.subprotocol: str | None = session.subprotocol
         self.farewell: tuple[int, str] = CloseReason.GOING_AWAY, ""  # unless it ends otherwise
         self._group, self._max, self._ping_interval = group, max_message_bytes, ping_interval
-        self._events: deque[Event] = deque()
-        self._parts: list[Any] = []
+        self._events: Iterator[Event] = iter(())
+        self._dealt_with = 0
+        self._fragments: BytesIO | None = None  # of a message
         self._size = 0  # bytes in them
         self._pongs: deque[Event] = deque(maxlen=_PONGS)
         self._answering = False
@@ -75,7 +79,7 @@ class UpstreamWebSocket:
         event = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
         await self._send(event)
 
-    async def receive(self) -> str | bytes | None:
+    async def receive(self) -> str | bytes | bytearray | None:
         """The next message; None where the upstream has closed, with its code as `farewell`.
 
         Raises:
@@ -84,8 +88,10 @@ class UpstreamWebSocket:
         """
         while True:
             # No more is read before all of it is dealt with.
-            while self._events:
-                event = self._events.popleft()
+            for event in self._events:
+                self._dealt_with += 1
+                if self._dealt_with % _TURN == 0:  # neither reading nor sending need ever wait
+                    await anyio.lowlevel.checkpoint()
                 if isinstance(event, Ping):
                     self._answer(event.response())
                 elif isinstance(event, CloseConnection):
@@ -101,16 +107,23 @@ class UpstreamWebSocket:
                         return message
             await self._read()
 
-    def _whole(self, event: TextMessage | BytesMessage) -> str | bytes | None:
-        self._parts.append(event.data)
+    def _whole(self, event: TextMessage | BytesMessage) -> str | bytes | bytearray | None:
         self._size += size_of(event.data)
         if self._size > self._max:
             self.farewell = CloseReason.MESSAGE_TOO_BIG, ""
             raise UpstreamBodyTooLarge
+        if event.message_finished and self._fragments is None:
+            self._size = 0
+            return event.data
+        # A list of them might take 30 times their bytes, and so does StringIO's.
+        self._fragments = self._fragments or BytesIO()
+        data = event.data
+        self._fragments.write(data.encode() if isinstance(data, str) else data)
         if not event.message_finished:
             return None
-        parts, self._parts, self._size = self._parts, [], 0
-        return "".join(parts) if isinstance(event, TextMessage) else b"".join(parts)
+        message = self._fragments.getvalue()
+        self._fragments, self._size = None, 0
+        return message.decode() if isinstance(data, str) else message
 
     async def _read(self) -> None:
         pinged = False
@@ -126,7 +139,7 @@ class UpstreamWebSocket:
             if not data:
                 raise self._library.RemoteProtocolError("it left without a Close frame")
             self._connection.receive_data(data)
-            self._events.extend(self._connection.events())
+            self._events = self._connection.events()
             return
 
     async def _send(self, event: Event) -> None:

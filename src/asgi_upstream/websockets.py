@@ -15,7 +15,7 @@ from .exchange import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
 from .libraries import URLT, AnyBuilder, Library, RequestT, common_library, is_a
-from .records import Observer, Outcome, Tally, ledger_of
+from .records import Observer, Outcome, Record, Tally, ledger_of
 from .responses import BufferedResponse
 from .upstream_websocket import CLOSE_TIMEOUT, UpstreamWebSocket, size_of
 
@@ -115,11 +115,7 @@ class Relay:
             try:
                 await self._both_ways()
                 if self._response is not None and self._upstream is None and not self._failure:
-                    self._left, self._outcome = True, Outcome.COMPLETED
-                    fields = handshakes.answered(self._response)
-                    self._response.headers = self._library.Headers(fields)
-                    # In one part, for granian takes no other, and uvicorn collects them.
-                    await handshakes.deny(self._websocket, BufferedResponse.adopt(self._response))
+                    await self._deny(self._response)
             finally:
                 if self._response is not None:
                     await self._leave(self._response)
@@ -160,12 +156,10 @@ class Relay:
         if self._tally is not None:
             reused = response.extensions.get("connection_reused")
             self._tally.answered(response.status_code, reused=reused)
-            self.request.stream = (
-                self._library.AsyncByteStream()
-            )  # from here on what is sent counts
         if response.status_code != 101:
             return
         handshakes.check_upgrade(response, self._subprotocols)
+        self.request.stream = self._library.AsyncByteStream()  # what is sent counts from here on
         timeouts: Mapping[str, float | None] = self.request.extensions.get("timeout", {})
         self._upstream = UpstreamWebSocket(
             self._library,
@@ -177,6 +171,19 @@ class Relay:
         )
         fields = handshakes.answered(response)
         await self._tell(self._websocket.accept(self._upstream.subprotocol, fields))
+
+    async def _deny(self, response: httpx.Response) -> None:
+        """Answer the handshake as the upstream did."""
+
+        def went(record: Record) -> None:
+            self._outcome, failure = record.outcome, record.exception
+            self._failure = failure if isinstance(failure, Exception) else None
+
+        self._left, self._outcome = True, Outcome.COMPLETED
+        response.headers = self._library.Headers(handshakes.answered(response))
+        # In one part, for granian takes no other, and uvicorn collects them.
+        whole = BufferedResponse.adopt(response, observers=[went])
+        await handshakes.deny(self._websocket, whole)
 
     async def _from_caller(self) -> None:
         """Pass on what the caller says. From the beginning: it may leave during the handshake."""
