@@ -336,6 +336,31 @@ async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+async def test_a_server_that_cannot_refuse_says_that_the_caller_has_left(
+    error: type[Exception],
+) -> None:
+    async def receive() -> Message:
+        if not connecting:
+            await anyio.sleep_forever()
+        return connecting.pop()
+
+    async def send(message: Message) -> None:
+        raise error("broken pipe")
+
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    records: list[Record] = []
+    scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
+    transport = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
+    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
+        websocket = WebSocket(scope, receive, send)
+        await relay_websocket(client, websocket, observers=[records.append])
+    (record,) = records
+    assert record.outcome.startswith("caller_left")
+    assert record.exception is None
+
+
+@pytest.mark.anyio
 async def test_nothing_is_written_behind_a_frame_that_was_cut_off() -> None:
     upstream = Scripted()
     assert await upstream.calls() == HEARD

@@ -183,7 +183,11 @@ class Relay:
         response.headers = self._library.Headers(handshakes.answered(response))
         # In one part, for granian takes no other, and uvicorn collects them.
         whole = BufferedResponse.adopt(response, observers=[went])
-        await handshakes.deny(self._websocket, whole)
+        try:
+            await self._tell(handshakes.deny(self._websocket, whole))
+        except CallerLeft:
+            self._failure = None
+            self._caller_left(lost=True)
 
     async def _from_caller(self) -> None:
         """Pass on what the caller says. From the beginning: it may leave during the handshake."""
