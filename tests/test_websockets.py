@@ -427,6 +427,33 @@ async def test_a_message_in_many_fragments_takes_no_more_than_its_bytes() -> Non
 
 
 @pytest.mark.anyio
+async def test_a_close_that_has_come_already_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Waiting(Pouring):
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            return await super().read(max_bytes) or await Scripted.read(self, max_bytes)
+
+    async def receive() -> Message:
+        if not connecting:
+            await anyio.sleep_forever()
+        return connecting.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            raise OSError("the caller has left")
+
+    monkeypatch.setattr("asgi_upstream.upstream_websocket.CLOSE_TIMEOUT", 11.0)
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    upstream = Waiting(b"\x81\x01x" * 3)
+    began = anyio.current_time()
+    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
+        await relay_websocket(client, WebSocket(SCOPE, receive, send))
+    assert anyio.current_time() - began < 10
+    assert len(upstream.written) == 1
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("broken", [True, False])
 async def test_the_record_of_a_refusal_says_how_the_refusal_went(broken: bool) -> None:
     class Body(httpx.AsyncByteStream):

@@ -170,6 +170,8 @@ class UpstreamWebSocket:
                 *self._gone, self._library.TimeoutException, self._library.RemoteProtocolError
             ),
         ):
+            for _ in self._connection.events():  # its Close may be among what was read already
+                pass
             if not self._stream.in_frame:
                 code, reason = self.farewell
                 # wsproto knows "no code" by this very object.
