@@ -4,7 +4,12 @@ The other tests run on httpx2 too: `make test-httpx2`.
 """
 
 import asyncio
+import base64
+import hashlib
 import logging
+import re
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +26,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Message
+from starlette.websockets import WebSocket
 
 from asgi_upstream import (
     BufferedResponse,
@@ -30,6 +37,8 @@ from asgi_upstream import (
     UpstreamTimeout,
     client_lifespan,
     forward_request,
+    open_exchanges,
+    relay_websocket,
     upstream_errors,
 )
 from asgi_upstream import transport as of_httpx
@@ -64,7 +73,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @asynccontextmanager
-async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[Any]:
+async def shared(
+    library: Any, is_fast: bool, answer: Any = answer, **options: Any
+) -> AsyncIterator[Any]:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     if is_fast:
         module: Any = of_httpx if library is httpx else of_httpx2
@@ -77,6 +88,38 @@ async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[A
     async with lifespan(None) as state:
         yield state["client"]
     server.close()
+
+
+HANDSHAKE: dict[str, Any] = {
+    "type": "websocket",
+    "http_version": "1.1",
+    "scheme": "ws",
+    "root_path": "",
+    "path": "/",
+    "raw_path": b"/",
+    "query_string": b"",
+    "headers": [],
+    "extensions": {"websocket.http.response": {}},
+}
+
+
+class WebSocketCaller:
+    """One that says hello when it is accepted, and leaves when it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self._comes: asyncio.Queue[Message] = asyncio.Queue()
+        self._comes.put_nowait({"type": "websocket.connect"})
+
+    async def receive(self) -> Message:
+        return await self._comes.get()
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "websocket.accept":
+            self._comes.put_nowait({"type": "websocket.receive", "text": "hello"})
+        elif message["type"] == "websocket.close":
+            self._comes.put_nowait({"type": "websocket.disconnect", "code": 1000, "reason": ""})
 
 
 @both
@@ -169,6 +212,83 @@ async def test_so_has_a_pool_that_is_full(library: Any, is_fast: bool) -> None:
             await Caller().call(StreamedResponse(client, request))
         assert type(caught.value.__cause__) is library.PoolTimeout
         await held.aclose()
+
+
+async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Accept a WebSocket, and end it as the path says; the path is said first."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    path, key = head.split(b" ")[1], re.findall(b"(?i)sec-websocket-key: (\\S+)", head)[0]
+    whole = key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    accept = base64.b64encode(hashlib.sha1(whole).digest())
+    writer.write(b"HTTP/1.1 101 Go\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+    writer.write(b"sec-websocket-accept: %b\r\n\r\n\x81%c%b" % (accept, len(path), path))
+    try:
+        if path == b"/closes":
+            writer.write(b"\x88\x02\x0f\xa1")  # 4001
+            await reader.read()
+        elif path == b"/breaks":
+            writer.write(b"\xff\xff")
+            await reader.read()
+        elif path == b"/silent":
+            await reader.read()
+        elif path == b"/resets":
+            await reader.readexactly(2)  # of the caller's word
+            linger = struct.pack("ii", 1, 0)
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@both
+@transports
+async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
+    library: Any, is_fast: bool
+) -> None:
+    records: list[Record] = []
+    timeout = library.Timeout(5, read=0.5)
+    options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}
+    async with shared(library, is_fast, speak, **options) as client:
+        for path, code, cause in [
+            ("/closes", 4001, None),
+            ("/breaks", 1011, library.RemoteProtocolError),
+            ("/leaves", 1011, library.RemoteProtocolError),
+            ("/silent", 1011, library.ReadTimeout),
+            ("/resets", 1011, library.ReadError),
+        ]:
+            caller = WebSocketCaller()
+            scope = HANDSHAKE | {"path": path, "raw_path": path.encode()}
+            websocket = WebSocket(scope, caller.receive, caller.send)
+            await relay_websocket(client, websocket, ping_interval=0.1)
+            sent = [message["type"].partition(".")[2] for message in caller.sent]
+            assert sent == ["accept", "send", "close"], path
+            assert caller.sent[1]["text"] == path
+            assert caller.sent[2]["code"] == code
+            record = records[-1]
+            assert record.status == 101
+            assert type(record.exception) is (cause or type(None))
+        assert open_exchanges(client) == 0
+
+
+@both
+@transports
+async def test_a_websocket_that_cannot_be_has_the_librarys_own_exception_for_its_cause(
+    library: Any, is_fast: bool
+) -> None:
+    timeout = library.Timeout(5, read=0.1)
+    async with shared(library, is_fast, timeout=timeout) as client:
+        for url, kind, cause in [
+            ("http://127.0.0.1:1", UpstreamConnectError, library.ConnectError),
+            (client.base_url, UpstreamTimeout, library.ReadTimeout),
+        ]:
+            caller = WebSocketCaller()
+            websocket = WebSocket(HANDSHAKE, caller.receive, caller.send)
+            with pytest.raises(kind) as caught:
+                await relay_websocket(client, websocket, library.URL(url).join("/silent"))
+            assert type(caught.value.__cause__) is cause
+            assert caller.sent == []
 
 
 @both

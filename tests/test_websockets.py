@@ -5,13 +5,16 @@ import hashlib
 import logging
 import subprocess
 import sys
-from typing import Any
+import tracemalloc
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import httpcore
 import httpx
 import pytest
-from httpx_ws.transport import ASGIWebSocketTransport
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
@@ -32,6 +35,12 @@ from asgi_upstream import (
     relay_websocket,
 )
 from asgi_upstream.handshakes import check_upgrade, handshake
+from tests import ON_HTTPX2
+
+if TYPE_CHECKING or not ON_HTTPX2:
+    from httpx_ws.transport import ASGIWebSocketTransport
+else:
+    from httpx2.websockets import ASGIWebSocketTransport
 
 
 async def echo(websocket: WebSocket) -> None:
@@ -176,11 +185,11 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
 async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in [
-        m for m in sys.modules if m.startswith(("httpx_ws", "asgi_upstream.websockets"))
-    ]:
+    for name in ("websockets", "upstream_websocket"):
+        monkeypatch.delattr(asgi_upstream, name)
+        monkeypatch.delitem(sys.modules, f"asgi_upstream.{name}")
+    for module in [name for name in sys.modules if name.startswith("httpx_ws")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr(asgi_upstream, "websockets")
     monkeypatch.setitem(sys.modules, "httpx_ws", None)
     with caplog.at_level(logging.WARNING, "asgi_upstream"):
         sent = await called(ForwardApp())
@@ -256,7 +265,7 @@ class Scripted(httpcore.AsyncNetworkStream, httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         key = request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        fields = {"upgrade": "websocket", "sec-websocket-accept": accept}
+        fields = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-accept": accept}
         return httpx.Response(101, headers=fields, extensions={"network_stream": self})
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -327,10 +336,165 @@ async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+async def test_a_server_that_cannot_refuse_says_that_the_caller_has_left(
+    error: type[Exception],
+) -> None:
+    async def receive() -> Message:
+        if not connecting:
+            await anyio.sleep_forever()
+        return connecting.pop()
+
+    async def send(message: Message) -> None:
+        raise error("broken pipe")
+
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    records: list[Record] = []
+    scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
+    transport = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
+    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
+        websocket = WebSocket(scope, receive, send)
+        await relay_websocket(client, websocket, observers=[records.append])
+    (record,) = records
+    assert record.outcome.startswith("caller_left")
+    assert record.exception is None
+
+
+@pytest.mark.anyio
 async def test_nothing_is_written_behind_a_frame_that_was_cut_off() -> None:
     upstream = Scripted()
     assert await upstream.calls() == HEARD
     assert len(upstream.written) == 1
+
+
+class Pouring(Scripted):
+    """An upstream that says at once all that it is given, and a Close of 4001 behind it."""
+
+    def __init__(self, frames: bytes) -> None:
+        super().__init__()
+        self._left = frames + b"\x88\x02\x0f\xa1"
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        piece, self._left = self._left[:max_bytes], self._left[max_bytes:]
+        return piece
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written.append(buffer)
+
+
+@pytest.mark.anyio
+async def test_others_have_their_turn_while_an_upstream_pours_out_short_messages() -> None:
+    turns: list[int] = []
+    heard = 0
+
+    async def send(message: Message) -> None:
+        nonlocal heard
+        heard += message["type"] == "websocket.send"
+
+    async def receive() -> Message:
+        if not connecting:
+            await anyio.sleep_forever()
+        return connecting.pop()
+
+    async def other() -> None:
+        while heard < 10_000:
+            turns.append(heard)
+            await anyio.lowlevel.checkpoint()
+
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    upstream = Pouring(b"\x81\x01x" * 10_000 + b"\x8a\x00" * 10_000)
+    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
+        with anyio.move_on_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(other)
+                await relay_websocket(client, WebSocket(SCOPE, receive, send))
+    assert heard == 10_000
+    assert max(after - before for before, after in pairwise(turns)) < 1000
+
+
+@pytest.mark.anyio
+async def test_a_message_in_many_fragments_takes_no_more_than_its_bytes() -> None:
+    fragments = b"\x01\x00" + b"\x00\x02ab" * 30_000 + b"\x00\x00" * 30_000 + b"\x80\x04\r\n\rc"
+    await Pouring(b"").calls()  # what is made once
+    tracemalloc.start(1)
+    try:
+        sent = await Pouring(fragments).calls()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sent[1] == {"type": "websocket.send", "text": "ab" * 30_000 + "\r\n\rc"}
+    assert peak < 1_500_000  # a list of the fragments alone would take twice that
+
+
+@pytest.mark.anyio
+async def test_a_close_that_has_come_already_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Waiting(Pouring):
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            return await super().read(max_bytes) or await Scripted.read(self, max_bytes)
+
+    async def receive() -> Message:
+        if not connecting:
+            await anyio.sleep_forever()
+        return connecting.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            raise OSError("the caller has left")
+
+    monkeypatch.setattr("asgi_upstream.upstream_websocket.CLOSE_TIMEOUT", 11.0)
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    upstream = Waiting(b"\x81\x01x" * 3)
+    began = anyio.current_time()
+    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
+        await relay_websocket(client, WebSocket(SCOPE, receive, send))
+    assert anyio.current_time() - began < 10
+    assert len(upstream.written) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("broken", [True, False])
+async def test_the_record_of_a_refusal_says_how_the_refusal_went(broken: bool) -> None:
+    class Body(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"who"
+            if broken:
+                raise httpx.ReadError("gone")
+            left.set()
+            await anyio.sleep_forever()
+
+    async def receive() -> Message:
+        if connecting:
+            return connecting.pop()
+        await left.wait()
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    left = anyio.Event()
+    connecting: list[Message] = [{"type": "websocket.connect"}]
+    records: list[Record] = []
+    scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
+    transport = httpx.MockTransport(lambda request: httpx.Response(401, stream=Body()))
+    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
+        relaying = relay_websocket(
+            client, WebSocket(scope, receive, send), observers=[records.append]
+        )
+        with anyio.fail_after(10):
+            if broken:
+                with pytest.raises(UpstreamProtocolError):
+                    await relaying
+            else:
+                await relaying
+    (record,) = records
+    assert record.status == 401
+    if broken:
+        assert record.outcome is Outcome.BODY_FAILED
+        assert isinstance(record.exception, httpx.ReadError)
+    else:
+        assert record.outcome is Outcome.CALLER_LEFT_BEFORE_HEADERS
 
 
 def test_an_acceptance_must_be_of_this_handshake() -> None:
@@ -338,6 +502,7 @@ def test_an_acceptance_must_be_of_this_handshake() -> None:
         token = hashlib.sha1(b"KEY258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         fields: dict[str, str | None] = {
             "upgrade": "WebSocket",
+            "connection": "keep-alive, upgrade",
             "sec-websocket-accept": base64.b64encode(token).decode(),
         }
         fields |= {name.replace("_", "-"): value for name, value in changes.items()}
@@ -350,6 +515,8 @@ def test_an_acceptance_must_be_of_this_handshake() -> None:
     for wrong in (
         {"upgrade": "h2c"},
         {"upgrade": None},
+        {"connection": None},
+        {"connection": "keep-alive"},
         {"sec_websocket_accept": "x"},
         {"sec_websocket_accept": None},
         {"sec_websocket_protocol": "c"},

@@ -9,6 +9,7 @@ import httpx
 import httpx2
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.websockets import WebSocket
 
 from asgi_upstream import (
     BufferedResponse,
@@ -17,6 +18,7 @@ from asgi_upstream import (
     client_dependency,
     client_lifespan,
     forward_request,
+    relay_websocket,
 )
 from asgi_upstream.transport.httpx2 import AsyncioTransport
 
@@ -62,3 +64,11 @@ async def the_rest(upstream: httpx2.Response, request: Request) -> None:
     client_lifespan(httpx2.AsyncClient, transport=transport)
     assert_type(await client_dependency("a")(request), httpx.AsyncClient)
     assert_type(await client_dependency("a", httpx2.AsyncClient)(request), httpx2.AsyncClient)
+
+
+async def relayed(one: httpx.AsyncClient, two: httpx2.AsyncClient, websocket: WebSocket) -> None:
+    await relay_websocket(one, websocket, httpx.URL("/"))
+    await relay_websocket(two, websocket, httpx2.URL("/"))
+    await relay_websocket(two, websocket, "/")
+    await relay_websocket(two, websocket, httpx.URL("/"))  # type: ignore[misc]
+    await relay_websocket(httpx.Client(), websocket)  # type: ignore[arg-type]

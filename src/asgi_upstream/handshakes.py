@@ -58,8 +58,10 @@ def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None
     fields = upstream.headers
     key = upstream.request.headers["sec-websocket-key"]
     token = base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest())
+    connection = fields.get("connection", "").lower().split(",")
     if (
         fields.get("upgrade", "").lower() != "websocket"
+        or "upgrade" not in map(str.strip, connection)
         or fields.get("sec-websocket-accept", "").strip().encode() != token
         or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
         or "sec-websocket-extensions" in fields  # none was offered
@@ -68,9 +70,10 @@ def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None
 
 
 def answered(upstream: httpx.Response) -> RawHeaders:
-    """The fields of the upstream's answer that the caller gets."""
+    """The fields of the upstream's answer that the caller gets; a refusal's length is set anew."""
     fields = relayed_response_headers(upstream.headers.raw)
-    return [field for field in fields if not field[0].startswith(_OF_EACH_HOP)]
+    # RFC 9110 8.6: no Content-Length with a 101, which has no content.
+    return [field for field in fields if not field[0].startswith((_OF_EACH_HOP, *_NO_BODY))]
 
 
 @asynccontextmanager

@@ -78,6 +78,7 @@ class Library(Protocol):
     InvalidURL: type[httpx.InvalidURL]
     LocalProtocolError: type[httpx.LocalProtocolError]
     MockTransport: type[httpx.MockTransport]
+    NetworkError: type[httpx.NetworkError]
     PoolTimeout: type[httpx.PoolTimeout]
     ReadError: type[httpx.ReadError]
     ReadTimeout: type[httpx.ReadTimeout]
@@ -86,6 +87,7 @@ class Library(Protocol):
     Response: type[httpx.Response]
     ResponseNotRead: type[httpx.ResponseNotRead]
     StreamConsumed: type[httpx.StreamConsumed]
+    TimeoutException: type[httpx.TimeoutException]
     UnsupportedProtocol: type[httpx.UnsupportedProtocol]
     URL: type[httpx.URL]
     WriteError: type[httpx.WriteError]
@@ -96,6 +98,7 @@ class Library(Protocol):
 
 
 _NAMES = frozenset(("httpx", "httpx2"))
+_WITH_CORES = _NAMES | {"httpcore", "httpcore2"}  # whose exceptions have the same names
 
 
 def cached(function: F) -> F:
@@ -162,3 +165,13 @@ def _httpx_class(kind: type[Any]) -> type[Any]:
         if _name_in(base) and isinstance(alike := getattr(httpx, base.__name__, None), type):
             return alike
     return kind
+
+
+@cached
+def own_kind(kind: type[Exception], library: Library) -> type[Exception] | None:
+    """The library's class for an exception of its httpcore; None for one of another package."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in _WITH_CORES:
+            own: type[Exception] | None = getattr(library, base.__name__, None)
+            return own
+    return None

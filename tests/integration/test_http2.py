@@ -289,6 +289,22 @@ def test_callers_who_leave_do_not_use_up_the_streams_of_a_connection(
     told(send(app, head("GET", "/forward/x")))
 
 
+def test_a_websocket_is_502_where_the_upstream_chose_http_2_and_nothing_is_left_of_it(
+    upstream: Upstream, app: Server
+) -> None:
+    assert told(send(app, head("GET", "/forward/x")))["version"] == "2"
+    fields = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    handshake = [*fields, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    for name in ("one", "two"):
+        with connect(app) as connection:
+            connection.sendall(head("GET", f"/forward/pour?{name}", *handshake))
+            assert connection.recv(1000).startswith(b"HTTP/1.1 502")
+        eventually(lambda name=name: name in upstream.left, 4)  # type: ignore[misc]
+    assert told(send(app, head("GET", "/forward/x")))["version"] == "2"
+    assert upstream.connections == 1
+    assert "give WebSockets a client without http2=True" in app.log()
+
+
 def test_flow_control_holds_a_slow_reader(upstream: Upstream, app: Server) -> None:
     told(send(app, head("GET", "/forward/x")))
     memory = app.memory()

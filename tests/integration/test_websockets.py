@@ -108,6 +108,10 @@ MESSAGES: dict[str, tuple[list[Frame], Frame]] = {
         ],
         Frame(TEXT, b"abc"),
     ),
+    "line ends in fragments": (
+        [Frame(TEXT, b"a\r", False), Frame(CONTINUATION, b"\nb\rc\n")],
+        Frame(TEXT, b"a\r\nb\rc\n"),
+    ),
     "a thousand fragments": (
         [
             Frame(BINARY, b"0123456789", False),
@@ -259,6 +263,39 @@ def test_a_callers_close_reaches_the_upstream_with_code_and_reason(
     assert caller.message().opcode == CLOSE
 
 
+LONGEST = "ü" * 61 + "!"  # 123 bytes: the rest of 125 is the code
+
+
+def test_the_longest_reason_crosses_both_ways(server: Server, listener: Listener) -> None:
+    caller, upstream = listener.open(server)
+    upstream.send(*closing(4000, LONGEST)[:2])
+    assert caller.message() == closing(4000, LONGEST)
+    if server.name.startswith("uvicorn"):  # others tell of no reason
+        caller, upstream = listener.open(server)
+        caller.send(*closing(4000, LONGEST)[:2])
+        assert upstream.message() == closing(4000, LONGEST)
+
+
+def test_a_close_may_come_in_the_middle_of_a_message(server: Server, listener: Listener) -> None:
+    caller, upstream = listener.open(server)
+    upstream.send(TEXT, b"half", fin=False)
+    upstream.send(*closing(4000)[:2])
+    assert caller.message() == closing(4000)
+    caller, upstream = listener.open(server)
+    caller.send(TEXT, b"half", fin=False)
+    caller.send(*closing(4000)[:2])
+    assert upstream.message().opcode == CLOSE  # with 1002 by servers that do not like it
+
+
+def test_both_may_close_at_once(server: Server, listener: Listener) -> None:
+    caller, upstream = listener.open(server)
+    caller.send(*closing(4000)[:2])
+    upstream.send(*closing(4001)[:2])
+    for end in (caller, upstream):
+        assert end.message().opcode == CLOSE
+        end.socket.close()
+
+
 def test_a_close_without_a_code(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server)
     upstream.send(CLOSE)
@@ -316,10 +353,33 @@ BROKEN: dict[str, tuple[int, list[tuple[int, bytes, bool, int]]]] = {
     "half a code": (1002, [(CLOSE, b"\x03", True, 0)]),
     **{
         f"the code {code}": (1002, [(CLOSE, closing(code).payload, True, 0)])
-        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000)
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535)
     },
+    "a reserved bit on a fragment": (1002, [(TEXT, b"x", False, 0), (CONTINUATION, b"x", True, 2)]),
+    "a long close": (1002, [(CLOSE, closing(1000, "x" * 124).payload, True, 0)]),
+    "a close in fragments": (1002, [(CLOSE, closing(1000).payload, False, 0)]),
     "a reason that is not UTF-8": (1007, [(CLOSE, closing(1000).payload + b"\xce", True, 0)]),
 }
+
+
+FRAMED_WRONG = {
+    "a masked frame": b"\x81\x81\0\0\0\0x",
+    "two bytes of length where one would do": b"\x81\x7e\0\x01x",
+    "eight bytes of length where two would do": b"\x82\x7f\0\0\0\0\0\0\x01\0" + b"x" * 256,
+    "a length of more than 63 bits": b"\x82\x7f\xff\0\0\0\0\0\0\0",
+    "a ping with two bytes of length": b"\x89\x7e\0\x01x",
+}
+
+
+@pytest.mark.parametrize("name", FRAMED_WRONG)
+def test_an_upstream_that_frames_wrongly_is_told_so_too(
+    server: Server, listener: Listener, name: str
+) -> None:
+    caller, upstream = listener.open(server)
+    upstream.socket.sendall(FRAMED_WRONG[name])
+    close = upstream.message()
+    assert (close.opcode, int.from_bytes(close.payload[:2])) == (CLOSE, 1002)
+    assert caller.message() == closing(1011, "The upstream sent an invalid response")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -537,6 +597,8 @@ def test_a_handshake_crosses_as_a_request_does(server: Server, listener: Listene
         assert caller.all(b"set-cookie") == [b"a=1", b"b=2"]
         assert caller.all(b"x-up") == [b"yes"]
     assert b"theirs" not in caller.all(b"server")
+    _, upstream = listener.open(server)
+    assert upstream.all(b"cookie") == []  # which another caller was given
 
 
 def test_the_fields_of_the_handshake_belong_to_each_hop(server: Server, listener: Listener) -> None:
@@ -595,11 +657,13 @@ def test_what_comes_with_the_101_is_not_lost(server: Server, listener: Listener)
     caller = listener.call(server)
     upstream = listener.accept()
     accept = accept_of(upstream.all(b"sec-websocket-key")[0])
-    head = b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 101 Go\r\n"
+    head += b"Upgrade: websocket\r\nConnection: x-one, Upgrade\r\nX-One: 1\r\nContent-Length: 9\r\n"
     head += b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
     upstream.socket.sendall(head + upstream.framed(TEXT, b"at once"))
     caller.read_head()
     assert caller.message() == Frame(TEXT, b"at once")
+    assert caller.all(b"content-length") == caller.all(b"x-one") == []
 
 
 def test_a_slow_handshake_loses_nothing(server: Server, listener: Listener) -> None:
@@ -619,8 +683,9 @@ def test_a_slow_handshake_loses_nothing(server: Server, listener: Listener) -> N
         ("Sec-WebSocket-Accept: c29tZXRoaW5nIGVsc2UgYWx0b2dldGg=",),
         ("Sec-WebSocket-Protocol: not-offered",),
         ("Sec-WebSocket-Extensions: permessage-deflate",),
+        ("Upgrade: h2c",),
     ],
-    ids=["accept", "subprotocol", "extension"],
+    ids=["accept", "subprotocol", "extension", "upgrade"],
 )
 def test_a_101_that_answers_something_else_is_502(
     server: Server, listener: Listener, answer: tuple[str, ...]
@@ -669,6 +734,51 @@ def test_a_failure_at_the_handshake_has_the_status_it_has_elsewhere(
     listener.open(server, "/by-tenant/x", "x-tenant: narrow")
     number, caller = status("narrow")
     assert (number, caller.all(b"retry-after")) == (503, [b"1"])
+
+
+def test_the_place_in_the_pool_is_free_again_however_it_ended(
+    server: Server, listener: Listener
+) -> None:
+    narrow = ("/by-tenant/x", "x-tenant: narrow")
+    for how in ("closed", "caller reset", "upstream reset", "refused"):
+        caller, upstream = listener.open(server, *narrow)
+        if how == "refused":
+            caller.socket.close()
+            upstream.message()
+            upstream.socket.close()
+            caller = listener.call(server, *narrow)
+            upstream = listener.accept()
+            upstream.answer("Content-Length: 0", "Connection: close", status="401 No")
+            caller.read_head()
+            assert caller.status == 401
+        elif how == "closed":
+            upstream.send(*closing(1000)[:2])
+            assert caller.message() == closing(1000)
+        elif how == "caller reset":
+            caller.reset()
+            assert upstream.message() == closing(1001)
+        else:
+            upstream.reset()
+            assert caller.message().opcode == CLOSE
+        upstream.socket.close()
+    listener.open(server, *narrow)
+
+
+def test_a_caller_who_leaves_in_the_body_of_a_refusal_ends_it(
+    server: Server, listener: Listener
+) -> None:
+    before = len(server.state()["records"])
+    caller = listener.call(server)
+    upstream = listener.accept()
+    upstream.socket.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nwh")
+    eventually(lambda: server.state()["open"] == 1, 5)
+    caller.reset()
+    if server.name == "granian":  # it tells no app of that
+        upstream.socket.close()
+    else:
+        assert upstream.ends()
+        eventually(lambda: len(server.state()["records"]) > before, 5)
+        assert server.state()["records"][-1][:2] == ["caller_left_before_headers", 401]
 
 
 @pytest.mark.parametrize(
@@ -743,6 +853,8 @@ def test_fifty_at_once_who_all_leave_leave_nothing(server: Server, listener: Lis
     for number, (caller, upstream) in enumerate(links):
         [caller.reset, upstream.reset, caller.socket.close, upstream.socket.close][number % 4]()
     eventually(lambda: bool(server.state()["open"] == 0), 10)
+    listener.hang_up()
+    eventually(lambda: listener.connections() == 0, 10)
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *FAST])

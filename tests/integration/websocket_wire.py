@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.integration.servers import Server
@@ -194,6 +195,15 @@ class Listener:
         caller.read_head()
         assert caller.status == 101, caller.head
         return caller, upstream
+
+    def connections(self) -> int:
+        """How many there are to here, as the machine counts them; those of the test are closed."""
+        here = f":{self._socket.getsockname()[1]:04X}"
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        established, half_closed = "01", "08"
+        return sum(
+            fields[2].endswith(here) and fields[3] in (established, half_closed) for fields in lines
+        )
 
     def hang_up(self) -> None:
         for end in self.ends:
