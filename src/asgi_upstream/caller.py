@@ -32,12 +32,20 @@ class CallerLeft(Exception):
     """The server could not send, for the caller is gone."""
 
 
+class BodyBrokenOff(dict[str, object]):
+    """A part of a body that no server takes; its name stands in the server's error."""
+
+    def __bytes__(self) -> bytes:
+        raise TypeError("BodyBrokenOff")
+
+
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_body", "_prefix", "_send", "_start", "method", "started")
+    __slots__ = ("_body", "_prefix", "_scope", "_send", "_start", "method", "started")
 
     def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
@@ -70,13 +78,24 @@ class Caller:
         """Make sure that the exception which leaves the app next cuts the connection.
 
         Under Starlette's BaseHTTPMiddleware it would not: that ends the body properly when the app
-        below it raises, and so hides the truncation. But it fails, as it should, on a message that
-        it does not know. A server does not know it either, and says so here, to no effect.
+        below it raises, and so hides the truncation. What cuts it off is a failure of the server's
+        `send`, so a part goes there that no server takes. However many such middlewares it has to
+        pass, a part that is a message is passed on by each as it is: so this one holds itself.
+
+        GZipMiddleware can compress no such thing, and fails. It passes on a file's path, which a
+        server that has not announced it refuses too.
         """
+        part = BodyBrokenOff(type=self._body, more_body=True)
+        part["body"] = part
         try:
-            await self._send({"type": self._prefix + "http.response.abort", "reason": "broken off"})
+            try:
+                await self._send(part)
+            except Exception:
+                if "http.response.pathsend" in (self._scope.get("extensions") or ()):
+                    raise
+                await self._send({"type": self._prefix + "http.response.pathsend", "path": ""})
         except Exception:
-            logger.debug("the server refused the abort message", exc_info=True)
+            logger.debug("the server refused to break the body off", exc_info=True)
 
     async def dismiss(self) -> None:
         """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
