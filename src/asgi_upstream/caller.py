@@ -42,10 +42,11 @@ class BodyBrokenOff(dict[str, object]):
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_body", "_prefix", "_scope", "_send", "_start", "method", "started")
+    __slots__ = ("_body", "_prefix", "_receive", "_scope", "_send", "_start", "method", "started")
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
+        self._receive = receive
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
@@ -78,24 +79,33 @@ class Caller:
         """Make sure that the exception which leaves the app next cuts the connection.
 
         Under Starlette's BaseHTTPMiddleware it would not: that ends the body properly when the app
-        below it raises, and so hides the truncation. What cuts it off is a failure of the server's
-        `send`, so a part goes there that no server takes. However many such middlewares it has to
-        pass, a part that is a message is passed on by each as it is: so this one holds itself.
+        below it raises, and so hides the truncation. But it fails, as it should, when what it sends
+        on is refused. A server refuses an unknown message here too, to no effect.
+        """
+        try:
+            if getattr(self._receive, "__module__", "") == "starlette.middleware.base":
+                await self._break_off()
+            else:
+                kind = self._prefix + "http.response.abort"
+                await self._send({"type": kind, "reason": "broken off"})
+        except Exception:
+            logger.debug("the server refused the abort message", exc_info=True)
 
-        GZipMiddleware can compress no such thing, and fails. It passes on a file's path, which a
-        server that has not announced it refuses too.
+    async def _break_off(self) -> None:
+        """Send what each of several such middlewares passes on, and no server takes.
+
+        Each refuses an unknown message itself, and then the next one hides that. But a part which
+        is a message is passed on as it is, so this one holds itself. GZipMiddleware fails to
+        compress it; it passes on a file's path, which a server that did not announce it refuses.
         """
         part = BodyBrokenOff(type=self._body, more_body=True)
         part["body"] = part
         try:
-            try:
-                await self._send(part)
-            except Exception:
-                if "http.response.pathsend" in (self._scope.get("extensions") or ()):
-                    raise
-                await self._send({"type": self._prefix + "http.response.pathsend", "path": ""})
+            await self._send(part)
         except Exception:
-            logger.debug("the server refused to break the body off", exc_info=True)
+            if "http.response.pathsend" in (self._scope.get("extensions") or ()):
+                raise
+            await self._send({"type": "http.response.pathsend", "path": ""})
 
     async def dismiss(self) -> None:
         """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
