@@ -75,6 +75,25 @@ class Caller:
         except (OSError, ClientDisconnect) as exc:
             raise CallerLeft from exc
 
+    async def end(self, chunk: bytes, receive: Receive | None) -> None:
+        """Send the last part; meanwhile read what is left of the request, where `receive` is given.
+
+        On hypercorn the end waits for a place in the queue of an upload, and so for its reader.
+        """
+        if receive is None:
+            await self.body(chunk, more=False)
+            return
+        left: CallerLeft | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(_leaves, receive)
+            try:
+                await self.body(chunk, more=False)
+            except CallerLeft as exc:  # in a group it would become one
+                left = exc
+            group.cancel_scope.cancel()
+        if left is not None:
+            raise left
+
     async def abort(self) -> None:
         """Make sure that the exception which leaves the app next cuts the connection.
 
@@ -171,6 +190,11 @@ class Watch:
             self._group = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
+    @property
+    def begun(self) -> bool:
+        """Whether the body of the caller's request was read, or is being read."""
+        return self._begun
+
     def begin(self) -> None:
         """Start to read `receive`, which from here on nobody else may."""
         if self._begun:
@@ -204,19 +228,9 @@ class Watch:
             self._task = self._loop.create_task(self._listen(), context=self._context)
 
     async def _listen(self) -> None:
-        more = True
-        try:
-            while not (message := await self._receive())["type"].endswith(".disconnect"):
-                if not more:
-                    return  # it says the same for ever, and has no disconnect to tell
-                more = message.get("more_body", message["type"] != "http.request")
-        except OSError:
-            pass  # a connection that cannot be read is one that is gone
-        except Exception:
-            logger.debug("the caller cannot be watched", exc_info=True)
-            return
-        self.left = True
-        self._end()
+        if await _leaves(self._receive):
+            self.left = True
+            self._end()
 
     def _expire(self) -> None:
         self.expired = True
@@ -283,6 +297,22 @@ class Watch:
                 raise late
             return False
         return isinstance(exc, asyncio.CancelledError)
+
+
+async def _leaves(receive: Receive) -> bool:
+    """Read on until the caller leaves; False where that cannot be known."""
+    more = True
+    try:
+        while not (message := await receive())["type"].endswith(".disconnect"):
+            if not more:
+                return False  # it says the same for ever, and has no disconnect to tell
+            more = message.get("more_body", message["type"] != "http.request")
+    except OSError:
+        pass  # a connection that cannot be read is one that is gone
+    except Exception:
+        logger.debug("the caller cannot be watched", exc_info=True)
+        return False
+    return True
 
 
 class _Clock:

@@ -116,10 +116,11 @@ class Exchange:
                 self.failure = exc
                 raise
             return True
+        unread = None if watch.begun else receive
         try:
             if until == math.inf:
-                await caller.body(self.last, more=False)
-            elif not await self._ends_by(until, caller):
+                await caller.end(self.last, unread)
+            elif not await self._ends_by(until, caller, unread):
                 self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
                 errors.log_failure(self.failure, self.request)
                 raise self.failure
@@ -382,12 +383,12 @@ class Exchange:
             async for _ in self._body_of(upstream, decode=False)[0]:
                 pass
 
-    async def _ends_by(self, until: float, caller: Caller) -> bool:
+    async def _ends_by(self, until: float, caller: Caller, unread: Receive | None) -> bool:
         """Send the last part, if the server takes it in time."""
         # What failed by the deadline itself has still a moment for its last words.
         least = anyio.current_time() + FRAME_TIMEOUT if self.failure is not None else until
         with anyio.CancelScope(deadline=max(until, least)) as scope:
-            await caller.body(self.last, more=False)
+            await caller.end(self.last, unread)
         return not scope.cancelled_caught
 
     async def _end_with_frame(self, caller: Caller, error_frame: ErrorFrame) -> None:
