@@ -273,8 +273,9 @@ class OnAsyncio(_Transport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection, whatever is under way on it."""
+        """Close every connection, whatever is under way on it; then another loop may begin."""
         self._connections.close()
+        self._thread = None
         await self._pool.aclose()
 
 
