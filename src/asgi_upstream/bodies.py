@@ -44,7 +44,7 @@ def as_bytes(chunk: object) -> bytes:
         return chunk
     if not isinstance(chunk, bytearray | memoryview):
         raise TypeError(f"transform yielded {type(chunk).__name__}, not bytes")
-    return bytes(chunk)
+    return bytes(chunk)  # pyright: ignore[reportUnknownArgumentType]
 
 
 async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:

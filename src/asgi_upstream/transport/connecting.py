@@ -25,7 +25,7 @@ async def connected(host: str, port: int, local: str | None) -> socket.socket:
     loop = asyncio.get_running_loop()
     addresses = await _addresses(loop, host, port)
     trying: set[asyncio.Task[socket.socket]] = set()
-    failure = OSError(f"{host} has no address")
+    failure = OSError()  # of the last that failed
     try:
         while addresses or trying:
             if addresses:
