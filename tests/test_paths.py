@@ -229,6 +229,12 @@ def test_what_is_returned_is_always_the_end_of_the_path_and_the_start_decodes_to
         b".%09.",
         b"..%3fa",
         b"..%23a",
+        b"%ef%bc%8e%EF%BC%8E",
+        b".%e2%80%a4",
+        b"%e2%80%a5",
+        b"%25e2%2580%25a5",
+        b"..%ef%bc%8fa",
+        b"..%ef%bc%bca",
     ],
 )
 @pytest.mark.parametrize(

@@ -655,6 +655,28 @@ async def test_a_transform_that_raises_is_the_apps_failure_when_buffered() -> No
     assert caller.messages == []
 
 
+@both
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+async def test_a_transform_may_yield_what_is_like_bytes(cls: AnyClass, kind: type[object]) -> None:
+    async def alike(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for chunk in body:
+            yield kind(chunk)  # type: ignore[call-arg]
+
+    caller = await called(answering(b"a"), cls, transform=alike)
+    assert caller.body == b"a"
+    assert {type(m["body"]) for m in caller.messages[1:]} == {bytes}
+
+
+@both
+async def test_a_transform_that_yields_text_is_told_what_is_wrong(cls: AnyClass) -> None:
+    async def text(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        yield "text"
+
+    caller, error = await failing(answering(b"a"), TypeError, cls, transform=text)
+    assert "str" in str(error)
+    assert not caller.complete
+
+
 # --- on_response ---------------------------------------------------------------------------
 
 
@@ -773,6 +795,20 @@ async def test_on_response_may_read_the_body_itself(cls: AnyClass) -> None:
     assert caller.body == b'{"a": 1}'
     assert caller.values("content-encoding") == []
     assert caller.values("content-length") in ([], ["8"])
+
+
+@pytest.mark.parametrize("how", ["closes", "reads on"])
+async def test_an_on_response_that_leaves_no_body_is_told_what_is_wrong(how: str) -> None:
+    async def careless(upstream: httpx.Response) -> None:
+        if how == "closes":
+            await upstream.aclose()
+        else:
+            async for _ in upstream.aiter_raw():
+                pass
+
+    caller, error = await failing(answering(b"a", b"b"), RuntimeError, on_response=careless)
+    assert "aread()" in str(error)
+    assert caller.messages == []
 
 
 @pytest.mark.parametrize(
@@ -1118,6 +1154,17 @@ async def test_an_adopted_response_can_be_sent_once(cls: AnyClass) -> None:
     caller = Caller()
     with pytest.raises(RuntimeError, match=r"StreamedResponse\(client, request\)"):
         await caller.call(response)
+    assert caller.messages == []
+
+
+@both
+async def test_an_open_response_that_is_adopted_twice_is_sent_once(cls: AnyClass) -> None:
+    upstream = await opened_by_hand(answering(b"a"))
+    first, second = cls.adopt(upstream), cls.adopt(upstream)
+    await Caller().call(first)
+    caller = Caller()
+    with pytest.raises(RuntimeError, match="the upstream's body is gone"):
+        await caller.call(second)
     assert caller.messages == []
 
 

@@ -34,6 +34,19 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
+def as_bytes(chunk: object) -> bytes:
+    """`chunk`, of a type like that of bytes, as bytes.
+
+    Raises:
+        TypeError: it is of another.
+    """
+    if isinstance(chunk, bytes):
+        return chunk
+    if not isinstance(chunk, bytearray | memoryview):
+        raise TypeError(f"transform yielded {type(chunk).__name__}, not bytes")
+    return bytes(chunk)  # pyright: ignore[reportUnknownArgumentType]
+
+
 async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
     """All of `body`.
 
@@ -43,7 +56,7 @@ async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> byte
     content: bytes | bytearray = b""
     async for chunk in body:
         watch.check()
-        content = grown(content, chunk, max_bytes)
+        content = grown(content, as_bytes(chunk), max_bytes)
     return bytes(content)
 
 

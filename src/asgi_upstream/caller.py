@@ -38,12 +38,21 @@ class CallerLeft(Exception):
     """The server could not send, for the caller is gone."""
 
 
+class BodyBrokenOff(dict[str, object]):
+    """A part of a body that no server takes; its name stands in the server's error."""
+
+    def __bytes__(self) -> bytes:
+        raise TypeError("BodyBrokenOff")
+
+
 class Caller:
     """Who asked. Sends one response, and knows whether it was started."""
 
-    __slots__ = ("_body", "_prefix", "_send", "_start", "method", "started")
+    __slots__ = ("_body", "_prefix", "_receive", "_scope", "_send", "_start", "method", "started")
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
         self._send = send
         # A refused WebSocket handshake is answered in the denial response extension's messages.
         self._prefix = "websocket." if scope["type"] == "websocket" else ""
@@ -72,17 +81,53 @@ class Caller:
         except (OSError, ClientDisconnect) as exc:
             raise CallerLeft from exc
 
+    async def end_and_read_on(self, chunk: bytes) -> None:
+        """Send the last part, and meanwhile read what is left of the request.
+
+        On hypercorn the end waits for a place in the queue of an upload, and so for its reader.
+        """
+        left: CallerLeft | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(_leaves, self._receive)
+            try:
+                await self.body(chunk, more=False)
+            except CallerLeft as exc:  # in a group it would become one
+                left = exc
+            group.cancel_scope.cancel()
+        if left is not None:
+            raise left
+
     async def abort(self) -> None:
         """Make sure that the exception which leaves the app next cuts the connection.
 
         Under Starlette's BaseHTTPMiddleware it would not: that ends the body properly when the app
-        below it raises, and so hides the truncation. But it fails, as it should, on a message that
-        it does not know. A server does not know it either, and says so here, to no effect.
+        below it raises, and so hides the truncation. But it fails, as it should, when what it sends
+        on is refused. A server refuses an unknown message here too, to no effect.
         """
         try:
-            await self._send({"type": self._prefix + "http.response.abort", "reason": "broken off"})
+            if getattr(self._receive, "__module__", "") == "starlette.middleware.base":
+                await self._break_off()
+            else:
+                kind = self._prefix + "http.response.abort"
+                await self._send({"type": kind, "reason": "broken off"})
         except Exception:
             logger.debug("the server refused the abort message", exc_info=True)
+
+    async def _break_off(self) -> None:
+        """Send what each of several such middlewares passes on, and no server takes.
+
+        Each refuses an unknown message itself, and then the next one hides that. But a part which
+        is a message is passed on as it is, so this one holds itself. GZipMiddleware fails to
+        compress it; it passes on a file's path, which a server that did not announce it refuses.
+        """
+        part = BodyBrokenOff(type=self._body, more_body=True)
+        part["body"] = part
+        try:
+            await self._send(part)
+        except Exception:
+            if "http.response.pathsend" in (self._scope.get("extensions") or ()):
+                raise
+            await self._send({"type": "http.response.pathsend", "path": ""})
 
     async def dismiss(self) -> None:
         """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
@@ -151,6 +196,11 @@ class Watch:
             self._group = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
+    @property
+    def leaves_unread(self) -> bool:
+        """Whether there may be more of the caller's request than was read."""
+        return not self._begun or self._sparingly
+
     def begin(self, *, sparingly: bool = False) -> None:
         """Start to read `receive`, which from here on nobody else may.
 
@@ -188,21 +238,9 @@ class Watch:
             self._task = self._loop.create_task(self._listen(), context=self._context)
 
     async def _listen(self) -> None:
-        more = True
-        try:
-            while not (message := await self._receive())["type"].endswith(".disconnect"):
-                if not more:
-                    return  # it says the same for ever, and has no disconnect to tell
-                more = message.get("more_body", message["type"] != "http.request")
-                if self._sparingly:
-                    await anyio.sleep(SPARINGLY)
-        except OSError:
-            pass  # a connection that cannot be read is one that is gone
-        except Exception:
-            logger.debug("the caller cannot be watched", exc_info=True)
-            return
-        self.left = True
-        self._end()
+        if await _leaves(self._receive, SPARINGLY if self._sparingly else 0):
+            self.left = True
+            self._end()
 
     def _expire(self) -> None:
         self.expired = True
@@ -279,6 +317,25 @@ class Watch:
                 raise late
             return False
         return isinstance(exc, asyncio.CancelledError)
+
+
+async def _leaves(receive: Receive, pause: float = 0) -> bool:
+    """Read on until the caller leaves, with so many seconds between two parts; False where that
+    cannot be known."""
+    more = True
+    try:
+        while not (message := await receive())["type"].endswith(".disconnect"):
+            if not more:
+                return False  # it says the same for ever, and has no disconnect to tell
+            more = message.get("more_body", message["type"] != "http.request")
+            if pause:
+                await anyio.sleep(pause)
+    except OSError:
+        pass  # a connection that cannot be read is one that is gone
+    except Exception:
+        logger.debug("the caller cannot be watched", exc_info=True)
+        return False
+    return True
 
 
 class _Clock:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
-from .bodies import as_read, grown, once, read
+from .bodies import as_bytes, as_read, grown, once, read
 from .caller import Caller, CallerLeft, Watch
 from .closing import close_upstream, uninterrupted
 from .decoding import can_decode, codings_of, decoded
@@ -70,7 +70,7 @@ class Exchange:
                 self.tally.close(self.outcome, self.failure)
 
     async def _carry_out(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        terms, caller = self.terms, Caller(scope, send)
+        terms, caller = self.terms, Caller(scope, receive, send)
         transport = None if terms.on_response else shortcut(terms.client, self.request)
         relay: Relay | None = getattr(transport, "relay", None)
         watch = Watch(receive, terms.deadline, plain=relay is not None)
@@ -110,7 +110,10 @@ class Exchange:
         try:
             # What failed by the deadline itself has still a moment for its last words.
             with watch.goes_on(FRAME_TIMEOUT if self.failure else 0):
-                await caller.body(self.last, more=False)
+                if watch.leaves_unread:
+                    await caller.end_and_read_on(self.last)
+                else:
+                    await caller.body(self.last, more=False)
         except CallerLeft:
             if self.failure is None:
                 self.outcome = caller.outcome_of_leaving
@@ -250,6 +253,7 @@ class Exchange:
             return
         async for chunk in body:
             watch.check()
+            chunk = as_bytes(chunk)  # granian would send nothing for a transform's str
             if remaining is not None:
                 remaining -= len(chunk)
             if remaining == 0:
@@ -334,10 +338,18 @@ class Exchange:
         self, upstream: httpx.Response, *, decode: bool
     ) -> tuple[AsyncIterator[bytes], bool]:
         """The body, and whether it is other than the upstream sent it."""
-        if upstream.is_stream_consumed:  # an event hook or `on_response` read, and decoded, it
+        if upstream.is_stream_consumed or upstream.is_closed:  # by an event hook or `on_response`
             if self.tally is not None:
                 self.tally.read_by_others(upstream)
-            return self._read_from(once(upstream.content)), bool(codings_of(upstream))
+            try:
+                content = upstream.content  # decoded
+            except self.terms.library.ResponseNotRead:
+                raise RuntimeError(
+                    "the upstream's body is gone: on_response, an event hook or whoever adopted it "
+                    "closed it or read it in parts; read it there with `await upstream.aread()`, "
+                    "which keeps it, or return another response"
+                ) from None
+            return self._read_from(once(content)), bool(codings_of(upstream))
         body = self._read_from(cast(httpx.AsyncByteStream, upstream.stream))
         if self.tally is not None:
             body = self._read_from(self.tally.counted(body))

@@ -5,6 +5,7 @@ only decoded to compare it, and to see what an upstream might read into it.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -63,6 +64,9 @@ def escapes(path: bytes) -> bool:
         path = _OF_UNICODE.sub(rb"%\1", path)  # as old servers of Microsoft's read it
         for overlong, plain in _OVERLONG:
             path = overlong.sub(plain, path)
+        if not path.isascii():  # some take wide dots and slashes for narrow ones
+            wide = path.decode("utf-8", "surrogateescape")
+            path = unicodedata.normalize("NFKC", wide).encode("utf-8", "surrogateescape")
         for segment in path.replace(b"\\", b"/").split(b"/"):
             # Parameters (`..;a`) and what is behind a NUL are cut off by some, blanks left out.
             for ending in (rb"[;?#\0]", rb"[;?#]"):

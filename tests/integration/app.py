@@ -1,6 +1,6 @@
 """The app under test, on every server: relays what its path says, as its `x-options` say.
 
-`/{plain|base|gzip}/{streamed|buffered|sync}/{behaviour of the upstream}`
+`/{plain|base|bases|gzip}/{streamed|buffered|sync}/{behaviour of the upstream}`
 """
 
 import asyncio
@@ -144,6 +144,10 @@ async def handled(request: Request, exc: Exception) -> Response:
 plain = routes(FastAPI())
 base = routes(FastAPI())
 base.add_middleware(BaseHTTPMiddleware, dispatch=passing)
+bases = routes(FastAPI())
+bases.add_middleware(GZipMiddleware, minimum_size=1)
+bases.add_middleware(BaseHTTPMiddleware, dispatch=passing)
+bases.add_middleware(BaseHTTPMiddleware, dispatch=passing)
 zipping = routes(FastAPI())
 zipping.add_middleware(GZipMiddleware, minimum_size=1)
 dropped = routes(FastAPI())
@@ -180,6 +184,7 @@ app = FastAPI(
     routes=[
         Mount("/plain", plain),
         Mount("/base", base),
+        Mount("/bases", bases),
         Mount("/gzip", zipping),
         Mount("/dropped", dropped),
         Mount("/raced", raced),

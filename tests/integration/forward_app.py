@@ -20,6 +20,7 @@ from asgi_upstream import (
     combine_lifespans,
     forward_request,
     get_client,
+    open_exchanges,
 )
 from asgi_upstream.lifespan import Lifespan
 from tests.integration.app import UPSTREAM, client
@@ -84,6 +85,10 @@ async def state(request: Request) -> Response:
     return JSONResponse({"pid": os.getpid()})
 
 
+async def exchanges(request: Request) -> Response:
+    return JSONResponse(open_exchanges(await get_client(request)))
+
+
 def upstream_client(name: str = "client", *, path: str = "", **options: Any) -> Lifespan[object]:
     """A client of the upstream, on the transport that this run of the tests is about."""
     return client(name=name, base_url=UPSTREAM + path, timeout=10, **options)
@@ -106,6 +111,7 @@ app = FastAPI(
     lifespan=lifespan,
     routes=[
         Route("/state", state),
+        Route("/exchanges", exchanges),
         Mount("/forward", ForwardApp()),
         Mount("/numbered", ForwardApp(on_request=numbered)),
         Mount("/trusted", ForwardApp(trust_forwarded=True)),

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.integration.servers import Answer, Server, eventually
+from tests.integration.servers import Answer, Server, ask, eventually
 from tests.integration.wire import Wire, connect, full, head, on_all, until_the_end
 
 pytest_plugins = ["tests.integration.wire_fixtures"]
@@ -122,6 +122,7 @@ def test_9112_9_5_an_early_answer_passes_on_each_server(
     wire.early, wire.answer = True, EARLY["413"]
     answer = Answer(answered_while_uploading(forwarder, *ENDLESS["chunked"], pause))
     assert (answer.status, answer.body) == (413, b"no")
+    eventually(lambda: ask(forwarder, "/exchanges").body == b"0", 10)
 
 
 @on_all

@@ -426,6 +426,15 @@ def test_a_body_that_breaks_off_is_cut_off_for_the_caller(
     eventually(lambda: upstream.busy == 0, 1)
 
 
+@pytest.mark.parametrize("behaviour", ["short", "short_chunked"])
+def test_a_body_that_breaks_off_is_cut_off_behind_several_middlewares_too(
+    server: Server, behaviour: str
+) -> None:
+    answer = ask(server, f"/bases/streamed/{behaviour}")
+    assert answer.status == 200
+    assert not answer.complete
+
+
 @streamed_kinds
 @during
 def test_an_error_frame_ends_a_body_that_breaks_off(

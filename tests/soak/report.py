@@ -66,8 +66,8 @@ class Report:
         """Why this is no success."""
         recorded = None if self.records is None else sum(self.records.values())
         before, after = self.descriptors
-        # Hypercorn 0.18 keeps a connection for good when an app ends before it has read the upload:
-        # the end waits for a place in a queue that nobody reads any more.
+        # Hypercorn 0.18 keeps a connection for good when an app answers by itself, as with a 502,
+        # before it has read the upload: the end waits for a place in a queue that nobody reads.
         leaked = 0 if self.name.startswith("hypercorn") else after - before
         if self.name.startswith("granian"):
             leaked -= 2  # its own come and go by one, idle too

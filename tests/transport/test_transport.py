@@ -228,6 +228,17 @@ def test_on_trio_the_first_use_says_what_to_use() -> None:
         trio.run(use)
 
 
+def test_when_it_was_closed_another_event_loop_may_use_it() -> None:
+    """As where two tests open the same app, each with a test client of its own."""
+    transport = AsyncioTransport()
+
+    async def answered() -> str:
+        async with Upstream() as upstream, httpx.AsyncClient(transport=transport) as c:
+            return (await c.get(upstream.url)).text
+
+    assert [asyncio.run(answered()) for _ in range(3)] == ["ok"] * 3
+
+
 def test_another_event_loop_is_refused_with_what_to_do() -> None:
     transport = AsyncioTransport()
 

@@ -22,6 +22,7 @@ except ImportError as _exc:
     ) from _exc
 from ..forwarded import ForwardedRequest
 from ..libraries import Library, derived, library_of
+from .connecting import connected
 from .pool import Origin, Pool, PoolState
 
 __all__ = ["AsyncioTransport", "PoolState"]
@@ -29,7 +30,6 @@ __all__ = ["AsyncioTransport", "PoolState"]
 _PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 # Those that may be sent twice (RFC 9110 9.2.2).
 _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
-_HAPPY_EYEBALLS = 0.25  # seconds, as RFC 8305 8 recommends
 
 # httpx's own default, which has no public name.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
@@ -256,12 +256,8 @@ class OnAsyncio(_Transport):
         if self._uds is not None:
             transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
         else:
-            if isinstance(loop, asyncio.BaseEventLoop):  # which uvloop's is not
-                tls["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
-            local = (self._local_address, 0) if self._local_address else None
-            transport, connection = await loop.create_connection(
-                protocol, host, port, local_addr=local, **tls
-            )
+            sock = await connected(host, port, self._local_address)
+            transport, connection = await loop.create_connection(protocol, sock=sock, **tls)
         try:
             for option in self._socket_options:
                 transport.get_extra_info("socket").setsockopt(*option)
@@ -281,8 +277,9 @@ class OnAsyncio(_Transport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection, whatever is under way on it."""
+        """Close every connection, whatever is under way on it; then another loop may begin."""
         self._connections.close()
+        self._thread = None
         await self._pool.aclose()
 
 

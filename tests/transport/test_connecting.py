@@ -1,0 +1,133 @@
+"""A socket to the first address that answers, and none left open whatever happens."""
+
+import asyncio
+import contextlib
+import gc
+import socket
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import pytest
+
+from asgi_upstream.testing.waiting import aeventually
+from asgi_upstream.transport import connecting
+from asgi_upstream.transport.connecting import connected
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+class Listener:
+    """Accepts, and counts who is there."""
+
+    opened = open = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened += 1
+        self.open += 1
+        with contextlib.suppress(OSError):
+            await reader.read()
+        self.open -= 1
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def listening() -> AsyncGenerator[tuple[Listener, int]]:
+    listener = Listener()
+    server = await asyncio.start_server(listener, "127.0.0.1", 0)
+    async with server:
+        yield listener, server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> Generator[int]:
+    """A port that takes no connection and refuses none: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
+def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    async def fixed(*arguments: object) -> list[connecting.Address]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        return [(*kind, ("127.0.0.1", port)) for port in ports]
+
+    monkeypatch.setattr(connecting, "_addresses", fixed)
+
+
+def refusing() -> socket.socket:
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as (_, port):
+        with refusing() as refused:
+            addresses(monkeypatch, refused.getsockname()[1], port)
+            with await connected("upstream", 1, None) as one:
+                assert one.getpeername()[1] == port
+
+
+async def test_the_next_address_is_tried_beside_one_that_is_silent(
+    monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    async with listening() as (_, port):
+        addresses(monkeypatch, silent, port)
+        with await connected("upstream", 1, None) as one:
+            assert one.getpeername()[1] == port
+
+
+async def test_of_two_that_answer_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting, "HEAD_START", 0)
+    async with listening() as (listener, port):
+        addresses(monkeypatch, port, port, port)
+        with await connected("upstream", 1, None):
+            await aeventually(lambda: listener.opened > 0)
+            await aeventually(lambda: listener.open == 1)
+        await aeventually(lambda: listener.open == 0)
+
+
+async def test_where_none_answers_the_failure_is_of_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with refusing() as first, refusing() as second:
+        addresses(monkeypatch, first.getsockname()[1], second.getsockname()[1])
+        with pytest.raises(ConnectionRefusedError):
+            await connected("upstream", 1, None)
+
+
+async def test_cancelled_at_any_step_it_leaves_no_socket_open() -> None:
+    """Also where it was connected by then, which asyncio's own race of addresses forgets."""
+    gc.disable()  # or it closes what was left
+    try:
+        async with listening() as (listener, port):
+            for steps in range(16):
+                task = asyncio.create_task(connected("127.0.0.1", port, None))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                time.sleep(0.005)  # noqa: ASYNC251  a busy loop: all that is due comes at once
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    (await task).close()
+            await asyncio.sleep(0.01)
+            await aeventually(lambda: listener.open == 0)
+    finally:
+        gc.enable()
+
+
+async def test_a_socket_leaves_from_the_address_that_is_asked_for() -> None:
+    async with listening() as (_, port):
+        with await connected("127.0.0.1", port, "127.0.0.2") as one:
+            assert one.getsockname()[0] == "127.0.0.2"
