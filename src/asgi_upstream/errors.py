@@ -117,18 +117,31 @@ def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
     return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
 
 
-def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
-    """Write the one WARNING line of an upstream failure."""
-    host = request.url.netloc.decode() if request else "(unknown)"
-    logger.warning("upstream %s failed: %s", host, described(error.__cause__ or error))
+def deadline_passed(seconds: float | None) -> UpstreamTimeout:
+    """The failure of an exchange that took so many seconds; the caller is not told how many."""
+    error = UpstreamTimeout()
+    error.add_note(f"the deadline of {seconds} s passed")
+    return error
+
+
+def log_failure(
+    error: UpstreamError, request: httpx.Request | None, route: str | None = None
+) -> None:
+    """Write the one WARNING line of an upstream failure, with the app's route where it is known."""
+    host, method = (request.url.netloc.decode(), request.method) if request else ("(unknown)", None)
+    asked = " ".join(filter(None, (method, route)))
+    what = described(error.__cause__ or error)
+    logger.warning("upstream %s failed: %s", host, f"{what} ({asked})" if asked else what)
 
 
 def described(exc: BaseException) -> str:
-    """Its type and its text, on one line, for a log."""
+    """Its type, and its text if it has one, on one line, for a log."""
     text = str(exc)
     if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
-    return f"{type(exc).__name__}: {text}"
+    elif isinstance(exc, UpstreamError):  # its text begins with the status
+        text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 class upstream_errors:

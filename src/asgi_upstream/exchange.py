@@ -30,7 +30,7 @@ from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up, close_if_more_came
 from .libraries import derived, is_a
 from .log import logger
-from .records import Outcome, Tally, ledger_of
+from .records import Outcome, Tally, ledger_of, route_of
 from .shortcut import sent, shortcut
 from .terms import ErrorFrame, OnResponse, Relay, Relayed, Terms
 from .uploads import Upload
@@ -101,13 +101,14 @@ class Exchange:
         # Here nothing is open upstream, and the caller is not watched any more: after the last
         # part of a body servers report a disconnect that is none.
         if watch.expired and not watch.left and (watch.cut or self.failure):
-            self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
+            self.failure = errors.deadline_passed(terms.deadline)
+            self.outcome = Outcome.DEADLINE
         elif watch.left or isinstance(self.failure, CallerLeft | ClientDisconnect):
             self.failure, self.outcome = None, caller.outcome_of_leaving
             await caller.dismiss()
             return False
         if self.failure is not None:
-            self.last = await self._last_words(caller, self.failure)
+            self.last = await self._last_words(scope, caller, self.failure)
         elif self.replacement is not None:
             self.outcome = Outcome.REPLACED
             try:
@@ -120,8 +121,9 @@ class Exchange:
             if until == math.inf:
                 await caller.body(self.last, more=False)
             elif not await self._ends_by(until, caller):
-                self.failure, self.outcome = errors.UpstreamTimeout(), Outcome.DEADLINE
-                errors.log_failure(self.failure, self.request)
+                self.failure = errors.deadline_passed(terms.deadline)
+                self.outcome = Outcome.DEADLINE
+                errors.log_failure(self.failure, self.request, route_of(scope))
                 raise self.failure
         except CallerLeft:
             if self.failure is None:
@@ -391,7 +393,7 @@ class Exchange:
             except Exception:
                 logger.warning("the error_frame of a cancelled exchange failed", exc_info=True)
 
-    async def _last_words(self, caller: Caller, failure: Exception) -> bytes:
+    async def _last_words(self, scope: Scope, caller: Caller, failure: Exception) -> bytes:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
         if is_a(failure, httpx.RequestError):
             failure.request = self.request  # as httpx's client does
@@ -399,7 +401,7 @@ class Exchange:
         if self.tally is not None and self.outcome is Outcome.CANCELLED:
             self.outcome = self.tally.outcome_of(error, self.own)
         if isinstance(error, errors.UpstreamError):
-            errors.log_failure(error, self.request)
+            errors.log_failure(error, self.request, route_of(scope))
         if caller.started and self.terms.error_frame is not None:
             try:
                 return _frame(self.terms.error_frame, error)

@@ -300,6 +300,11 @@ class ForwardApp:
     ) -> None:
         if unknown := options.keys() - RelayOptions.__annotations__.keys():
             raise TypeError(f"ForwardApp has no option {sorted(unknown)[0]!r}")
+        if isinstance(name, str) and name.startswith("/"):
+            raise ValueError(
+                f"ForwardApp({name!r}): the first argument names a client, and the path is the "
+                f"mount's: app.mount({name!r}, ForwardApp()), or else ForwardApp(prefix={name!r})"
+            )
         if isinstance(methods, str):
             raise TypeError(f"methods={methods!r}: give a list of methods")
         self._name = name

@@ -59,8 +59,8 @@ class _UpstreamResponse(Response):
     ) -> None: ...
     def __init__(
         self,
-        client: AnyClient[Any, Any],
-        request: Any,
+        client: Any = None,  # both have a default only for the errors below to say what is missing
+        request: Any = None,
         *,
         status_code: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -76,12 +76,13 @@ class _UpstreamResponse(Response):
         name = type(self).__name__
         if not hasattr(client, "aclose"):
             raise TypeError(
-                f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
-                f"client_lifespan(), or use a sync client in a `def` endpoint and return a Response"
+                f"{name} needs an httpx.AsyncClient, not {_kind(client)}: write {name}(client, "
+                f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
+                f"endpoint and return a Response"
             )
         if not (hasattr(request, "extensions") and hasattr(request, "method")):
             raise TypeError(
-                f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
+                f"{name} needs the httpx.Request to send, not {_kind(request)}: write "
                 f"{name}(client, client.build_request('GET', url)), or for a response that is open "
                 f"{name}.adopt(response)"
             )
@@ -132,6 +133,11 @@ class _UpstreamResponse(Response):
         exchange = Exchange(self._terms, self.status_code, self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def _check_functions(**functions: object) -> None:
@@ -213,11 +219,11 @@ class BufferedResponse(_UpstreamResponse):
     ) -> None: ...
     def __init__(
         self,
-        client: AnyClient[RequestT, ResponseT],
-        request: RequestT,
+        client: Any = None,
+        request: Any = None,
         *,
         max_bytes: int = 10 * 1024 * 1024,
-        **options: Unpack[ResponseOptions[ResponseT]],
+        **options: Unpack[ResponseOptions[Any]],
     ) -> None:
         if options.get("error_frame") is not None:
             raise TypeError(

@@ -34,7 +34,7 @@ from .caller import CallerLeft
 from .exchange import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
-from .records import Observer, Outcome, Tally, ledger_of
+from .records import Observer, Outcome, Tally, ledger_of, route_of
 from .responses import BufferedResponse
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -364,7 +364,7 @@ class Relay:
             if self._tally is not None:
                 self._outcome = self._tally.outcome_of(error, Outcome.APP_FAILED)
             if isinstance(error, errors.UpstreamError):
-                errors.log_failure(error, self.request)
+                errors.log_failure(error, self.request, route_of(self._websocket.scope))
             if not accepted or not isinstance(error, errors.UpstreamError):
                 raise error
             self._to_caller = self._to_caller[0], error.detail
