@@ -38,6 +38,8 @@ COLUMNS = {
     "httpx2": "httpx2",
     "idiom": "idiom",
     "fastapi_proxy_lib": "fastapi-proxy-lib",
+    "nginx": "nginx",
+    "go": "Go",
 }
 FORWARDING = {"streamed": "forwarded"}
 """Where a row is through `forward_request`, the way that is in the column of another."""
