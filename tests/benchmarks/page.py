@@ -283,6 +283,7 @@ def write(report: str, results: Results) -> None:
     assert after, f"{PAGE.name} has lost its marks"
     PAGE.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{after}")
     _plot(results)
+    import_module("tests.benchmarks.chart").write()
 
 
 def _plot(results: Results) -> None:
