@@ -84,7 +84,8 @@ def forward_request(
     Raises:
         HTTPException: 400 for a path with a dot segment in any disguise, or a field with a line
             break or NUL in it.
-        ValueError: the path does not start with the prefix, or `url` leaves the base.
+        ValueError: the path does not start with the prefix, or `url` leaves the base. Causes and
+            fixes: [docs/errors.md][when-the-app-is-written-or-started].
     """
     its: Any = client
     other: Any = url

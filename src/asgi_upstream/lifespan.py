@@ -52,7 +52,8 @@ def client_lifespan(
 
     Raises:
         ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
-            the factory is none, or `transport=` is a class.
+            the factory is none, or `transport=` is a class. Causes and fixes:
+            [docs/errors.md][when-the-app-is-written-or-started].
         Exception: at start-up, whatever the factory raises.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
@@ -105,6 +106,7 @@ def combine_lifespans(
     Raises:
         TypeError: at once, for what is no lifespan.
         RuntimeError: at start-up, where two yield the same key; those entered before are left.
+            Causes and fixes: [docs/errors.md][when-the-app-is-written-or-started].
     """
     for one in lifespans:
         if not callable(one):

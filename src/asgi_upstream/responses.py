@@ -177,7 +177,8 @@ class StreamedResponse(_UpstreamResponse):
             for a caller who left.
 
     Raises:
-        TypeError, ValueError: at once, for arguments that make no sense.
+        TypeError, ValueError: at once, for arguments that make no sense. Causes and fixes:
+            [docs/errors.md][when-the-app-is-written-or-started].
         UpstreamError: when called, if the upstream fails before the response started: an
             `HTTPException` with status 502, 503 or 504. After that, to cut the connection.
         RuntimeError: when called again, if the request's body can be sent only once.

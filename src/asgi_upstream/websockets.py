@@ -80,7 +80,7 @@ async def relay_websocket(
     Raises:
         HTTPException: 400, or an `UpstreamError` before the WebSocket was accepted, for the app to
             answer. Where the server has no denial response it is a close instead, which is a 403.
-        ValueError: as of `forward_request`.
+        ValueError: as of `forward_request`. Causes and fixes: [docs/errors.md][on-websockets].
     """
     async with handshakes.refusals(websocket):
         request = handshakes.handshake(
