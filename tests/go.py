@@ -15,11 +15,15 @@ def built(folder: Path) -> Path:
     """The program, in a folder that also takes what the compiler keeps; nothing is downloaded."""
     assert GO is not None
     program = folder / "reverse_proxy"
-    settings = {"GOCACHE": folder / "cache", "GOPATH": folder / "path", "HOME": folder}
-    settings |= {"GO111MODULE": "off", "GOPROXY": "off", "GOFLAGS": "", "CGO_ENABLED": "0"}
+    folders = {
+        "GOCACHE": str(folder / "cache"),
+        "GOPATH": str(folder / "path"),
+        "HOME": str(folder),
+    }
+    switches = {"GO111MODULE": "off", "GOPROXY": "off", "GOFLAGS": "", "CGO_ENABLED": "0"}
     subprocess.run(
         [GO, "build", "-o", program, SOURCE],
-        env=os.environ | {name: str(value) for name, value in settings.items()},
+        env=os.environ | folders | switches,
         check=True,
         timeout=300,
     )

@@ -28,8 +28,10 @@ RESULTS = Path(".nox/matrix")
 LEFT_OUT = [
     "tests/test_examples.py",
     "tests/test_forwarding_examples.py",
+    "tests/test_httpx2.py",
     "tests/test_limits_examples.py",
     "tests/test_packaging.py",
+    "tests/test_readme.py",
     "tests/transport/test_fuzz.py",
 ]
 WITH_ALL = [

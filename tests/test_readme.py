@@ -5,12 +5,17 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from typing import Any
 
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
 
+from asgi_upstream import StreamedResponse, get_client
+from asgi_upstream.testing import Upstream
 from examples.demo import PARTS
 from tests.benchmarks import chart
-from tests.pages import ROOT
+from tests.pages import ROOT, blocks
 
 DEMO = ROOT / "docs/images/demo.svg"
 
@@ -21,6 +26,57 @@ def lines(svg: str) -> list[str]:
     for number, part in re.findall(r'clip-path="url\(#demo-line-(\d+)\)">(.*?)</text>', svg):
         found[int(number)] += html.unescape(part).replace("\xa0", " ")
     return [line.rstrip() for _, line in sorted(found.items()) if line.strip()]
+
+
+@pytest.fixture
+def apps(upstream: Upstream) -> list[FastAPI]:
+    """Those that the README makes, one after the other; the first is the idiom that leaks."""
+    names: dict[str, Any] = {}
+    made: list[FastAPI] = []
+    for block in blocks("README.md"):
+        if block.language == "python":
+            exec(re.sub(r"https://(api|billing)\.example", upstream.url, block.code), names)
+            if names["app"] not in made:
+                made.append(names["app"])
+    return made[1:]
+
+
+@pytest.mark.of_httpx
+@pytest.mark.no_leaks
+def test_the_code_of_the_readme_runs(
+    upstream: Upstream, apps: list[FastAPI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream.get("/report").json({"total": 3})
+    upstream.get("/item").json({"price": 2, "name": "lamp", "of": "many"})
+    upstream.get("/events").events("a", "b")
+    upstream.get("/bill").json({"due": 1})
+    first, forwards, fast, watched, several = apps
+    with TestClient(first) as caller:
+        assert caller.get("/report").json() == {"total": 3}
+        assert caller.get("/price").json() == {"price": 2}
+        assert "data: b" in caller.get("/events").text
+        assert caller.get("/name").json() == "lamp"
+    with TestClient(forwards) as caller:
+        assert caller.get("/api/item").json() == caller.get("/orders/item").json()
+    with TestClient(several) as caller:
+        assert caller.get("/bill").json() == {"due": 1}
+    for app in (fast, watched):
+        add_route(app)
+    with TestClient(fast) as caller:
+        assert caller.get("/").json() == {"total": 3}
+    upstream.get("/report").ends()
+    with TestClient(watched) as caller:
+        assert caller.get("/").status_code == 502
+    assert "protocol_failed: RemoteProtocolError(" in capsys.readouterr().out
+
+
+def add_route(app: FastAPI) -> None:
+    """To an app that the README shows without."""
+
+    @app.get("/")
+    async def report(request: Request) -> StreamedResponse:
+        client = await get_client(request)
+        return StreamedResponse(client, client.build_request("GET", "/report"))
 
 
 def without_figures(line: str) -> str:

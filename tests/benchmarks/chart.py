@@ -1,9 +1,10 @@
 """What README.md shows of docs/performance.md: three rows of figures, and a small chart."""
 
-import re
 from html import escape
 
-from .page import PAGE, PLOT, ROOT
+from tests.integration.servers import ROOT
+
+from .page import PAGE, PLOT
 
 README = ROOT / "README.md"
 CHART = PLOT.parent / "images" / "cost.svg"
@@ -100,11 +101,9 @@ def _number(cell: str) -> float:
 def write() -> None:
     """The chart, and the rows in place of those of the same name."""
     CHART.write_text(svg())
-    text = README.read_text()
-    for line in table():
-        name = line.split(" | ")[0]
-        text = re.sub(rf"(?m)^{re.escape(name)} \|.*$", lambda _, line=line: line, text)
-    README.write_text(text)
+    rows = {row.split(" | ")[0]: row for row in table()}
+    lines = README.read_text().splitlines()
+    README.write_text("\n".join(rows.get(line.split(" | ")[0], line) for line in lines) + "\n")
 
 
 if __name__ == "__main__":
