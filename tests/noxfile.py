@@ -28,7 +28,7 @@ RESULTS = Path(".nox/matrix")
 LEFT_OUT = [
     "tests/test_examples.py",
     "tests/test_forwarding_examples.py",
-    "tests/test_httpx2.py",
+    "tests/test_page_code.py",
     "tests/test_limits_examples.py",
     "tests/test_packaging.py",
     "tests/test_readme.py",
