@@ -59,8 +59,8 @@ class _UpstreamResponse(Response):
     ) -> None: ...
     def __init__(
         self,
-        client: Any = None,  # both have a default only for the errors below to say what is missing
-        request: Any = None,
+        client: AnyClient[Any, Any],
+        request: Any = None,  # a default only for the errors below to say what is missing
         *,
         status_code: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -220,7 +220,7 @@ class BufferedResponse(_UpstreamResponse):
     ) -> None: ...
     def __init__(
         self,
-        client: Any = None,
+        client: AnyClient[Any, Any],
         request: Any = None,
         *,
         max_bytes: int = 10 * 1024 * 1024,
