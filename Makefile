@@ -16,7 +16,7 @@ DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 
 # What some tests run. Where one cannot be had they are skipped, and say so.
-PROGRAMS := nginx chromium curl git wget rclone redis-server skopeo docker-registry litmus
+PROGRAMS := nginx chromium curl git wget rclone redis-server skopeo docker-registry litmus go
 
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
@@ -32,7 +32,7 @@ help: ## list the targets
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
-test: $(DEV) $(PROGRAMS) ## run the tests
+test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
 	@$(RUN) pytest -n 4 --dist worksteal -m "not alone and not slow"
 	@$(RUN) pytest -m "alone and not slow"
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
@@ -46,7 +46,7 @@ test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of 
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
 	    -k uvicorn-httptools tests/integration
 
-test-all: test ## and those that take long
+test-all: test go ## and those that take long
 	@$(RUN) pytest -m slow
 
 matrix: $(DEV) ## test each Python, the lowest and newest dependencies, each extra: half an hour
@@ -124,6 +124,7 @@ $(PROGRAMS): | $(MADE)
 # The packages to try, the best first.
 $(VENV)/.%-tried: PACKAGES = $*
 $(VENV)/.nginx-tried: PACKAGES = nginx-light nginx
+$(VENV)/.go-tried: PACKAGES = golang-go
 
 $(PROGRAMS:%=$(VENV)/.%-tried): $(VENV)/.%-tried: | $(MADE)
 	@touch $@

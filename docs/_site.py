@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 FROM_OUTSIDE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
+WIDE = {"compared.md", "moving.md", "performance.md"}  # need the room of the list of contents
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 
 
@@ -29,6 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
+
     def link(match: re.Match[str]) -> str:
         path = _path(page.file.src_uri, match[1])
         if path.startswith("docs/"):

@@ -32,7 +32,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Call):
         name = _name(node.func)
         logs = name in LOGS and _name(getattr(node.func, "value", node)) in LOGGERS
-        if logs or _makes_exception(name):
+        if logs or name == "add_note" or _makes_exception(name):
             for argument in node.args[:2]:
                 if (text := _template(argument)) is not None:
                     yield text

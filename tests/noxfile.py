@@ -31,8 +31,10 @@ RESULTS = Path(".nox/matrix")
 LEFT_OUT = [
     "tests/test_examples.py",
     "tests/test_forwarding_examples.py",
+    "tests/test_page_code.py",
     "tests/test_limits_examples.py",
     "tests/test_packaging.py",
+    "tests/test_readme.py",
     "tests/transport/test_fuzz.py",
 ]
 WITH_ALL = [

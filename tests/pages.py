@@ -39,3 +39,9 @@ def blocks(page: str) -> list[Block]:
 def files(page: str) -> dict[str, str]:
     """The blocks that are files, by their names."""
     return {block.name: block.code for block in blocks(page) if block.name}
+
+
+def headings(path: Path) -> list[str]:
+    """The anchors of a page, as GitHub makes them."""
+    texts = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]

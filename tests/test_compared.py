@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from tests.go import GO, built
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
 from tests.integration.upstream import KEEPS_ALIVE, OK, Exchange, Upstream, behaviour
@@ -41,6 +42,7 @@ WAYS = {
 app =""",
     ),
     "nginx": "",
+    "Go": "",
 }
 # What waits for a caller's leaving must not end by itself meanwhile.
 PATIENT = {SHORT: "timeout=60", "sock_read=0.7": "sock_read=60"}
@@ -162,24 +164,31 @@ def serve_way(upstream: Upstream, tmp_path: Path) -> Iterator[Callable[..., Serv
     refusing.bind(("127.0.0.1", 0))
     deaf: int = refusing.getsockname()[1]
 
-    def nginx(url: str, seconds: int) -> Server:
-        folder, port = tmp_path / str(len(processes)), free_port()
+    def nginx(port: int, url: str, seconds: int) -> list[object]:
+        folder = tmp_path / f"nginx{port}"
         folder.mkdir()
         text = NGINX_CONFIG.format(folder=folder, port=port, upstream=url, seconds=seconds)
         (folder / "nginx.conf").write_text(text)
-        assert NGINX is not None
-        processes.append(subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"]))
-        server = cast(Server, SimpleNamespace(port=port))
+        return [NGINX, "-p", folder, "-c", folder / "nginx.conf"]
+
+    def go(port: int, url: str, seconds: int) -> list[object]:
+        return [built(tmp_path), port, url, f"{seconds}s"]
+
+    def serve_program(command: Callable[..., list[object]], url: str, seconds: int) -> Server:
+        server = cast(Server, SimpleNamespace(port=free_port()))
+        processes.append(subprocess.Popen([*map(str, command(server.port, url, seconds))]))
         eventually(lambda: _listens(server), 10)
         return server
+
+    programs = {"nginx": nginx, "Go": go}
 
     with serving(tmp_path, upstream.url) as serve:
 
         def serve_way(way: str, *, patient: bool = False, refused: bool = False) -> Server:
             # By a name, for aiohttp keeps no cookies of an address.
             url = f"http://localhost:{deaf if refused else upstream.port}"
-            if way == "nginx":
-                return nginx(url, 60 if patient else 1)
+            if way in programs:
+                return serve_program(programs[way], url, 60 if patient else 1)
             code = WAYS[way].replace("http://127.0.0.1:9000", url)
             for old, new in PATIENT.items() if patient else ():
                 code = code.replace(old, new)
@@ -210,12 +219,13 @@ def table() -> dict[str, dict[str, str]]:
     return {way: {row[0]: row[at] for row in body} for at, way in enumerate(head) if at}
 
 
-NGINX_MARKS = [pytest.mark.nginx, pytest.mark.skipif(NGINX is None, reason="there is no nginx")]
+MARKS = {
+    "nginx": (pytest.mark.nginx, pytest.mark.skipif(NGINX is None, reason="there is no nginx")),
+    "Go": (pytest.mark.skipif(GO is None, reason="there is no go"),),
+}
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=NGINX_MARKS if way == "nginx" else ()) for way in WAYS]
-)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS])
 @pytest.mark.slow
 def test_each_cell_of_the_table_is_as_measured(
     way: str, serve_way: Callable[..., Server], upstream: Upstream

@@ -13,7 +13,7 @@ import pytest
 
 import asgi_upstream
 from asgi_upstream import transport
-from tests.pages import ROOT, Block, blocks, files, pages
+from tests.pages import ROOT, Block, blocks, files, headings, pages
 
 PAGES = pages()
 SOURCE = ROOT / "src/asgi_upstream"
@@ -104,12 +104,6 @@ def test_each_link_leads_to_a_file_that_is_there(page: str) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in headings(target), link
-
-
-def headings(path: Path) -> list[str]:
-    """The anchors of a page, as GitHub makes them."""
-    texts = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
-    return [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]
 
 
 def test_the_site_is_built_without_a_warning_and_asks_nothing_of_other_hosts(

@@ -1,16 +1,29 @@
 """docs/errors.md has every message of the package, and none that is not the package's."""
 
+import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 
-from tests.messages import messages
-from tests.test_examples import ROOT
+import asgi_upstream
+from tests.messages import SOURCE, messages
+from tests.pages import ROOT, headings
 
 PAGE = (ROOT / "docs/errors.md").read_text().split("\n## Messages of others")[0]
 ENTRIES = re.findall(r"^(?:### |\| )`([^`]+)`", PAGE, re.M)
 MESSAGES = {message.text: message for message in messages()}
 LONG_ENOUGH = 20  # characters of a message, to be found by
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Of the classes and functions of the package, with their names."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                doc := ast.get_docstring(node)
+            ):
+                yield node.name, doc
 
 
 def names(entry: str, message: str) -> bool:
@@ -36,6 +49,26 @@ def test_each_entry_with_a_heading_says_what_to_do() -> None:
     for entry in re.split(r"^### (?=`)", PAGE, flags=re.M)[1:]:
         text = entry.split("\n#")[0]
         assert "*Fix" in text or "*Cause and fix" in text, text
+
+
+PUBLIC = (*asgi_upstream.__all__, "relay_websocket", "AsyncioTransport")
+DETAILS = {name: getattr(getattr(asgi_upstream, name), "detail", None) for name in PUBLIC[:-2]}
+RAISERS = {
+    name: doc
+    for name, doc in docstrings()
+    if name in PUBLIC and (DETAILS.get(name) or "\nRaises:\n" in doc)
+}
+
+
+@pytest.mark.parametrize("name", RAISERS)
+def test_what_raises_leads_to_the_page_of_errors_and_a_heading_that_is_there(name: str) -> None:
+    """By the name of the file, and on the site by a link."""
+    anchors = re.findall(r"\[docs/errors\.md\]\[([\w-]+)\]", RAISERS[name])
+    assert anchors
+    assert set(anchors) <= set(headings(ROOT / "docs/errors.md"))
+    if detail := DETAILS.get(name):
+        assert f"### `{detail}`\n" in PAGE
+        assert re.sub(r"[^\w ]", "", detail.lower()).replace(" ", "-") in anchors
 
 
 def test_the_walk_finds_messages_of_each_kind() -> None:

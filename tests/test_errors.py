@@ -297,7 +297,13 @@ def test_a_failure_is_logged_once_with_its_class_and_host(caplog: pytest.LogCapt
 def test_a_failure_without_a_request_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
     raised_as(httpx.ConnectError("refused"))
     (record,) = caplog.records
-    assert "ConnectError" in record.getMessage()
+    assert record.getMessage() == "upstream (unknown) failed: ConnectError: refused"
+
+
+def test_a_failure_without_a_text_is_logged_by_its_class(caplog: pytest.LogCaptureFixture) -> None:
+    raised_as(httpx.ReadTimeout("", request=REQUEST))
+    (record,) = caplog.records
+    assert record.getMessage() == "upstream secret.example:8443 failed: ReadTimeout (GET)"
 
 
 def test_a_failure_within_two_of_them_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -145,6 +145,11 @@ def test_the_signatures_are_those_of_the_contract() -> None:
     }
 
 
+def test_a_path_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
+    with pytest.raises(ValueError, match=r"mount\('/api', ForwardApp\(\)\).*prefix='/api'"):
+        ForwardApp("/api")
+
+
 def test_an_option_that_there_is_not_is_refused_at_once() -> None:
     with pytest.raises(TypeError):
         ForwardApp(ondemand=True)  # type: ignore[call-overload]

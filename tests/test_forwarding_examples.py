@@ -5,18 +5,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Body, Depends, FastAPI, Form, HTTPException
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import (
+    ForwardApp,
+    StreamedResponse,
+    client_lifespan,
+    forward_request,
+    get_client,
+)
 from tests.test_examples import ROOT, imported, open_at, served, until
 
 Call = Callable[..., httpx.Client]
@@ -150,6 +156,35 @@ def test_a_mounted_app_is_reached_without_the_dependencies_as_gateway_says(
     app = FastAPI(lifespan=client_lifespan(base_url=upstream_url), dependencies=[Depends(refused)])
     app.mount("/api", ForwardApp())
     assert call(app).get("/api/item").status_code == 200
+
+
+def test_a_body_that_the_endpoint_read_is_forwarded_and_a_form_is_not(call: Call) -> None:
+    echo = httpx.MockTransport(lambda request: httpx.Response(200, content=request.content))
+    app = FastAPI(lifespan=client_lifespan(base_url="http://x", transport=echo))
+
+    async def forwarded(request: Request) -> StreamedResponse:
+        client = await get_client(request)
+        return StreamedResponse(client, forward_request(client, request))
+
+    @app.post("/declared")
+    async def declared(body: Annotated[dict[str, int], Body()], request: Request) -> Response:
+        return await forwarded(request)
+
+    @app.post("/read")
+    async def read(request: Request) -> Response:
+        await request.body()
+        return await forwarded(request)
+
+    @app.post("/form")
+    async def form(a: Annotated[str, Form()], request: Request) -> Response:
+        return await forwarded(request)
+
+    caller = call(app)
+    body = b'{ "a":1 }'
+    for path in ("/declared", "/read"):
+        headers = {"content-type": "application/json"}
+        assert caller.post(path, content=body, headers=headers).content == body
+    assert caller.post("/form", data={"a": "1"}).status_code == 500
 
 
 # choose_upstream.py

@@ -332,7 +332,20 @@ async def test_two_of_one_name_fail_the_start_up_with_the_key_and_both_named() -
     assert log == ["open resource", "open second", "close second", "close resource"]
 
 
+async def test_the_class_of_a_transport_is_refused_at_definition() -> None:
+    with pytest.raises(TypeError, match=r"transport=MockTransport\(\)"):
+        client_lifespan(transport=httpx.MockTransport)
+
+
 # --- combine_lifespans ---------------------------------------------------------------------
+
+
+async def test_a_list_of_lifespans_is_refused_at_definition() -> None:
+    both: Any = [client_lifespan(), client_lifespan(name="other")]
+    with pytest.raises(TypeError, match=r"combine_lifespans\(one, another\)"):
+        combine_lifespans(both)
+    with pytest.raises(TypeError, match="None"):
+        combine_lifespans(client_lifespan(), None)  # type: ignore[arg-type]
 
 
 async def test_lifespans_are_entered_in_order_and_left_in_reverse() -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.go import SOURCE
 from tests.integration.servers import ask
 from tests.integration.upstream import Upstream
 from tests.page_apps import Serve, serving
-from tests.pages import ROOT, UPSTREAM, files
+from tests.pages import ROOT, UPSTREAM, blocks, files
+from tests.test_compared import NGINX_CONFIG
 
 CODE = files("docs/moving.md")
 WAYS = sorted({name.rsplit("_", 1)[0] for name in CODE if "_" in name})
@@ -42,6 +44,21 @@ def test_each_app_of_the_page_relays(serve: Serve, upstream: Upstream, name: str
         assert b"x-from: app" in request
     forwards = ("fastapi_proxy_lib", "fastapi_reverse_proxy", "asgiproxy")
     assert (b"x-mine: 1" in request) is name.startswith(forwards)
+
+
+def test_what_is_mounted_relays_as_the_lines_of_nginx_and_of_go_do(
+    serve: Serve, upstream: Upstream
+) -> None:
+    """Those are the lines that docs/compared.md is measured by."""
+    parts = {block.language: block.code.strip() for block in blocks("docs/moving.md")}
+    config = NGINX_CONFIG.format(folder="", port=0, seconds=0, upstream=UPSTREAM)
+    assert parts["nginx"] in config
+    program = SOURCE.read_text().replace("os.Args[2]", f'"{UPSTREAM}"')
+    for line in parts["go"].splitlines():
+        assert line in program
+    answer = ask(serve(CODE["forward.py"]), "/api/item", fields="x-mine: 1\r\n")
+    assert (answer.status, answer.body) == (200, b"x" * 1024)
+    assert b"x-mine: 1" in upstream.requests[-1]
 
 
 def test_an_app_with_a_lifespan_runs_no_on_event_handlers(serve: Serve) -> None:
@@ -83,5 +100,6 @@ def test_the_cost_of_a_client_for_each_request_is_many_times_that_of_one(
 
 def test_each_way_has_both_sides() -> None:
     assert {f"{way}_{side}.py" for way in WAYS for side in ("before", "after")} | {
-        "cost.py"
+        "cost.py",
+        "forward.py",
     } == set(CODE)

@@ -21,7 +21,7 @@ from tests.integration.upstream import Upstream
 from tests.test_examples import ROOT
 
 PAGE = (ROOT / "docs/operations.md").read_text()
-LINE = re.compile(r"upstream (\S+) failed: (\w+)(?:: (.+))?")  # some of httpx's have no text
+LINE = re.compile(r"upstream (\S+) failed: (\w+)(?:: (.*\S))? \((\w+) (\S+)\)")
 
 
 def rows(title: str) -> list[list[str]]:
@@ -107,6 +107,7 @@ def test_a_failure_has_the_status_and_the_line_that_the_page_gives_it(
     assert record.levelno == logging.WARNING
     assert match[1] == httpx.URL(url).netloc.decode()
     assert (response.status_code, match[2]) == (STATUS[exception], exception)
+    assert (match[4], match[5]) == ("GET", path.partition("?")[0])
 
 
 def test_the_line_of_a_deadline_says_that_it_was_the_deadline(

@@ -477,6 +477,18 @@ async def test_a_sync_client_is_refused_with_what_to_write_instead(cls: AnyClass
 
 
 @both
+async def test_a_forgotten_client_or_request_is_refused_by_the_public_name(cls: AnyClass) -> None:
+    request = httpx.Request("GET", "http://x.example")
+    made: Any = cls
+    with pytest.raises(TypeError, match=rf"^{cls.__name__} needs an .*, not httpx2?\.Request: "):
+        made(request)
+    with pytest.raises(
+        TypeError, match=rf"^{cls.__name__} needs the .*, not None: .*build_request"
+    ):
+        made(httpx.AsyncClient())
+
+
+@both
 async def test_the_callers_request_in_place_of_the_upstreams_is_refused(cls: AnyClass) -> None:
     with pytest.raises(TypeError, match="build_request"):
         cls(httpx.AsyncClient(), Request(Caller().scope))  # type: ignore[call-overload]
@@ -1034,7 +1046,9 @@ async def test_a_deadline_before_the_headers_is_a_504(
     assert error.status_code == 504
     assert caller.messages == []
     (record,) = [r for r in caplog.records if r.levelno >= logging.INFO]
-    assert "upstream.example" in record.getMessage()
+    assert record.getMessage() == (
+        "upstream upstream.example:8765 failed: UpstreamTimeout: the deadline of 0.1 s passed (GET)"
+    )
 
 
 async def test_a_deadline_in_the_body_cuts_the_caller_off() -> None:

@@ -1,4 +1,8 @@
-"""Share one pooled HTTP client in an ASGI app, and answer with an upstream's response."""
+"""Share one pooled HTTP client in an ASGI app, and answer with an upstream's response.
+
+docs/errors.md has the cause and the fix of each message of the package, and `python -m
+asgi_upstream` prints what a report of a bug needs.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -20,6 +20,8 @@ def lines() -> Iterator[str]:
         yield ""
         for name in group:
             yield _line(name, _version(name))
+    yield ""
+    yield _line("errors", "docs/errors.md has the cause and the fix of each message")
 
 
 def _version(name: str) -> str:

@@ -17,7 +17,8 @@ async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
     WebSocket, or `HTTPConnection(scope)` in a middleware: `await get_client(request)`.
 
     Raises:
-        RuntimeError: there is no such client; the message tells the likely causes.
+        RuntimeError: there is no such client; the message tells the likely causes, and more is in
+            [docs/errors.md][when-the-app-is-written-or-started].
     """
     return client_of(connection, "client")
 

@@ -24,6 +24,7 @@ class UpstreamError(HTTPException):
 
     `status_code` and `detail` can be read from the class, for FastAPI's `responses=`. The detail
     is for callers, and names no host, port or URL; httpx's exception is the `__cause__`.
+    Cause and fix: [docs/errors.md][the-upstream-failed].
     """
 
     status_code: int = 502
@@ -38,32 +39,47 @@ class UpstreamError(HTTPException):
 
 
 class UpstreamConnectError(UpstreamError):
-    """No connection to the upstream: refused, unresolvable, a TLS or proxy failure. 502."""
+    """No connection to the upstream: refused, unresolvable, a TLS or proxy failure. 502.
+
+    Cause and fix: [docs/errors.md][the-upstream-cannot-be-reached].
+    """
 
     detail = "The upstream cannot be reached"
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The upstream broke off, or what it sent is not the HTTP it should be. 502."""
+    """The upstream broke off, or what it sent is not the HTTP it should be. 502.
+
+    Cause and fix: [docs/errors.md][the-upstream-sent-an-invalid-response].
+    """
 
     detail = "The upstream sent an invalid response"
 
 
 class UpstreamBodyTooLarge(UpstreamError):
-    """The body is longer than the `max_bytes` of a `BufferedResponse`. 502."""
+    """The body is longer than the `max_bytes` of a `BufferedResponse`. 502.
+
+    Cause and fix: [docs/errors.md][the-upstreams-response-is-too-large].
+    """
 
     detail = "The upstream's response is too large"
 
 
 class UpstreamTimeout(UpstreamError):
-    """A connect, read or write timeout, or the deadline, passed. 504 (RFC 9110 15.6.5)."""
+    """A connect, read or write timeout, or the deadline, passed. 504 (RFC 9110 15.6.5).
+
+    Cause and fix: [docs/errors.md][the-upstream-did-not-answer-in-time].
+    """
 
     status_code = 504
     detail = "The upstream did not answer in time"
 
 
 class PoolExhausted(UpstreamError):
-    """No connection of the pool came free in time. 503 with `retry-after` (RFC 9110 15.6.4)."""
+    """No connection of the pool came free in time. 503 with `retry-after` (RFC 9110 15.6.4).
+
+    Cause and fix: [docs/errors.md][too-many-requests-to-the-upstream-are-under-way].
+    """
 
     status_code = 503
     detail = "Too many requests to the upstream are under way"
@@ -74,6 +90,7 @@ class ExchangeCancelled(UpstreamError):
     """The server, as it stops, or a middleware cancelled the exchange in the middle of its body.
 
     It is not raised: the cancellation is. `error_frame` gets it, to tell the caller to come again.
+    See [docs/errors.md][the-server-ended-the-response].
     """
 
     status_code = 503
@@ -118,24 +135,30 @@ def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
 
 
 def deadline_passed(seconds: float | None) -> UpstreamTimeout:
-    """The failure of an exchange that took longer than it may; the note is for the log."""
+    """The failure of an exchange that took so many seconds; the caller is not told how many."""
     error = UpstreamTimeout()
     error.add_note(f"the deadline of {seconds} s passed")
     return error
 
 
-def log_failure(error: UpstreamError, request: httpx.Request | None) -> None:
-    """Write the one WARNING line of an upstream failure."""
-    host = request.url.netloc.decode() if request else "(unknown)"
-    logger.warning("upstream %s failed: %s", host, described(error.__cause__ or error))
+def log_failure(
+    error: UpstreamError, request: httpx.Request | None, route: str | None = None
+) -> None:
+    """Write the one WARNING line of an upstream failure, with the app's route where it is known."""
+    host, method = (request.url.netloc.decode(), request.method) if request else ("(unknown)", None)
+    asked = " ".join(filter(None, (method, route)))
+    what = described(error.__cause__ or error)
+    logger.warning("upstream %s failed: %s", host, f"{what} ({asked})" if asked else what)
 
 
 def described(exc: BaseException) -> str:
-    """Its type and its text, if it has one, on one line, for a log."""
+    """Its type, and its text if it has one, on one line, for a log."""
     text = str(exc)
     if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
-    return ": ".join(filter(None, [type(exc).__name__, text, *getattr(exc, "__notes__", ())]))
+    elif isinstance(exc, UpstreamError):  # its text begins with the status
+        text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 class upstream_errors:
@@ -146,6 +169,10 @@ class upstream_errors:
 
     Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which comes only of
     `raise_for_status()`, becomes a plain `UpstreamError`. What is not httpx's passes unchanged.
+
+    Raises:
+        UpstreamError: one of its kinds. Causes and fixes: [docs/errors.md][what-callers-get].
+        TypeError: where it decorates a generator.
     """
 
     def __enter__(self) -> None:

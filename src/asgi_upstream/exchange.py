@@ -25,7 +25,7 @@ from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up
 from .libraries import derived, is_a
 from .log import logger
-from .records import Outcome, Tally, ledger_of
+from .records import Outcome, Tally, ledger_of, route_of
 from .shortcut import sent, shortcut
 from .terms import ErrorFrame, OnResponse, Relay, Relayed, Terms
 from .uploads import Upload
@@ -98,7 +98,7 @@ class Exchange:
             await caller.dismiss()
             return False
         if self.failure is not None:
-            self.last = await self._last_words(caller, self.failure)
+            self.last = await self._last_words(scope, caller, self.failure)
         elif self.replacement is not None:
             self.outcome = Outcome.REPLACED
             try:
@@ -122,7 +122,7 @@ class Exchange:
             if self.failure is None:
                 self.failure = errors.deadline_passed(terms.deadline)
                 self.outcome = Outcome.DEADLINE
-                errors.log_failure(self.failure, self.request)
+                errors.log_failure(self.failure, self.request, route_of(scope))
             error = errors.as_upstream_error(self.failure) or self.failure
             raise error from error.__cause__
         if self.failure is None:
@@ -390,7 +390,7 @@ class Exchange:
             except Exception:
                 logger.warning("the error_frame of a cancelled exchange failed", exc_info=True)
 
-    async def _last_words(self, caller: Caller, failure: Exception) -> bytes:
+    async def _last_words(self, scope: Scope, caller: Caller, failure: Exception) -> bytes:
         """What a caller still gets of an exchange that failed; raises where that is nothing."""
         if is_a(failure, httpx.RequestError):
             failure.request = self.request  # as httpx's client does
@@ -398,7 +398,7 @@ class Exchange:
         if self.tally is not None and self.outcome is Outcome.CANCELLED:
             self.outcome = self.tally.outcome_of(error, self.own)
         if isinstance(error, errors.UpstreamError):
-            errors.log_failure(error, self.request)
+            errors.log_failure(error, self.request, route_of(scope))
         if caller.started and self.terms.error_frame is not None:
             try:
                 return _frame(self.terms.error_frame, error)

@@ -84,7 +84,8 @@ def forward_request(
     Raises:
         HTTPException: 400 for a path with a dot segment in any disguise, or a field with a line
             break or NUL in it.
-        ValueError: the path does not start with the prefix, or `url` leaves the base.
+        ValueError: the path does not start with the prefix, or `url` leaves the base. Causes and
+            fixes: [docs/errors.md][when-the-app-is-written-or-started].
     """
     its: Any = client
     other: Any = url
@@ -300,6 +301,11 @@ class ForwardApp:
     ) -> None:
         if unknown := options.keys() - RelayOptions.__annotations__.keys():
             raise TypeError(f"ForwardApp has no option {sorted(unknown)[0]!r}")
+        if isinstance(name, str) and name.startswith("/"):
+            raise ValueError(
+                f"ForwardApp({name!r}): the first argument names a client, and the path is the "
+                f"mount's: app.mount({name!r}, ForwardApp()), or else ForwardApp(prefix={name!r})"
+            )
         if isinstance(methods, str):
             raise TypeError(f"methods={methods!r}: give a list of methods")
         self._name = name

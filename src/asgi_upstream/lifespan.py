@@ -52,7 +52,8 @@ def client_lifespan(
 
     Raises:
         ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
-            the factory is none.
+            the factory is none, or `transport=` is a class. Causes and fixes:
+            [docs/errors.md][when-the-app-is-written-or-started].
         Exception: at start-up, whatever the factory raises.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
@@ -63,6 +64,9 @@ def client_lifespan(
 
     if not callable(factory):
         raise TypeError(f"client_lifespan({factory!r}): give base_url= by its name, or a factory")
+    if isinstance(kind := options.get("transport"), type):
+        name = kind.__name__
+        raise TypeError(f"transport={name}: give an object, transport={name}()")
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
@@ -100,8 +104,16 @@ def combine_lifespans(
     """One lifespan of several: entered in order, their states merged, left in reverse.
 
     Raises:
+        TypeError: at once, for what is no lifespan.
         RuntimeError: at start-up, where two yield the same key; those entered before are left.
+            Causes and fixes: [docs/errors.md][when-the-app-is-written-or-started].
     """
+    for one in lifespans:
+        if not callable(one):
+            raise TypeError(
+                f"combine_lifespans({one!r}): give each lifespan as an argument of its own, "
+                f"combine_lifespans(one, another)"
+            )
 
     @asynccontextmanager
     async def lifespan(app: App) -> AsyncGenerator[dict[str, object]]:

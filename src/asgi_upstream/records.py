@@ -277,7 +277,7 @@ class Tally:
             client=self._client,
             method=request.method,
             host=url.netloc.decode("ascii", "replace"),
-            route=_route_of(self._scope),
+            route=route_of(self._scope),
             status=self._status,
             outcome=outcome,
             exception=failure.__cause__ or failure
@@ -297,7 +297,8 @@ class Tally:
                 logger.exception("the observer %r failed", observer)
 
 
-def _route_of(scope: Mapping[str, Any]) -> str | None:
+def route_of(scope: Mapping[str, Any]) -> str | None:
+    """The template of the app's route that answers, where it is known."""
     route = scope.get("route")
     if route is None:  # FastAPI's router does not say which mount it took
         mounts = getattr(scope.get("app"), "routes", ())

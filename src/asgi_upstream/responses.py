@@ -61,7 +61,7 @@ class _UpstreamResponse(Response):
     def __init__(
         self,
         client: AnyClient[Any, Any],
-        request: Any,
+        request: Any = None,  # a default only for the errors below to say what is missing
         *,
         status_code: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -77,12 +77,13 @@ class _UpstreamResponse(Response):
         name = type(self).__name__
         if not hasattr(client, "aclose"):
             raise TypeError(
-                f"{name} needs an httpx.AsyncClient, not {type(client).__name__}: share one with "
-                f"client_lifespan(), or use a sync client in a `def` endpoint and return a Response"
+                f"{name} needs an httpx.AsyncClient, not {_kind(client)}: write {name}(client, "
+                f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
+                f"endpoint and return a Response"
             )
         if not (hasattr(request, "extensions") and hasattr(request, "method")):
             raise TypeError(
-                f"{name} needs the httpx.Request to send, not {type(request).__name__}: write "
+                f"{name} needs the httpx.Request to send, not {_kind(request)}: write "
                 f"{name}(client, client.build_request('GET', url)), or for a response that is open "
                 f"{name}.adopt(response)"
             )
@@ -135,6 +136,11 @@ class _UpstreamResponse(Response):
             await self.background()
 
 
+def _kind(value: object) -> str:
+    kind = type(value)
+    return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
 def _check_functions(**functions: object) -> None:
     for argument, value in functions.items():
         if value is not None and not callable(value):
@@ -172,7 +178,8 @@ class StreamedResponse(_UpstreamResponse):
             for a caller who left.
 
     Raises:
-        TypeError, ValueError: at once, for arguments that make no sense.
+        TypeError, ValueError: at once, for arguments that make no sense. Causes and fixes:
+            [docs/errors.md][when-the-app-is-written-or-started].
         UpstreamError: when called, if the upstream fails before the response started: an
             `HTTPException` with status 502, 503 or 504. After that, to cut the connection.
         RuntimeError: when called again, if the request's body can be sent only once.
@@ -214,11 +221,11 @@ class BufferedResponse(_UpstreamResponse):
     ) -> None: ...
     def __init__(
         self,
-        client: AnyClient[RequestT, ResponseT],
-        request: RequestT,
+        client: AnyClient[Any, Any],
+        request: Any = None,
         *,
         max_bytes: int = 10 * 1024 * 1024,
-        **options: Unpack[ResponseOptions[ResponseT]],
+        **options: Unpack[ResponseOptions[Any]],
     ) -> None:
         if options.get("error_frame") is not None:
             raise TypeError(

@@ -15,7 +15,7 @@ from .closing import close_upstream, uninterrupted
 from .forwarding import HeaderChange
 from .httpcore_pool import clear_up
 from .libraries import URLT, AnyBuilder, Library, RequestT, common_library, is_a
-from .records import Observer, Outcome, Record, Tally, ledger_of
+from .records import Observer, Outcome, Record, Tally, ledger_of, route_of
 from .responses import BufferedResponse
 from .upstream_websocket import CLOSE_TIMEOUT, UpstreamWebSocket, size_of
 
@@ -55,7 +55,7 @@ async def relay_websocket(
     Raises:
         HTTPException: 400, or an `UpstreamError` before the WebSocket was accepted, for the app to
             answer. Where the server has no denial response it is a close instead, which is a 403.
-        ValueError: as of `forward_request`.
+        ValueError: as of `forward_request`. Causes and fixes: [docs/errors.md][on-websockets].
     """
     async with handshakes.refusals(websocket):
         its: Any = client
@@ -258,7 +258,7 @@ class Relay:
             if self._tally is not None:
                 self._outcome = self._tally.outcome_of(error, Outcome.APP_FAILED)
             if isinstance(error, errors.UpstreamError):
-                errors.log_failure(error, self.request)
+                errors.log_failure(error, self.request, route_of(self._websocket.scope))
             if not accepted or not isinstance(error, errors.UpstreamError):
                 raise error
             too_large = isinstance(error, errors.UpstreamBodyTooLarge)

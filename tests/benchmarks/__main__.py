@@ -19,7 +19,7 @@ import uvloop
 
 from . import callers, page
 from .app import NEEDS
-from .relays import Relay, Relays
+from .relays import NOT_PYTHON, Relay, Relays
 from .upstreams import nginx, small_server
 
 PEERS = ["aiohttp", "httpx_aiohttp", "pyreqwest", "httpx2", "idiom", "fastapi_proxy_lib"]
@@ -68,8 +68,8 @@ class Small:
 def rows(nginx_url: str, server_url: str) -> list[Row]:
     streams = ["bare", "streamed", *PEERS]
     return [
-        Row("small_10", WAYS, nginx_url, Small(10)),
-        Row("small_100", WAYS, nginx_url, Small(100)),
+        Row("small_10", [*WAYS, *NOT_PYTHON], nginx_url, Small(10)),
+        Row("small_100", [*WAYS, *NOT_PYTHON], nginx_url, Small(100)),
         Row("small_1000", LIMITS_AND_PEERS, nginx_url, Small(1000, most=8)),
         Row(
             "events",
@@ -130,13 +130,15 @@ def main() -> None:
     parser.add_argument(
         "--rows", help="small (or small_10, small_100, small_1000), events, body, upload, memory"
     )
-    parser.add_argument("--ways", help=", ".join(WAYS))
+    parser.add_argument(
+        "--ways", help=", ".join([*WAYS, *NOT_PYTHON]) + "; the last two only where named"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     missing = [way for way, module in NEEDS.items() if find_spec(module) is None]
     ways = [way for way in (options.ways or ",".join(WAYS)).split(",") if way not in missing]
-    if unknown := set(ways) - set(WAYS):
-        parser.error(f"no such way: {', '.join(sorted(unknown))}")
+    if unknown := set(ways) - {*WAYS, *(way for way, program in NOT_PYTHON.items() if program)}:
+        parser.error(f"no such way here: {', '.join(sorted(unknown))}")
     begun = time.monotonic()
     with (
         nginx((SMALL, BIG)) as nginx_url,

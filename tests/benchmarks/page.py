@@ -38,6 +38,8 @@ COLUMNS = {
     "httpx2": "httpx2",
     "idiom": "idiom",
     "fastapi_proxy_lib": "fastapi-proxy-lib",
+    "nginx": "nginx",
+    "go": "Go",
 }
 FORWARDING = {"streamed": "forwarded"}
 """Where a row is through `forward_request`, the way that is in the column of another."""
@@ -281,6 +283,7 @@ def write(report: str, results: Results) -> None:
     assert after, f"{PAGE.name} has lost its marks"
     PAGE.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{after}")
     _plot(results)
+    import_module("tests.benchmarks.chart").write()
 
 
 def _plot(results: Results) -> None:

@@ -6,9 +6,34 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
+from tests import go
 from tests.integration.servers import ROOT, eventually, free_port
+
+from .upstreams import NGINX
+
+NOT_PYTHON = {"nginx": NGINX, "go": go.GO}
+"""Ways that are programs of their own, and where they are. One process and one thread of work."""
+
+NGINX_CONFIG = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off; keepalive_requests 1000000; proxy_buffering off;
+    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    upstream behind {{ server {upstream}; keepalive 4096; keepalive_requests 1000000; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://behind;
+            proxy_http_version 1.1; proxy_set_header Connection "";
+        }}
+    }}
+}}
+"""
 
 UVICORN = ["-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--log-level", "error"]
 
@@ -20,17 +45,30 @@ class Relay:
         self, way: str, upstream_url: str, log: IO[bytes], app: str = "tests.benchmarks.app:app"
     ) -> None:
         self.port = free_port()
+        self._folder = TemporaryDirectory()
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--backlog", "4096"]
         address += ["--timeout-keep-alive", "120"]  # a slow way is not cut off while it is busy
         proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
         environment = {k: v for k, v in os.environ.items() if k.lower() not in proxies}
         self._process = subprocess.Popen(
-            [sys.executable, *UVICORN, *address, app],
+            self._program(way, upstream_url) or [sys.executable, *UVICORN, *address, app],
             cwd=ROOT,
-            env=environment | {"WAY": way, "UPSTREAM_URL": upstream_url},
+            env=environment | {"WAY": way, "UPSTREAM_URL": upstream_url, "GOMAXPROCS": "1"},
             stdout=log,
             stderr=log,
         )
+
+    def _program(self, way: str, upstream_url: str) -> list[str]:
+        """The command of a way that is not Python."""
+        folder = Path(self._folder.name)
+        if way == "nginx":
+            behind = upstream_url.removeprefix("http://")
+            text = NGINX_CONFIG.format(folder=folder, port=self.port, upstream=behind)
+            (folder / "nginx.conf").write_text(text)
+            return [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        if way == "go":
+            return [str(go.built(folder)), str(self.port), upstream_url, "60s"]
+        return []
 
     def wait_until_ready(self) -> None:
         eventually(lambda: self.has_ended or self._listens(), 60)
@@ -55,6 +93,7 @@ class Relay:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._folder.cleanup()
 
 
 class Relays:

@@ -16,6 +16,7 @@ import uvloop
 
 from tests.integration.servers import ROOT, eventually, free_port
 
+NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 CONFIG = """
 daemon off; pid {folder}/pid; error_log stderr crit; worker_processes 1;
 events {{ worker_connections 8192; }}
@@ -32,8 +33,7 @@ http {{
 @contextmanager
 def nginx(sizes: tuple[int, ...]) -> Iterator[str]:
     """Its URL; it serves a file of each size, named by its size."""
-    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if program is None:
+    if NGINX is None:
         raise SystemExit("the benchmark needs nginx as its upstream; install it and try again")
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
@@ -42,7 +42,7 @@ def nginx(sizes: tuple[int, ...]) -> Iterator[str]:
             with (folder / str(size)).open("wb") as file:
                 file.truncate(size)
         (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port))
-        process = subprocess.Popen([program, "-p", folder, "-c", folder / "nginx.conf"])
+        process = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
         try:
             eventually((folder / "pid").exists, 10)
             yield f"http://127.0.0.1:{port}"

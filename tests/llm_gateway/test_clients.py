@@ -22,6 +22,7 @@ from examples.llm_gateway.upstream import DIES_AFTER, KEYS, WORDS
 from examples.llm_gateway.usage import Usage
 from tests.integration.servers import free_port
 from tests.llm_gateway.conftest import DEEP, SWIFT, Serve, Upstream
+from tests.pages import blocks
 from tests.test_examples import ROOT, until
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why stop the model?"}]
@@ -513,10 +514,23 @@ def test_each_part_that_says_something_is_a_token_where_no_usage_is_told(
     assert asyncio.run(counted()) == tokens
 
 
+def test_the_caller_of_the_docs_page_prints_an_answer(
+    gateway: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = next(b.code for b in blocks("docs/llm-gateway.md") if "from openai" in b.code)
+    code = code.replace("http://127.0.0.1:8000", gateway).replace("deep-1", "swift-1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "*")
+        names: dict[str, Any] = {}
+        exec(code, names)
+        names["client"].close()
+    assert len(capsys.readouterr().out.split()) > 10
+
+
 def test_the_code_on_the_docs_page_is_the_examples() -> None:
     code = (ROOT / "examples/llm_gateway/app.py").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/llm-gateway.md").read_text(), re.S)
-    own = [block for block in blocks if "from openai" not in block]
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs/llm-gateway.md").read_text(), re.S)
+    own = [block for block in shown if "from openai" not in block]
     assert len(own) == 2
     for block in own:
         assert block in code

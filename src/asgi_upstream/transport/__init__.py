@@ -360,7 +360,8 @@ class AsyncioTransport(OnAsyncio, httpx.AsyncHTTPTransport):
         ImportError: on import, without httptools: it comes with `asgi-upstream[fast]`.
         ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
         RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
-        httpx.TransportError: as the stock transport raises them.
+        httpx.TransportError: as the stock transport raises them. Causes and fixes:
+            [docs/errors.md][on-asynciotransport].
     """
 
     _stock = Stock(httpx, httpcore)
