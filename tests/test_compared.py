@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
-from tests.integration.upstream import KEEPS_ALIVE, OK, Exchange, Upstream, behaviour
+from tests.integration.upstream import Upstream
 from tests.page_apps import serving
 from tests.pages import ROOT, files
 
@@ -56,15 +56,6 @@ http {{
 """
 
 
-@behaviour
-async def session(e: Exchange) -> None:
-    fields = b"set-cookie: a=1\r\nset-cookie: b=2\r\nconnection: x-private\r\nx-private: 1\r\n"
-    await e.write(OK + fields + b"content-length: 2\r\n\r\nok")
-
-
-KEEPS_ALIVE.add(session)  # or the next probe may meet a connection that is just being closed
-
-
 Probe = Callable[[Server, Upstream], str]
 PROBES: dict[str, Probe] = {}
 
@@ -84,18 +75,18 @@ def status(server: Server, upstream: Upstream) -> str:
 
 @probe("it sends two cookies: the caller gets")
 def repeated(server: Server, upstream: Upstream) -> str:
-    return str(len(ask(server, "/api/session").all(b"set-cookie")))
+    return str(len(ask(server, "/api/headers").all(b"set-cookie")))
 
 
 @probe("these are sent for the next caller too")
 def cookies(server: Server, upstream: Upstream) -> str:
-    ask(server, "/api/session")
+    ask(server, "/api/headers")
     return "**yes**" if b"a=1" in ask(server, "/api/echo").body else "no"
 
 
 @probe("fields for one hop only are relayed")
 def hop_by_hop(server: Server, upstream: Upstream) -> str:
-    answer = ask(server, "/api/session")
+    answer = ask(server, "/api/headers")
     return "no" if answer.field(b"x-private") is None else "**yes**"
 
 
@@ -112,7 +103,7 @@ def truncated(server: Server, upstream: Upstream) -> str:
 @probe("`%2F` in the path")
 def encoded(server: Server, upstream: Upstream) -> str:
     ask(server, "/api/a%2Fb/echo")
-    return "kept" if b"a%2Fb/echo" in upstream.requests[-1].split(b"\r\n")[0] else "decoded"
+    return "kept" if "a%2Fb/echo" in upstream.requests[-1].target else "decoded"
 
 
 @probe("`/api/..%2fecho`")
@@ -133,14 +124,14 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 
 
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
-    idle = upstream.busy
+    idle = upstream.open
     caller = Caller(server, path)
-    eventually(lambda: upstream.busy == idle + 1, 5)
+    eventually(lambda: upstream.open == idle + 1, 5)
     if after is not None:
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.busy == idle, 3)
+        eventually(lambda: upstream.open == idle, 3)
     except AssertionError:
         return "**not noticed**"
     return "noticed"
@@ -223,7 +214,7 @@ def test_each_cell_of_the_table_is_as_measured(
     server, measured = serve_way(way), {}
     for what, probe in PROBES.items():
         if probe is leaves_before:  # the first of those that take a timeout for a leaving
-            eventually(lambda: upstream.busy == 0, 10)
+            eventually(lambda: upstream.open == 0, 10)
             server = serve_way(way, patient=True)
         measured[what] = probe(server, upstream)
     measured[REFUSED] = str(ask(serve_way(way, refused=True), "/api/item").status)

@@ -33,7 +33,7 @@ def serve(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
 def test_requests_in_async_def_holds_up_everybody(serve: Serve, upstream: Upstream) -> None:
     server = serve(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.busy == 1, 5)
+    eventually(lambda: upstream.open == 1, 5)
     health = Caller(server, "/health")
     health.socket.settimeout(1)
     with pytest.raises(TimeoutError):
@@ -49,14 +49,14 @@ def test_a_thread_or_a_description_holds_up_nobody(
 ) -> None:
     server = serve(CODE[name])
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.busy == 1, 5)
+    eventually(lambda: upstream.open == 1, 5)
     assert b"fine" in ask(server, "/health").body
     slow.leave()
     if name == "shared.py":
-        eventually(lambda: upstream.busy == 0, 2)
+        eventually(lambda: upstream.open == 0, 2)
     else:
-        assert upstream.busy == 1  # the thread has not noticed
-        eventually(lambda: upstream.busy == 0, 10)
+        assert upstream.open == 1  # the thread has not noticed
+        eventually(lambda: upstream.open == 0, 10)
 
 
 def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve: Serve) -> None:

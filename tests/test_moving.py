@@ -37,11 +37,11 @@ def test_each_app_of_the_page_relays(serve: Serve, upstream: Upstream, name: str
     answer = ask(serve(CODE[name]), "/api/item", fields="x-mine: 1\r\n")
     assert answer.status == 200
     assert answer.body.strip(b'"') == b"x" * 1024
-    request = upstream.requests[-1].lower()
+    headers = upstream.requests[-1].headers
     if name.startswith("fastapi_reverse_proxy"):
-        assert b"x-from: app" in request
+        assert headers["x-from"] == "app"
     forwards = ("fastapi_proxy_lib", "fastapi_reverse_proxy", "asgiproxy")
-    assert (b"x-mine: 1" in request) is name.startswith(forwards)
+    assert ("x-mine" in headers) is name.startswith(forwards)
 
 
 def test_an_app_with_a_lifespan_runs_no_on_event_handlers(serve: Serve) -> None:

@@ -47,6 +47,7 @@ from asgi_upstream import (
     client_lifespan,
     open_exchanges,
 )
+from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.asgi import Caller, answering, collect
 from tests.integration.upstream import Upstream
@@ -94,12 +95,6 @@ def _leaks_are_told_of_where_they_happen() -> Generator[None]:
     collect()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110  a socket has no event for its end
-            await anyio.sleep(0.005)
-
-
 class Observed:
     """A client of a lifespan, and the records of what it did."""
 
@@ -120,7 +115,7 @@ class Observed:
 
     async def is_at_rest(self) -> None:
         assert open_exchanges(self.client) == 0
-        await eventually(lambda: self.wire.busy == 0)
+        await aeventually(lambda: self.wire.open == 0)
         if self.own is not None:
             state = self.own.pool_state()
             assert (state.connecting, state.waiting) == (0, 0)
@@ -324,9 +319,9 @@ async def test_the_body_of_a_request_is_counted_as_the_upstream_got_it(
         wire.requests.clear()
         request = seen.get("/echo", "POST", content=content, headers=headers)
         record = await seen.record(cls(seen.client, request))
-        got = wire.requests[0].partition(b"\r\n\r\n")[2]
-        assert record.bytes_sent == len(got) == 70_004
-        assert record.bytes_received == len(wire.requests[0])
+        got = wire.requests[0]
+        assert record.bytes_sent == len(got.body) == 70_004
+        assert record.bytes_received == len(got.head + got.body)
 
 
 async def test_a_forwarded_body_is_counted(seen: Observed, wire: Upstream) -> None:
@@ -380,7 +375,7 @@ def untrusted() -> Iterator[Upstream]:
     """An upstream with a certificate that nobody signed whom the client knows."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls) as upstream:
+    with Upstream(tls=tls) as upstream:
         yield upstream
 
 
@@ -571,7 +566,7 @@ async def test_a_deadline_that_passes_in_on_response_is_deadline(
 async def test_no_place_in_time_is_pool_exhausted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.wire.open == 1)
         app = way(seen, "/item", timeout=httpx.Timeout(10, pool=0.2))
         caller = Caller()
         with contextlib.suppress(PoolExhausted):
@@ -871,7 +866,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_place(
 ) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.wire.open == 1)
         with anyio.move_on_after(0.2):
             await way(seen, "/item")(Caller().scope, Caller().receive, Caller().send)
         record = seen.only
@@ -1088,7 +1083,7 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
     assert open_exchanges(seen.client) == 0
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, path))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.wire.open == 1)
         assert open_exchanges(seen.client) == 1
         if seen.own is not None:
             one = PoolState(open=1, idle=0, connecting=0, waiting=0)
@@ -1103,12 +1098,12 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
 async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.wire.open == 1)
         group.start_soon(Caller().call, way(seen, "/item"))
-        await eventually(lambda: open_exchanges(seen.client) == 2)
+        await aeventually(lambda: open_exchanges(seen.client) == 2)
         if seen.own is not None:
             own = seen.own
-            await eventually(lambda: own.pool_state().waiting == 1)
+            await aeventually(lambda: own.pool_state().waiting == 1)
             state = own.pool_state()
             assert (state.open, state.idle, state.connecting) == (1, 0, 0)
         group.cancel_scope.cancel()
@@ -1127,14 +1122,14 @@ async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
         with full() as url:
             async with anyio.create_task_group() as group:
                 group.start_soon(Caller().call, streamed(seen, url))
-                await eventually(lambda: own.pool_state().connecting == 1)
+                await aeventually(lambda: own.pool_state().connecting == 1)
                 one = PoolState(open=0, idle=0, connecting=1, waiting=1)
                 state = own.pool_state()
                 assert state == dataclasses.replace(one, origins={url.removesuffix("/"): one})
                 assert open_exchanges(seen.client) == 1
                 group.cancel_scope.cancel()
             await own.aclose()  # it would serve the next request, and is given up only here
-            await eventually(lambda: own.pool_state().connecting == 0)
+            await aeventually(lambda: own.pool_state().connecting == 0)
         seen.records.clear()
 
 

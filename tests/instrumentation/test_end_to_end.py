@@ -83,7 +83,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 def upstream() -> Iterator[Upstream]:
     with Upstream() as upstream:
         yield upstream
-        until(lambda: upstream.busy == 0)
+        until(lambda: upstream.open == 0)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def test_a_trace_goes_on_to_the_upstream(
     assert client.parent == server.context
     assert client.context is not None
     sent = f"traceparent: 00-{trace_id}-{client.context.span_id:016x}-01\r\n"
-    assert sent.encode() in upstream.requests[-1]
+    assert sent.encode() in upstream.requests[-1].head
 
 
 def test_what_completes_is_told_under_the_callers_span(

@@ -148,6 +148,33 @@ def test_no_client_takes_a_broken_message(
             client.get("/broken")
 
 
+def test_a_function_of_the_request_says_what_is_answered(
+    upstream: Upstream, client: httpx.Client
+) -> None:
+    def conditional(request: Received) -> Answer:
+        known = request.headers.get("if-none-match") == "one"
+        return Answer().status(304) if known else item
+
+    item = Answer().text("item", headers={"etag": "one"})
+    upstream.get("/item").calls(conditional)
+    upstream.get("/dies").calls(conditional).ends(after=2).then.text("then")
+    assert client.get("/item").text == "item"
+    assert client.get("/item", headers={"if-none-match": "one"}).status_code == 304
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get("/dies")
+    assert client.get("/dies").text == "then"
+    assert client.get("/item").text == "item"  # the fault is of the other path
+
+
+@pytest.mark.parametrize("function", [lambda request: 1 / 0, lambda request: None])
+def test_a_function_that_fails_is_500_with_its_traceback(
+    upstream: Upstream, client: httpx.Client, function: Callable[[Received], Answer]
+) -> None:
+    upstream.get("/item").calls(function)
+    response = client.get("/item")
+    assert (response.status_code, "Traceback" in response.text) == (500, True)
+
+
 # What goes wrong.
 
 
@@ -308,7 +335,7 @@ def test_an_upload_that_breaks_off_is_recorded_as_far_as_it_came(upstream: Upstr
         assert upstream.open == 1
     eventually(lambda: upstream.open == 0)
     assert upstream.requests[0].raw == head + b"abc"
-    assert not upstream.requests[0].whole
+    assert (upstream.requests[0].whole, upstream.requests[0].left) == (False, True)
 
 
 def test_connections_and_exchanges_are_counted(upstream: Upstream, client: httpx.Client) -> None:

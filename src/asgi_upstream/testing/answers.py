@@ -1,12 +1,14 @@
 """What an upstream answers, said in one line.
 
 Three kinds of calls make an answer, and each returns it: what is sent (`json`, `chunks`, `raw`,
-...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this one.
+`calls`, ...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this.
 """
 
+import copy
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import responses
 from typing import Self, TypeAlias
@@ -34,6 +36,7 @@ class Answer:
     def __init__(self) -> None:
         self._message = _Message([b""], 200)
         self._faults: list[Fault] = []
+        self._function: Callable[[Received], Answer] | None = None
         self._next: Answer | None = None
 
     # What is sent.
@@ -107,6 +110,14 @@ class Answer:
         """Send what no client can take; the kinds, with their bytes, are in `broken.py`."""
         return self.raw(BROKEN[kind])
 
+    def calls(self, function: "Callable[[Received], Answer]") -> Self:
+        """Send what a function says to the request; it is called in the server's thread.
+
+        Where it raises, the answer is 500 with the traceback.
+        """
+        self._function = function
+        return self
+
     # What goes wrong.
 
     def stalls(self, seconds: float | None = None, *, after: int | None = None) -> Self:
@@ -139,6 +150,17 @@ class Answer:
     def following(self) -> "Answer":
         """The answer for the next such request."""
         return self._next or self
+
+    def to(self, request: Received) -> "Answer":
+        """The answer to this request: itself, or what its function says."""
+        if self._function is None:
+            return self
+        try:
+            made = copy.copy(self._function(request).to(request))
+        except Exception:
+            return Answer().text(traceback.format_exc(), status=500)
+        made._faults = [*made._faults, *self._faults]
+        return made
 
     @property
     def closes(self) -> bool:

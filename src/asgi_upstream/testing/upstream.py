@@ -84,7 +84,7 @@ class Upstream:
             if key in self._answers:
                 answer = self._answers[key]
                 self._answers[key] = answer.following
-                return answer
+                return answer.to(request)
         scripted = ", ".join(f"{method or 'any'} {path}" for method, path in self._answers)
         return Answer().text(
             f"nothing is scripted for {request.method} {request.target}, "
@@ -164,7 +164,11 @@ class Upstream:
         try:
             if request.headers.get("expect", "").lower() == "100-continue":
                 await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await request.read_body(connection.received)
+            try:
+                await request.read_body(connection.received)
+            except EOFError:
+                request.left = True
+                raise
             answer = self.answer_to(request)
             whole = await connection.answer(request, answer)
         finally:
