@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
-import struct
-import threading
 import weakref
 from typing import Self
 
 from .answers import Answer
+from .listening import Listening, reset
 from .received import Received
 from .steps import Fault, is_sent
 
@@ -45,6 +43,7 @@ class Upstream:
         self.accepted = 0
         self.port = 0
         self._tls = tls
+        self._listening = Listening(self._connection, tls)
         self._answers: dict[tuple[str | None, str | None], Answer] = {}
         self._under_way: dict[int, Received] = {}
 
@@ -110,35 +109,13 @@ class Upstream:
     # The server.
 
     def __enter__(self) -> Self:
-        ready = threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(ready)), name="upstream", daemon=True
-        )
-        self._thread.start()
-        ready.wait(10)
+        self.port = self._listening.__enter__().port
         running.add(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
         running.discard(self)
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(10)
-
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(
-            self._connection, "127.0.0.1", 0, ssl=self._tls, backlog=2048
-        )
-        # What clients do to their connections is no failure of the test.
-        self._loop.set_exception_handler(lambda loop, context: None)
-        self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await self._stopping.wait()
-        server.close()
-        connections = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in connections:
-            task.cancel()
-        await asyncio.wait(connections, timeout=5) if connections else None
+        self._listening.__exit__()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self.accepted, reader, writer)
@@ -216,7 +193,7 @@ class _Connection:
                 await self.send(step)
             elif isinstance(step, Fault) and step.kind != "stall":
                 if step.kind == "reset":
-                    self._reset()
+                    reset(self._writer)
                 return False
             else:
                 seconds = step.seconds if isinstance(step, Fault) else step
@@ -227,12 +204,6 @@ class _Connection:
         self._writer.write(data)
         await self._writer.drain()
         await asyncio.sleep(0)  # or one who reads fast would keep all others waiting
-
-    def _reset(self) -> None:
-        linger = struct.pack("ii", 1, 0)
-        sock = self._writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self._writer.transport.abort()
 
     def close(self) -> None:
         self._reading.cancel()
