@@ -3,7 +3,6 @@
 The other tests run on httpx2 too: `make test-httpx2`.
 """
 
-import asyncio
 import logging
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from asgi_upstream import transport as of_httpx
 from asgi_upstream.libraries import Library, is_a, library_of
 from asgi_upstream.records import Outcome, Record
 from asgi_upstream.shortcut import shortcut
+from asgi_upstream.testing import Answer, Received, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
 from tests.asgi import Caller
 
@@ -44,39 +44,27 @@ both = pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda module: mo
 transports = pytest.mark.parametrize("is_fast", [False, True], ids=["stock", "AsyncioTransport"])
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer with the request's body; never, to /silent; with half of a body, to /cut."""
-    try:
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            if b" /silent " in head:
-                continue
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
-            body = await reader.readexactly(int(length or 0)) or b'{"a": 1}'
-            missing = 9 if b" /cut " in head else 0
-            writer.write(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\n")
-            writer.write(b"content-length: %d\r\n\r\n%b" % (len(body) + missing, body))
-            if missing:
-                break
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
+def answer(request: Received) -> Answer:
+    """Answer with the request's body."""
+    body = request.body or b'{"a": 1}'
+    return Answer().content(body, headers={"set-cookie": "a=b"})
 
 
 @asynccontextmanager
 async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[Any]:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
     if is_fast:
         module: Any = of_httpx if library is httpx else of_httpx2
         limits = options.pop("limits", library.Limits())
         options["transport"] = module.AsyncioTransport(limits=limits)
     else:
         options["trust_env"] = False
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    lifespan = client_lifespan(library.AsyncClient, base_url=url, **options)
-    async with lifespan(None) as state:
-        yield state["client"]
-    server.close()
+    with Upstream() as upstream:
+        upstream.any("/").calls(answer)
+        upstream.get("/silent").stalls()
+        upstream.get("/cut").content(b"0123").ends(after=2)
+        lifespan = client_lifespan(library.AsyncClient, base_url=upstream.url, **options)
+        async with lifespan(None) as state:
+            yield state["client"]
 
 
 @both

@@ -83,12 +83,6 @@ def transport(setting: tuple[str, str]) -> str:
     return setting[1]
 
 
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
 @pytest.fixture(autouse=True)
 def _leaks_are_told_of_where_they_happen() -> Generator[None]:
     yield
@@ -98,8 +92,8 @@ def _leaks_are_told_of_where_they_happen() -> Generator[None]:
 class Observed:
     """A client of a lifespan, and the records of what it did."""
 
-    def __init__(self, client: httpx.AsyncClient, own: AsyncioTransport | None, wire: Upstream):
-        self.client, self.own, self.wire = client, own, wire
+    def __init__(self, client: httpx.AsyncClient, own: AsyncioTransport | None, upstream: Upstream):
+        self.client, self.own, self.upstream = client, own, upstream
         self.records: list[Record] = []
 
     def get(self, path: str, method: str = "GET", **options: Any) -> httpx.Request:
@@ -115,7 +109,7 @@ class Observed:
 
     async def is_at_rest(self) -> None:
         assert open_exchanges(self.client) == 0
-        await aeventually(lambda: self.wire.open == 0)
+        await aeventually(lambda: self.upstream.open == 0)
         if self.own is not None:
             state = self.own.pool_state()
             assert (state.connecting, state.waiting) == (0, 0)
@@ -144,12 +138,12 @@ def is_in_order(record: Record) -> None:
 
 
 @contextlib.asynccontextmanager
-async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIterator[Observed]:
+async def observing(upstream: Upstream, transport: str, **options: Any) -> AsyncIterator[Observed]:
     own = AsyncioTransport(limits=LIMITS) if transport == OWN else None
     observers: list[Callable[[Record], None]] = []
     lifespan = client_lifespan(
         observers=observers,
-        base_url=wire.url,
+        base_url=upstream.url,
         transport=own or httpx.AsyncHTTPTransport(limits=LIMITS),
         timeout=10,
         **options,
@@ -157,7 +151,7 @@ async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIter
     async with lifespan(None) as state:
         client = state["client"]
         assert isinstance(client, httpx.AsyncClient)
-        observed = Observed(client, own, wire)
+        observed = Observed(client, own, upstream)
         observers.append(observed.records.append)
         yield observed
         await observed.is_at_rest()
@@ -167,8 +161,8 @@ async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIter
 
 
 @pytest.fixture
-async def seen(wire: Upstream, transport: str) -> AsyncIterator[Observed]:
-    async with observing(wire, transport) as observed:
+async def seen(upstream: Upstream, transport: str) -> AsyncIterator[Observed]:
+    async with observing(upstream, transport) as observed:
         yield observed
 
 
@@ -212,12 +206,12 @@ responses = pytest.mark.parametrize("way", [streamed, buffered])
 
 
 @every_way
-async def test_a_record_says_what_happened(seen: Observed, way: Answer, wire: Upstream) -> None:
+async def test_a_record_says_what_happened(seen: Observed, way: Answer, upstream: Upstream) -> None:
     record = await seen.record(way(seen, "/item?size=1000"))
     assert record == Record(
         client="client",
         method="GET",
-        host=f"127.0.0.1:{wire.port}",
+        host=f"127.0.0.1:{upstream.port}",
         route="/api" if way is forwarded else None,
         status=200,
         outcome=Outcome.COMPLETED,
@@ -304,7 +298,7 @@ async def test_a_compressed_body_is_counted_as_it_came(
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_the_body_of_a_request_is_counted_as_the_upstream_got_it(
-    seen: Observed, cls: Any, wire: Upstream
+    seen: Observed, cls: Any, upstream: Upstream
 ) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for size in (1, 0, 70_000, 3):
@@ -316,15 +310,15 @@ async def test_the_body_of_a_request_is_counted_as_the_upstream_got_it(
         (parts(), {"content-length": "70004"}),
     ]
     for content, headers in bodies:
-        wire.requests.clear()
+        upstream.requests.clear()
         request = seen.get("/echo", "POST", content=content, headers=headers)
         record = await seen.record(cls(seen.client, request))
-        got = wire.requests[0]
+        got = upstream.requests[0]
         assert record.bytes_sent == len(got.body) == 70_004
         assert record.bytes_received == len(got.head + got.body)
 
 
-async def test_a_forwarded_body_is_counted(seen: Observed, wire: Upstream) -> None:
+async def test_a_forwarded_body_is_counted(seen: Observed, upstream: Upstream) -> None:
     length = [(b"content-length", b"9")]
     caller = Caller("POST", headers=length, body=[b"abc", b"defghi"])
     record = await seen.record(forwarded(seen, "/echo"), caller)
@@ -340,7 +334,7 @@ async def test_background_tasks_run_when_the_record_is_made(seen: Observed, way:
 
 
 async def test_a_body_that_a_hook_or_on_response_read_is_counted(
-    wire: Upstream, transport: str
+    upstream: Upstream, transport: str
 ) -> None:
     async def read(upstream: httpx.Response) -> None:
         await upstream.aread()
@@ -350,11 +344,11 @@ async def test_a_body_that_a_hook_or_on_response_read_is_counted(
         raise HTTPException(403)
 
     size = len(gzip.compress(b'{"zipped": true}'))
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         for on_response in (read, refuse):
             record = await seen.record(streamed(seen, "/zipped", on_response=on_response))
             assert record.bytes_received == size
-    async with observing(wire, transport, event_hooks={"response": [read]}) as seen:
+    async with observing(upstream, transport, event_hooks={"response": [read]}) as seen:
         for way in (streamed, buffered, forwarded):
             record = await seen.record(way(seen, "/zipped"))
             assert (record.outcome, record.bytes_received) == (Outcome.COMPLETED, size)
@@ -566,7 +560,7 @@ async def test_a_deadline_that_passes_in_on_response_is_deadline(
 async def test_no_place_in_time_is_pool_exhausted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await aeventually(lambda: seen.wire.open == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         app = way(seen, "/item", timeout=httpx.Timeout(10, pool=0.2))
         caller = Caller()
         with contextlib.suppress(PoolExhausted):
@@ -715,9 +709,9 @@ async def test_each_call_of_one_response_has_its_record(seen: Observed, cls: Any
 
 @responses
 async def test_an_exchange_on_a_closed_client_is_app_failed(
-    wire: Upstream, transport: str, way: Answer
+    upstream: Upstream, transport: str, way: Answer
 ) -> None:
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         pass
     record = await seen.record(way(seen, "/item"))
     assert (record.outcome, record.status, record.client) == (Outcome.APP_FAILED, None, None)
@@ -866,7 +860,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_place(
 ) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await aeventually(lambda: seen.wire.open == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         with anyio.move_on_after(0.2):
             await way(seen, "/item")(Caller().scope, Caller().receive, Caller().send)
         record = seen.only
@@ -897,9 +891,9 @@ async def test_observers_of_a_forward_app_are_told(seen: Observed) -> None:
 
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
-async def test_a_client_of_ones_own_has_no_name(wire: Upstream, cls: Any) -> None:
+async def test_a_client_of_ones_own_has_no_name(upstream: Upstream, cls: Any) -> None:
     own: list[Record] = []
-    async with httpx.AsyncClient(base_url=wire.url) as client:
+    async with httpx.AsyncClient(base_url=upstream.url) as client:
         await Caller().call(
             cls(client, client.build_request("GET", "/item"), observers=[own.append])
         )
@@ -922,7 +916,7 @@ async def test_an_adopted_response_tells_its_own_observers(seen: Observed, cls: 
             200,
             20,
         )
-        assert (record.client, record.host) == (None, f"127.0.0.1:{seen.wire.port}")
+        assert (record.client, record.host) == (None, f"127.0.0.1:{seen.upstream.port}")
     upstream = await seen.client.send(seen.get("/short"), stream=True)
     await seen.call(cls.adopt(upstream, observers=[own.append]))
     assert own.pop().outcome is Outcome.BODY_FAILED
@@ -1049,15 +1043,15 @@ async def test_a_client_that_is_no_key_is_closed_all_the_same() -> None:
 
 @every_way
 async def test_without_an_observer_nothing_is_made(
-    wire: Upstream, transport: str, way: Answer, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, transport: str, way: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(*args: object) -> None:
         raise AssertionError("a Tally was made")
 
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         seen.client, client = (
             httpx.AsyncClient(
-                base_url=wire.url, transport=AsyncioTransport() if transport == OWN else None
+                base_url=upstream.url, transport=AsyncioTransport() if transport == OWN else None
             ),
             seen.client,
         )
@@ -1083,11 +1077,11 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
     assert open_exchanges(seen.client) == 0
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, path))
-        await aeventually(lambda: seen.wire.open == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         assert open_exchanges(seen.client) == 1
         if seen.own is not None:
             one = PoolState(open=1, idle=0, connecting=0, waiting=0)
-            address = f"http://127.0.0.1:{seen.wire.port}"
+            address = f"http://127.0.0.1:{seen.upstream.port}"
             assert seen.own.pool_state() == dataclasses.replace(one, origins={address: one})
         group.cancel_scope.cancel()
     await seen.is_at_rest()
@@ -1098,7 +1092,7 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
 async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, "/never"))
-        await aeventually(lambda: seen.wire.open == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         group.start_soon(Caller().call, way(seen, "/item"))
         await aeventually(lambda: open_exchanges(seen.client) == 2)
         if seen.own is not None:
@@ -1114,9 +1108,9 @@ async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way
 
 @pytest.mark.parametrize("setting", [("asyncio", OWN)])
 async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
-    wire: Upstream,
+    upstream: Upstream,
 ) -> None:
-    async with observing(wire, OWN) as seen:
+    async with observing(upstream, OWN) as seen:
         assert seen.own is not None
         own = seen.own
         with full() as url:

@@ -38,12 +38,6 @@ LOST_TO_A_CHECK = """r = await client.send(request, stream=True)
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture(scope="module")
 def serve(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     with serving(tmp_path_factory.mktemp("why"), upstream.url) as serve:
         yield serve
