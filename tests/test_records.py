@@ -660,15 +660,12 @@ async def test_a_request_whose_own_body_raises_is_app_failed(
 
 
 @pytest.mark.parametrize("setting", [("asyncio", OWN)])
-async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed() -> None:
+async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
+    upstream: Upstream,
+) -> None:
     """Only AsyncioTransport takes an answer before the upload's end."""
     answered = anyio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
-        await reader.read()
-        writer.close()
+    upstream.post("/early").content(b"in the end").stalls(after=2).early()
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"one"
@@ -676,12 +673,10 @@ async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed() ->
         raise HTTPException(400)
 
     own: list[Record] = []
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with server, httpx.AsyncClient(transport=AsyncioTransport()) as client:
+    async with httpx.AsyncClient(transport=AsyncioTransport()) as client:
         app = StreamedResponse(
             client,
-            client.build_request("POST", url, content=parts()),
+            client.build_request("POST", f"{upstream.url}/early", content=parts()),
             on_response=lambda upstream: answered.set(),
             observers=[own.append],
         )

@@ -364,6 +364,22 @@ def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
         assert b"HTTP/1.1 200 OK" in sock.recv(65536)
 
 
+def test_an_early_answer_does_not_wait_for_the_body_which_may_still_come(
+    upstream: Upstream,
+) -> None:
+    upstream.post("/up").status(413).early().then.echo()
+    head = b"POST /up HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+        sock.sendall(head)
+        assert b"HTTP/1.1 413 " in sock.recv(65536)
+        assert not upstream.requests[0].whole
+        sock.sendall(b"ok" + head)
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    eventually(lambda: upstream.open == 0)
+    assert [request.whole for request in upstream.requests] == [True, False]
+    assert [request.left for request in upstream.requests] == [False, True]
+
+
 def test_it_serves_https(tmp_path: object) -> None:
     authority = trustme.CA()
     tls, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()

@@ -38,6 +38,7 @@ class Answer:
         self._faults: list[Fault] = []
         self._function: Callable[[Received], Answer] | None = None
         self._next: Answer | None = None
+        self.is_early = False
 
     # What is sent.
 
@@ -136,6 +137,11 @@ class Answer:
     def resets(self, *, after: int | None = None) -> Self:
         """Reset the connection, `after` so many bytes as of `stalls`."""
         return self._goes_wrong(Fault("reset", after))
+
+    def early(self) -> Self:
+        """Answer when the head is there; the body is read after that, if it still comes."""
+        self.is_early = True
+        return self
 
     @property
     def then(self) -> "Answer":

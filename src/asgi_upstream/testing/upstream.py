@@ -76,14 +76,14 @@ class Upstream:
         return answer
 
     def answer_to(self, request: Received) -> Answer:
-        """The answer to a request, whose turn is then over."""
+        """What is scripted for a request; its turn is then over."""
         methods = [request.method, *(["GET"] if request.method == "HEAD" else []), None]
         paths = [request.target, request.path, None]
         for key in [(method, path) for path in paths for method in methods]:
             if key in self._answers:
                 answer = self._answers[key]
                 self._answers[key] = answer.following
-                return answer.to(request)
+                return answer
         scripted = ", ".join(f"{method or 'any'} {path}" for method, path in self._answers)
         return Answer().text(
             f"nothing is scripted for {request.method} {request.target}, "
@@ -139,15 +139,13 @@ class Upstream:
         self.requests.append(request)
         self._under_way[id(request)] = request
         try:
-            if request.headers.get("expect", "").lower() == "100-continue":
-                await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            try:
-                await request.read_body(connection.received)
-            except EOFError:
-                request.left = True
-                raise
-            answer = self.answer_to(request)
+            scripted = self.answer_to(request)
+            if not scripted.is_early:
+                await connection.take_body(request)
+            answer = scripted.to(request)
             whole = await connection.answer(request, answer)
+            if scripted.is_early and whole:
+                await request.read_body(connection.received)
         finally:
             del self._under_way[id(request)]
         wants_more = request.headers.get("connection", "").lower() != "close"
@@ -174,6 +172,15 @@ class _Connection:
             pass
         finally:
             self.received.feed_eof()
+
+    async def take_body(self, request: Received) -> None:
+        if request.headers.get("expect", "").lower() == "100-continue":
+            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            await request.read_body(self.received)
+        except EOFError:
+            request.left = True
+            raise
 
     async def answer(self, request: Received, answer: Answer) -> bool:
         """Do as the answer says; whether it came to its end."""
