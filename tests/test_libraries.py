@@ -39,7 +39,8 @@ from asgi_upstream.testing import Answer, Received, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
 from tests.asgi import Caller
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.of_httpx]  # these know both
+# of_httpx: these know both.
+pytestmark = [pytest.mark.asyncio, pytest.mark.no_leaks, pytest.mark.of_httpx]
 both = pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda module: module.__name__)
 transports = pytest.mark.parametrize("is_fast", [False, True], ids=["stock", "AsyncioTransport"])
 

@@ -35,6 +35,9 @@ Serve = Callable[..., httpx.Client]
 METHODS = ["GET", "HEAD", "POST", "PROPFIND"]
 
 
+pytestmark = pytest.mark.no_leaks
+
+
 def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
     """`/relay/item` is `/item` of the upstream; `narrow` has one connection, `dead` none."""
 
@@ -77,13 +80,6 @@ def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
 def transport(request: pytest.FixtureRequest) -> str:
     transport: str = request.param
     return transport
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-        until(lambda: upstream.open == 0)
 
 
 @contextmanager

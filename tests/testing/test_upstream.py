@@ -80,6 +80,12 @@ def test_chunks_come_one_by_one_with_the_delays_said(
     assert time.monotonic() - began >= 0.25
 
 
+def test_a_chunk_of_nothing_does_not_end_the_body(upstream: Upstream, client: httpx.Client) -> None:
+    upstream.get("/chunks").chunks(b"one", b"", b"two", b"")
+    assert [client.get("/chunks").text for _ in range(2)] == ["onetwo"] * 2
+    assert upstream.accepted == 1
+
+
 def test_chunks_may_go_on_for_ever_and_end_when_the_caller_leaves(
     upstream: Upstream, client: httpx.Client
 ) -> None:
@@ -294,6 +300,7 @@ def test_what_is_not_scripted_is_501_and_says_what_is(
         lambda upstream: upstream.get("item"),
         lambda upstream: upstream.get("/").chunks("text"),
         lambda upstream: upstream.get("/").chunks(0.1, forever=True),
+        lambda upstream: upstream.get("/").chunks(b"", forever=True),
         lambda upstream: upstream.get("/").text("", headers={"x": "\u2192"}),
     ],
 )

@@ -74,7 +74,7 @@ class Answer:
             every: seconds to wait after each chunk.
             forever: begin again at the end, until the other side leaves.
         """
-        if forever and not any(map(is_sent, steps)):
+        if forever and not any(is_sent(step) and step for step in steps):
             raise ValueError("forever=True needs bytes to send")
         paced: list[bytes | float] = []
         for step in steps:
@@ -186,8 +186,10 @@ class Answer:
         if request.method == "HEAD" or message.status in (204, 304):
             return
         for step in with_faults(itertools.cycle(body) if message.forever else body, later):
-            framed = message.chunked and is_sent(step)
-            yield b"%x\r\n%s\r\n" % (len(step), step) if framed and is_sent(step) else step
+            if not message.chunked or not is_sent(step):
+                yield step
+            elif step:  # an empty chunk would be the end of the body
+                yield b"%x\r\n%s\r\n" % (len(step), step)
         if message.chunked:
             yield b"0\r\n\r\n"
 
