@@ -9,9 +9,10 @@ from typing import cast
 
 import pytest
 
+from asgi_upstream.testing import Answer
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
-from tests.integration.upstream import Upstream
+from tests.integration.upstream import BEHAVIOURS, Upstream
 from tests.page_apps import serving
 from tests.pages import ROOT, files
 
@@ -56,6 +57,11 @@ http {{
 """
 
 
+FIELDS = [
+    ("set-cookie", "a=1"), ("set-cookie", "b=2"), ("connection", "x-private"), ("x-private", "1")
+]  # fmt: skip
+BEHAVIOURS["session"] = Answer().content(b"ok", headers=FIELDS)
+
 Probe = Callable[[Server, Upstream], str]
 PROBES: dict[str, Probe] = {}
 
@@ -75,18 +81,18 @@ def status(server: Server, upstream: Upstream) -> str:
 
 @probe("it sends two cookies: the caller gets")
 def repeated(server: Server, upstream: Upstream) -> str:
-    return str(len(ask(server, "/api/headers").all(b"set-cookie")))
+    return str(len(ask(server, "/api/session").all(b"set-cookie")))
 
 
 @probe("these are sent for the next caller too")
 def cookies(server: Server, upstream: Upstream) -> str:
-    ask(server, "/api/headers")
+    ask(server, "/api/session")
     return "**yes**" if b"a=1" in ask(server, "/api/echo").body else "no"
 
 
 @probe("fields for one hop only are relayed")
 def hop_by_hop(server: Server, upstream: Upstream) -> str:
-    answer = ask(server, "/api/headers")
+    answer = ask(server, "/api/session")
     return "no" if answer.field(b"x-private") is None else "**yes**"
 
 
