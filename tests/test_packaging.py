@@ -106,9 +106,10 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(
         for path in PACKAGE.rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
-    about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
+    files = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    about = {f"{info}/{name}" for name in files}
     assert "asgi_upstream/py.typed" in package
-    assert names == package | about
+    assert names == package | about | {"pytest_asgi_upstream.py"}
 
 
 def test_the_sdist_holds_what_is_needed_to_test_it_and_to_read_about_it(unpacked: Path) -> None:

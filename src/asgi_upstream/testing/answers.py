@@ -38,7 +38,7 @@ class Answer:
         self._faults: list[Fault] = []
         self._function: Callable[[Received], Answer] | None = None
         self._next: Answer | None = None
-        self.is_early = False
+        self.is_early: bool = False
 
     # What is sent.
 

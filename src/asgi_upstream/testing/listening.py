@@ -33,7 +33,8 @@ class Listening:
         self._thread.join(10)
 
     async def _run(self, ready: threading.Event) -> None:
-        self.loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
         server = await asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
         # What clients do to their connections is no failure of the test.
         self.loop.set_exception_handler(lambda loop, context: None)

@@ -19,8 +19,8 @@ class Received:
 
     def __init__(self, head: bytes, connection: int) -> None:
         self.head = head
-        self.whole = False
-        self.left = False
+        self.whole: bool = False
+        self.left: bool = False
         self.connection = connection
         self._body, self._raw = bytearray(), bytearray(head)
 

@@ -39,9 +39,9 @@ class Upstream:
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Received] = []
-        self.connections = 0
-        self.accepted = 0
-        self.port = 0
+        self.connections: int = 0
+        self.accepted: int = 0
+        self.port: int = 0
         self._tls = tls
         self._listening = Listening(self._connection, tls)
         self._answers: dict[tuple[str | None, str | None], Answer] = {}
