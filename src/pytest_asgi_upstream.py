@@ -84,15 +84,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     watch = item.session.stash.get(_watch, None)
     if watch is None:
         return (yield)
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(test := item.obj):
-        # In its event loop, which may be closed at its end with all that goes on in it.
-        item.obj = _checked(test, watch)
-        try:
-            return (yield)
-        finally:
-            item.obj = test
-    yield
-    watch.check_exchanges()
+    try:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(test := item.obj):
+            # In its event loop, which may be closed at its end with all that goes on in it.
+            item.obj = _checked(test, watch)
+            try:
+                return (yield)
+            finally:
+                item.obj = test
+        yield
+        watch.check_exchanges()
+    except BaseException:
+        # One failure is enough: what it left open is told of, or is that of a test cut short.
+        _forget(item, watch)
+        raise
     return None
 
 
@@ -106,9 +111,13 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         yield
         watch.check_clients()
     finally:
-        watch.end()
-        del item.session.stash[_watch]
+        _forget(item, watch)
     return None
+
+
+def _forget(item: pytest.Item, watch: "testing.no_leaks") -> None:
+    watch.end()
+    del item.session.stash[_watch]
 
 
 def _checked(

@@ -2,11 +2,14 @@
 what is of httpx alone."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import ON_HTTPX2
+from tests.integration.upstream import Upstream
+from tests.page_apps import Serve, serving
 
 HERE = Path(__file__).parent
 # Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
@@ -24,6 +27,18 @@ EVERY_TIME = {
     "real/": ("uvicorn-httptools+asyncio",),
 }
 SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def serve_page(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
+    with serving(tmp_path, upstream.url) as serve:
+        yield serve
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,10 +9,11 @@ from typing import cast
 
 import pytest
 
+from asgi_upstream.testing import Answer
 from tests.go import GO, built
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
-from tests.integration.upstream import KEEPS_ALIVE, OK, Exchange, Upstream, behaviour
+from tests.integration.upstream import BEHAVIOURS, Upstream
 from tests.page_apps import serving
 from tests.pages import ROOT, files
 
@@ -58,14 +59,10 @@ http {{
 """
 
 
-@behaviour
-async def session(e: Exchange) -> None:
-    fields = b"set-cookie: a=1\r\nset-cookie: b=2\r\nconnection: x-private\r\nx-private: 1\r\n"
-    await e.write(OK + fields + b"content-length: 2\r\n\r\nok")
-
-
-KEEPS_ALIVE.add(session)  # or the next probe may meet a connection that is just being closed
-
+FIELDS = [
+    ("set-cookie", "a=1"), ("set-cookie", "b=2"), ("connection", "x-private"), ("x-private", "1")
+]  # fmt: skip
+BEHAVIOURS["session"] = Answer().content(b"ok", headers=FIELDS)
 
 Probe = Callable[[Server, Upstream], str]
 PROBES: dict[str, Probe] = {}
@@ -114,7 +111,7 @@ def truncated(server: Server, upstream: Upstream) -> str:
 @probe("`%2F` in the path")
 def encoded(server: Server, upstream: Upstream) -> str:
     ask(server, "/api/a%2Fb/echo")
-    return "kept" if b"a%2Fb/echo" in upstream.requests[-1].split(b"\r\n")[0] else "decoded"
+    return "kept" if "a%2Fb/echo" in upstream.requests[-1].target else "decoded"
 
 
 @probe("`/api/..%2fecho`")
@@ -135,14 +132,14 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 
 
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
-    idle = upstream.busy
+    idle = upstream.open
     caller = Caller(server, path)
-    eventually(lambda: upstream.busy == idle + 1, 5)
+    eventually(lambda: upstream.open == idle + 1, 5)
     if after is not None:
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.busy == idle, 3)
+        eventually(lambda: upstream.open == idle, 3)
     except AssertionError:
         return "**not noticed**"
     return "noticed"
@@ -233,7 +230,7 @@ def test_each_cell_of_the_table_is_as_measured(
     server, measured = serve_way(way), {}
     for what, probe in PROBES.items():
         if probe is leaves_before:  # the first of those that take a timeout for a leaving
-            eventually(lambda: upstream.busy == 0, 10)
+            eventually(lambda: upstream.open == 0, 10)
             server = serve_way(way, patient=True)
         measured[what] = probe(server, upstream)
     measured[REFUSED] = str(ask(serve_way(way, refused=True), "/api/item").status)

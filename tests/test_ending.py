@@ -1,7 +1,9 @@
 """Exchanges that are cancelled in the middle of their body, and clients that close meanwhile."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -11,7 +13,8 @@ from starlette.types import Message
 from asgi_upstream import ExchangeCancelled, StreamedResponse, client_lifespan
 from asgi_upstream import exchange as exchange_module
 from asgi_upstream import lifespan as lifespan_module
-from tests.asgi import Caller, answering
+from asgi_upstream.testing import aeventually
+from tests.asgi import Caller, Upstream, answering
 
 pytestmark = pytest.mark.anyio
 
@@ -89,16 +92,22 @@ async def test_a_caller_who_takes_no_error_frame_holds_a_cancellation_up_for_a_m
 # The client.
 
 
-async def test_a_client_closes_after_the_last_exchange() -> None:
-    upstream, caller = answering(b"a", 0.3, b"b"), Caller()
+@contextlib.asynccontextmanager
+async def closed_meanwhile(upstream: Upstream, caller: Caller) -> AsyncIterator[Any]:
+    """A client whose lifespan was left while it had an exchange."""
     async with anyio.create_task_group() as group:
         async with client_lifespan(upstream.client)(None) as state:
-            client = state["client"]
-            request = client.build_request("GET", "/")  # type: ignore[attr-defined]
-            response = StreamedResponse(client, request)  # type: ignore[call-overload]
+            client: Any = state["client"]
+            response = StreamedResponse(client, client.build_request("GET", "/"))
             group.start_soon(response, caller.scope, caller.receive, caller.send)
-            while not upstream.open:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+            await aeventually(lambda: upstream.open)
+        yield client
+        group.cancel_scope.cancel()
+
+
+async def test_a_client_closes_after_the_last_exchange() -> None:
+    upstream, caller = answering(b"a", 0.3, b"b"), Caller()
+    async with closed_meanwhile(upstream, caller):
         assert (upstream.open, caller.body, caller.complete) == (0, b"ab", True)
 
 
@@ -106,17 +115,8 @@ async def test_a_client_closes_after_a_bound_though_an_exchange_is_open(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lifespan_module, "DRAIN_TIMEOUT", 0.05)
-    upstream, caller = answering(b"a", 30.0), Caller()
-    async with anyio.create_task_group() as group:
-        async with client_lifespan(upstream.client)(None) as state:
-            client = state["client"]
-            request = client.build_request("GET", "/")  # type: ignore[attr-defined]
-            response = StreamedResponse(client, request)  # type: ignore[call-overload]
-            group.start_soon(response, caller.scope, caller.receive, caller.send)
-            while not upstream.open:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
-        assert client.is_closed  # type: ignore[attr-defined]
-        group.cancel_scope.cancel()
+    async with closed_meanwhile(answering(b"a", 30.0), Caller()) as client:
+        assert client.is_closed
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "closing 'client' with 1 exchanges open, after 0.05 s"

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import h11
@@ -12,28 +11,16 @@ import pytest
 
 from tests.integration.servers import Caller, ask, eventually, free_port
 from tests.integration.upstream import Upstream
-from tests.page_apps import Serve, serving
+from tests.page_apps import Serve
 from tests.pages import ROOT, UPSTREAM, files
 
 CODE = files("docs/from-the-question.md")
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def serve(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
-    with serving(tmp_path, upstream.url) as serve:
-        yield serve
-
-
-def test_requests_in_async_def_holds_up_everybody(serve: Serve, upstream: Upstream) -> None:
-    server = serve(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
+def test_requests_in_async_def_holds_up_everybody(serve_page: Serve, upstream: Upstream) -> None:
+    server = serve_page(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.busy == 1, 5)
+    eventually(lambda: upstream.open == 1, 5)
     health = Caller(server, "/health")
     health.socket.settimeout(1)
     with pytest.raises(TimeoutError):
@@ -45,29 +32,29 @@ def test_requests_in_async_def_holds_up_everybody(serve: Serve, upstream: Upstre
 
 @pytest.mark.parametrize("name", ["session.py", "shared.py"])
 def test_a_thread_or_a_description_holds_up_nobody(
-    serve: Serve, upstream: Upstream, name: str
+    serve_page: Serve, upstream: Upstream, name: str
 ) -> None:
-    server = serve(CODE[name])
+    server = serve_page(CODE[name])
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.busy == 1, 5)
+    eventually(lambda: upstream.open == 1, 5)
     assert b"fine" in ask(server, "/health").body
     slow.leave()
     if name == "shared.py":
-        eventually(lambda: upstream.busy == 0, 2)
+        eventually(lambda: upstream.open == 0, 2)
     else:
-        assert upstream.busy == 1  # the thread has not noticed
-        eventually(lambda: upstream.busy == 0, 10)
+        assert upstream.open == 1  # the thread has not noticed
+        eventually(lambda: upstream.open == 0, 10)
 
 
-def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve: Serve) -> None:
+def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve_page: Serve) -> None:
     for name, sent in (("session.py", True), ("shared.py", False)):
-        server = serve(CODE[name])
+        server = serve_page(CODE[name])
         ask(server, "/relay/headers")  # sets cookies
         assert (b"cookie: " in ask(server, "/relay/echo").body.lower()) is sent
 
 
-def test_a_session_throws_connections_away_when_more_than_ten_are_used(serve: Serve) -> None:
-    server = serve("import logging\n\nlogging.basicConfig()\n" + CODE["session.py"])
+def test_a_session_throws_connections_away_when_more_than_ten_are_used(serve_page: Serve) -> None:
+    server = serve_page("import logging\n\nlogging.basicConfig()\n" + CODE["session.py"])
     callers = [Caller(server, "/relay/chunks%3Fcount=3%26delay=0.2") for _ in range(30)]
     for caller in callers:
         caller.read()
@@ -77,9 +64,11 @@ def test_a_session_throws_connections_away_when_more_than_ten_are_used(serve: Se
 PIPELINED = "GET /relay/item HTTP/1.1\r\nhost: app\r\n\r\n"
 
 
-def test_uvicorn_answers_a_pipelined_request_that_outlasts_its_keep_alive(serve: Serve) -> None:
+def test_uvicorn_answers_a_pipelined_request_that_outlasts_its_keep_alive(
+    serve_page: Serve,
+) -> None:
     """As it did not up to 0.27.0."""
-    server = serve(CODE["shared.py"], "--timeout-keep-alive", "1")
+    server = serve_page(CODE["shared.py"], "--timeout-keep-alive", "1")
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
         slow = "GET /relay/chunks%3Fcount=20%26delay=0.1 HTTP/1.1\r\nhost: app\r\n\r\n"
         sock.sendall((PIPELINED + slow).encode())

@@ -2,7 +2,7 @@
 
 import asyncio
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,21 +11,8 @@ import pytest
 
 from asgi_upstream.httpcore_pool import EarlyAnswer
 from tests.asgi import Caller
+from tests.integration.upstream import Upstream
 from tests.test_responses import AnyClass, both
-
-serving: set[asyncio.Task[Any] | None] = set()
-
-
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    serving.add(asyncio.current_task())
-    try:
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-        serving.discard(asyncio.current_task())
 
 
 @types.coroutine
@@ -49,16 +36,13 @@ def cancelled_at(wait: int, coroutine: Coroutine[Any, Any, None]) -> Generator[A
             step, value = coroutine.throw, exc
 
 
-@both
-@pytest.mark.asyncio
-async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(cls: AnyClass) -> None:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    cancelled = 0
-    for wait in range(1, 40):
-        limits = httpx.Limits(max_connections=1)
-        async with httpx.AsyncClient(limits=limits, base_url=url, trust_env=False) as client:
-            response = cls(client, client.build_request("GET", "/"))
+async def cancelled_at_each_wait(
+    url: str, transport: Callable[[], Awaitable[httpx.AsyncBaseTransport]], cls: AnyClass, most: int
+) -> int:
+    """Cancel an exchange at each of its waits, with a pool of one; how many of them there were."""
+    for wait in range(1, most):
+        async with httpx.AsyncClient(transport=await transport(), base_url=url) as client:
+            response = cls(client, client.build_request("GET", "/item"))
             caller = Caller()
 
             async def run(wait: int = wait, app: Any = response, caller: Caller = caller) -> None:
@@ -66,15 +50,22 @@ async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(cls: Any
 
             task = asyncio.ensure_future(run())
             await asyncio.wait([task])
-            cancelled += task.cancelled()
-            again = await client.get("/", timeout=httpx.Timeout(5, pool=0.5))
-            assert again.text == "ok", f"after a cancellation at wait {wait}"
+            again = await client.get("/item?size=2", timeout=httpx.Timeout(5, pool=0.5))
+            assert again.text == "xx", f"after a cancellation at wait {wait}"
         if not task.cancelled():
-            break
-    assert cancelled > 5
-    server.close()
-    if tasks := [task for task in serving if task is not None]:
-        await asyncio.wait(tasks, timeout=5)
+            return wait - 1
+    pytest.fail("the exchange has more waits than were tried")
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(
+    upstream: Upstream, cls: AnyClass
+) -> None:
+    async def transport() -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1))
+
+    assert await cancelled_at_each_wait(upstream.url, transport, cls, 40) > 5
 
 
 @pytest.mark.parametrize("failure", [AttributeError, OSError, ValueError])

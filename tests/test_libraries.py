@@ -45,49 +45,43 @@ from asgi_upstream import transport as of_httpx
 from asgi_upstream.libraries import Library, is_a, library_of
 from asgi_upstream.records import Outcome, Record
 from asgi_upstream.shortcut import shortcut
+from asgi_upstream.testing import Answer, Received, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
 from tests.asgi import Caller
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.of_httpx]  # these know both
+# of_httpx: these know both.
+pytestmark = [pytest.mark.asyncio, pytest.mark.no_leaks, pytest.mark.of_httpx]
 both = pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda module: module.__name__)
 transports = pytest.mark.parametrize("is_fast", [False, True], ids=["stock", "AsyncioTransport"])
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer with the request's body; never, to /silent; with half of a body, to /cut."""
-    try:
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            if b" /silent " in head:
-                continue
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
-            body = await reader.readexactly(int(length or 0)) or b'{"a": 1}'
-            missing = 9 if b" /cut " in head else 0
-            writer.write(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\n")
-            writer.write(b"content-length: %d\r\n\r\n%b" % (len(body) + missing, body))
-            if missing:
-                break
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
+def answer(request: Received) -> Answer:
+    """Answer with the request's body."""
+    body = request.body or b'{"a": 1}'
+    return Answer().content(body, headers={"set-cookie": "a=b"})
 
 
 @asynccontextmanager
-async def shared(
-    library: Any, is_fast: bool, answer: Any = answer, **options: Any
-) -> AsyncIterator[Any]:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+async def sharing(library: Any, is_fast: bool, url: str, **options: Any) -> AsyncIterator[Any]:
     if is_fast:
         module: Any = of_httpx if library is httpx else of_httpx2
         limits = options.pop("limits", library.Limits())
         options["transport"] = module.AsyncioTransport(limits=limits)
     else:
         options["trust_env"] = False
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     lifespan = client_lifespan(library.AsyncClient, base_url=url, **options)
     async with lifespan(None) as state:
         yield state["client"]
-    server.close()
+
+
+@asynccontextmanager
+async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[Any]:
+    with Upstream() as upstream:
+        upstream.any("/").calls(answer)
+        upstream.get("/silent").stalls()
+        upstream.get("/cut").content(b"0123").ends(after=2)
+        async with sharing(library, is_fast, upstream.url, **options) as client:
+            yield client
 
 
 HANDSHAKE: dict[str, Any] = {
@@ -250,7 +244,9 @@ async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
     records: list[Record] = []
     timeout = library.Timeout(5, read=0.5)
     options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}
-    async with shared(library, is_fast, speak, **options) as client:
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, sharing(library, is_fast, url, **options) as client:
         for path, code, cause in [
             ("/closes", 4001, None),
             ("/breaks", 1011, library.RemoteProtocolError),

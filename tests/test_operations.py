@@ -37,12 +37,6 @@ def names(cell: str) -> list[str]:
 STATUS = {name: int(row[0]) for row in rows("status") for name in names(row[1])}
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
 @pytest.fixture(params=["stock", "asyncio"])
 def caller(request: pytest.FixtureRequest) -> Iterator[TestClient]:
     """Calls an app that relays the URL it is given, through a pool of one place."""

@@ -47,6 +47,7 @@ from asgi_upstream import (
     client_lifespan,
     open_exchanges,
 )
+from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.asgi import Caller, answering, collect
 from tests.integration.upstream import Upstream
@@ -82,29 +83,17 @@ def transport(setting: tuple[str, str]) -> str:
     return setting[1]
 
 
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
 @pytest.fixture(autouse=True)
 def _leaks_are_told_of_where_they_happen() -> Generator[None]:
     yield
     collect()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110  a socket has no event for its end
-            await anyio.sleep(0.005)
-
-
 class Observed:
     """A client of a lifespan, and the records of what it did."""
 
-    def __init__(self, client: httpx.AsyncClient, own: AsyncioTransport | None, wire: Upstream):
-        self.client, self.own, self.wire = client, own, wire
+    def __init__(self, client: httpx.AsyncClient, own: AsyncioTransport | None, upstream: Upstream):
+        self.client, self.own, self.upstream = client, own, upstream
         self.records: list[Record] = []
 
     def get(self, path: str, method: str = "GET", **options: Any) -> httpx.Request:
@@ -120,7 +109,7 @@ class Observed:
 
     async def is_at_rest(self) -> None:
         assert open_exchanges(self.client) == 0
-        await eventually(lambda: self.wire.busy == 0)
+        await aeventually(lambda: self.upstream.open == 0)
         if self.own is not None:
             state = self.own.pool_state()
             assert (state.connecting, state.waiting) == (0, 0)
@@ -149,12 +138,12 @@ def is_in_order(record: Record) -> None:
 
 
 @contextlib.asynccontextmanager
-async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIterator[Observed]:
+async def observing(upstream: Upstream, transport: str, **options: Any) -> AsyncIterator[Observed]:
     own = AsyncioTransport(limits=LIMITS) if transport == OWN else None
     observers: list[Callable[[Record], None]] = []
     lifespan = client_lifespan(
         observers=observers,
-        base_url=wire.url,
+        base_url=upstream.url,
         transport=own or httpx.AsyncHTTPTransport(limits=LIMITS),
         timeout=10,
         **options,
@@ -162,7 +151,7 @@ async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIter
     async with lifespan(None) as state:
         client = state["client"]
         assert isinstance(client, httpx.AsyncClient)
-        observed = Observed(client, own, wire)
+        observed = Observed(client, own, upstream)
         observers.append(observed.records.append)
         yield observed
         await observed.is_at_rest()
@@ -172,8 +161,8 @@ async def observing(wire: Upstream, transport: str, **options: Any) -> AsyncIter
 
 
 @pytest.fixture
-async def seen(wire: Upstream, transport: str) -> AsyncIterator[Observed]:
-    async with observing(wire, transport) as observed:
+async def seen(upstream: Upstream, transport: str) -> AsyncIterator[Observed]:
+    async with observing(upstream, transport) as observed:
         yield observed
 
 
@@ -217,12 +206,12 @@ responses = pytest.mark.parametrize("way", [streamed, buffered])
 
 
 @every_way
-async def test_a_record_says_what_happened(seen: Observed, way: Answer, wire: Upstream) -> None:
+async def test_a_record_says_what_happened(seen: Observed, way: Answer, upstream: Upstream) -> None:
     record = await seen.record(way(seen, "/item?size=1000"))
     assert record == Record(
         client="client",
         method="GET",
-        host=f"127.0.0.1:{wire.port}",
+        host=f"127.0.0.1:{upstream.port}",
         route="/api" if way is forwarded else None,
         status=200,
         outcome=Outcome.COMPLETED,
@@ -309,7 +298,7 @@ async def test_a_compressed_body_is_counted_as_it_came(
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_the_body_of_a_request_is_counted_as_the_upstream_got_it(
-    seen: Observed, cls: Any, wire: Upstream
+    seen: Observed, cls: Any, upstream: Upstream
 ) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for size in (1, 0, 70_000, 3):
@@ -321,15 +310,15 @@ async def test_the_body_of_a_request_is_counted_as_the_upstream_got_it(
         (parts(), {"content-length": "70004"}),
     ]
     for content, headers in bodies:
-        wire.requests.clear()
+        upstream.requests.clear()
         request = seen.get("/echo", "POST", content=content, headers=headers)
         record = await seen.record(cls(seen.client, request))
-        got = wire.requests[0].partition(b"\r\n\r\n")[2]
-        assert record.bytes_sent == len(got) == 70_004
-        assert record.bytes_received == len(wire.requests[0])
+        got = upstream.requests[0]
+        assert record.bytes_sent == len(got.body) == 70_004
+        assert record.bytes_received == len(got.head + got.body)
 
 
-async def test_a_forwarded_body_is_counted(seen: Observed, wire: Upstream) -> None:
+async def test_a_forwarded_body_is_counted(seen: Observed, upstream: Upstream) -> None:
     length = [(b"content-length", b"9")]
     caller = Caller("POST", headers=length, body=[b"abc", b"defghi"])
     record = await seen.record(forwarded(seen, "/echo"), caller)
@@ -345,7 +334,7 @@ async def test_background_tasks_run_when_the_record_is_made(seen: Observed, way:
 
 
 async def test_a_body_that_a_hook_or_on_response_read_is_counted(
-    wire: Upstream, transport: str
+    upstream: Upstream, transport: str
 ) -> None:
     async def read(upstream: httpx.Response) -> None:
         await upstream.aread()
@@ -355,11 +344,11 @@ async def test_a_body_that_a_hook_or_on_response_read_is_counted(
         raise HTTPException(403)
 
     size = len(gzip.compress(b'{"zipped": true}'))
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         for on_response in (read, refuse):
             record = await seen.record(streamed(seen, "/zipped", on_response=on_response))
             assert record.bytes_received == size
-    async with observing(wire, transport, event_hooks={"response": [read]}) as seen:
+    async with observing(upstream, transport, event_hooks={"response": [read]}) as seen:
         for way in (streamed, buffered, forwarded):
             record = await seen.record(way(seen, "/zipped"))
             assert (record.outcome, record.bytes_received) == (Outcome.COMPLETED, size)
@@ -380,7 +369,7 @@ def untrusted() -> Iterator[Upstream]:
     """An upstream with a certificate that nobody signed whom the client knows."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls) as upstream:
+    with Upstream(tls=tls) as upstream:
         yield upstream
 
 
@@ -571,7 +560,7 @@ async def test_a_deadline_that_passes_in_on_response_is_deadline(
 async def test_no_place_in_time_is_pool_exhausted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         app = way(seen, "/item", timeout=httpx.Timeout(10, pool=0.2))
         caller = Caller()
         with contextlib.suppress(PoolExhausted):
@@ -671,15 +660,12 @@ async def test_a_request_whose_own_body_raises_is_app_failed(
 
 
 @pytest.mark.parametrize("setting", [("asyncio", OWN)])
-async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed() -> None:
+async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
+    upstream: Upstream,
+) -> None:
     """Only AsyncioTransport takes an answer before the upload's end."""
     answered = anyio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
-        await reader.read()
-        writer.close()
+    upstream.post("/early").content(b"in the end").stalls(after=2).early()
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"one"
@@ -687,12 +673,10 @@ async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed() ->
         raise HTTPException(400)
 
     own: list[Record] = []
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with server, httpx.AsyncClient(transport=AsyncioTransport()) as client:
+    async with httpx.AsyncClient(transport=AsyncioTransport()) as client:
         app = StreamedResponse(
             client,
-            client.build_request("POST", url, content=parts()),
+            client.build_request("POST", f"{upstream.url}/early", content=parts()),
             on_response=lambda upstream: answered.set(),
             observers=[own.append],
         )
@@ -720,9 +704,9 @@ async def test_each_call_of_one_response_has_its_record(seen: Observed, cls: Any
 
 @responses
 async def test_an_exchange_on_a_closed_client_is_app_failed(
-    wire: Upstream, transport: str, way: Answer
+    upstream: Upstream, transport: str, way: Answer
 ) -> None:
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         pass
     record = await seen.record(way(seen, "/item"))
     assert (record.outcome, record.status, record.client) == (Outcome.APP_FAILED, None, None)
@@ -871,7 +855,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_place(
 ) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         with anyio.move_on_after(0.2):
             await way(seen, "/item")(Caller().scope, Caller().receive, Caller().send)
         record = seen.only
@@ -902,9 +886,9 @@ async def test_observers_of_a_forward_app_are_told(seen: Observed) -> None:
 
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
-async def test_a_client_of_ones_own_has_no_name(wire: Upstream, cls: Any) -> None:
+async def test_a_client_of_ones_own_has_no_name(upstream: Upstream, cls: Any) -> None:
     own: list[Record] = []
-    async with httpx.AsyncClient(base_url=wire.url) as client:
+    async with httpx.AsyncClient(base_url=upstream.url) as client:
         await Caller().call(
             cls(client, client.build_request("GET", "/item"), observers=[own.append])
         )
@@ -927,7 +911,7 @@ async def test_an_adopted_response_tells_its_own_observers(seen: Observed, cls: 
             200,
             20,
         )
-        assert (record.client, record.host) == (None, f"127.0.0.1:{seen.wire.port}")
+        assert (record.client, record.host) == (None, f"127.0.0.1:{seen.upstream.port}")
     upstream = await seen.client.send(seen.get("/short"), stream=True)
     await seen.call(cls.adopt(upstream, observers=[own.append]))
     assert own.pop().outcome is Outcome.BODY_FAILED
@@ -1054,15 +1038,15 @@ async def test_a_client_that_is_no_key_is_closed_all_the_same() -> None:
 
 @every_way
 async def test_without_an_observer_nothing_is_made(
-    wire: Upstream, transport: str, way: Answer, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, transport: str, way: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(*args: object) -> None:
         raise AssertionError("a Tally was made")
 
-    async with observing(wire, transport) as seen:
+    async with observing(upstream, transport) as seen:
         seen.client, client = (
             httpx.AsyncClient(
-                base_url=wire.url, transport=AsyncioTransport() if transport == OWN else None
+                base_url=upstream.url, transport=AsyncioTransport() if transport == OWN else None
             ),
             seen.client,
         )
@@ -1088,11 +1072,11 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
     assert open_exchanges(seen.client) == 0
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, path))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         assert open_exchanges(seen.client) == 1
         if seen.own is not None:
             one = PoolState(open=1, idle=0, connecting=0, waiting=0)
-            address = f"http://127.0.0.1:{seen.wire.port}"
+            address = f"http://127.0.0.1:{seen.upstream.port}"
             assert seen.own.pool_state() == dataclasses.replace(one, origins={address: one})
         group.cancel_scope.cancel()
     await seen.is_at_rest()
@@ -1103,12 +1087,12 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
 async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, "/never"))
-        await eventually(lambda: seen.wire.busy == 1)
+        await aeventually(lambda: seen.upstream.open == 1)
         group.start_soon(Caller().call, way(seen, "/item"))
-        await eventually(lambda: open_exchanges(seen.client) == 2)
+        await aeventually(lambda: open_exchanges(seen.client) == 2)
         if seen.own is not None:
             own = seen.own
-            await eventually(lambda: own.pool_state().waiting == 1)
+            await aeventually(lambda: own.pool_state().waiting == 1)
             state = own.pool_state()
             assert (state.open, state.idle, state.connecting) == (1, 0, 0)
         group.cancel_scope.cancel()
@@ -1119,22 +1103,22 @@ async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way
 
 @pytest.mark.parametrize("setting", [("asyncio", OWN)])
 async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
-    wire: Upstream,
+    upstream: Upstream,
 ) -> None:
-    async with observing(wire, OWN) as seen:
+    async with observing(upstream, OWN) as seen:
         assert seen.own is not None
         own = seen.own
         with full() as url:
             async with anyio.create_task_group() as group:
                 group.start_soon(Caller().call, streamed(seen, url))
-                await eventually(lambda: own.pool_state().connecting == 1)
+                await aeventually(lambda: own.pool_state().connecting == 1)
                 one = PoolState(open=0, idle=0, connecting=1, waiting=1)
                 state = own.pool_state()
                 assert state == dataclasses.replace(one, origins={url.removesuffix("/"): one})
                 assert open_exchanges(seen.client) == 1
                 group.cancel_scope.cancel()
             await own.aclose()  # it would serve the next request, and is given up only here
-            await eventually(lambda: own.pool_state().connecting == 0)
+            await aeventually(lambda: own.pool_state().connecting == 0)
         seen.records.clear()
 
 

@@ -7,6 +7,7 @@ reads private attributes of httpx; where they are not as it knows them, requests
 and a test fails.
 """
 
+import inspect
 import logging
 import types
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def _stock(kind: type[Any]) -> _Stock | None:
     """What is known of a client's class; None where it is not a library's own."""
     if kind is not library_of(kind).AsyncClient:
         return None
-    file = kind.__init__.__code__.co_filename
+    file = inspect.unwrap(kind.__init__).__code__.co_filename  # `no_leaks` may have wrapped it
 
     def own(name: str) -> object:
         method = getattr(kind, name, None)

@@ -42,7 +42,7 @@ def upstream(listening: Upstream) -> Iterator[Upstream]:
     listening.requests.clear()
     arrivals.clear()
     yield listening
-    eventually(lambda: listening.busy == 0, 10)
+    eventually(lambda: listening.open == 0, 10)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
 from tests.test_examples import imported, served
 
+pytestmark = pytest.mark.no_leaks
+
 
 @pytest.fixture
 def caller(upstream: Upstream) -> Iterator[httpx.Client]:
@@ -69,7 +71,7 @@ def test_a_refusal_that_comes_when_the_token_is_new_already_does_not_renew_it_ag
     tokens.valid = "another"
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(caller.get, "/api/guarded?late=0.5")
-        eventually(lambda: b"late=0.5" in upstream.requests[-1], 5)
+        eventually(lambda: "late" in upstream.requests[-1].query, 5)
         assert caller.get("/api/guarded").status_code == 200
         assert late.result().status_code == 200
     assert tokens.issued == 2
@@ -108,15 +110,14 @@ def test_what_a_caller_gives_as_credentials_is_not_sent_on(
 ) -> None:
     response = caller.get("/api/guarded", headers={"authorization": "Bearer mine"})
     assert response.status_code == 200
-    assert b"Bearer mine" not in upstream.requests[-1]
-    assert b"secret" not in upstream.requests[-1]
+    assert b"Bearer mine" not in upstream.requests[-1].head
+    assert b"secret" not in upstream.requests[-1].head
 
 
 def test_a_caller_who_leaves_while_the_token_is_fetched_holds_nobody_up(
-    caller: httpx.Client, upstream: Upstream
+    caller: httpx.Client,
 ) -> None:
     with pytest.raises(httpx.ReadTimeout):
         caller.get("/api/guarded", timeout=0.05)
     assert hundred(caller) == {200: 100}
     assert tokens.issued <= 2
-    eventually(lambda: upstream.busy == 0, 10)

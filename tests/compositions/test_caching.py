@@ -78,7 +78,7 @@ def test_a_body_is_relayed_as_it_comes_and_not_kept_when_its_caller_leaves(
     params = {"key": request.node.name, "cache": "max-age=60", "parts": "5", "stall": "1"}
     with caller.stream("GET", "/api/kept", params=params) as response:
         assert next(response.iter_raw()).startswith(b"1 ")
-    eventually(lambda: upstream.busy == 0, 5)
+    eventually(lambda: upstream.open == 0, 5)
     whole = caller.get("/api/kept", params=params).content
     assert (whole[:1], len(whole), asked()) == (b"2", len(b"2 for anybody\n") + 200_000, 2)
 
@@ -216,7 +216,7 @@ def test_what_is_stale_is_asked_for_again_by_its_tag(
     stale = {"cache": "max-age=60", "age": 100, "etag": '"one"'}
     first, second = ask(**stale), ask(**stale)
     assert (second.status_code, second.text, asked()) == (200, first.text, 2)
-    assert b'if-none-match: "one"' in upstream.requests[-1].lower()
+    assert upstream.requests[-1].headers["if-none-match"] == '"one"'
 
 
 @pytest.mark.parametrize("field", ["authorization", "cookie", "x-api-key", "accept-language"])
@@ -229,7 +229,7 @@ def test_what_a_304_says_to_one_caller_is_told_to_no_other(
         response = ask({field: name}, **stale)
         assert (response.status_code, response.headers.get("set-cookie", name)) == (200, name)
     assert "set-cookie" not in ask(**stale).headers
-    assert any(b"if-none-match" in request.lower() for request in upstream.requests)
+    assert any("if-none-match" in request.headers for request in upstream.requests)
 
 
 def test_the_condition_of_a_caller_is_answered_to_it_alone(ask: Ask) -> None:
@@ -284,7 +284,7 @@ def test_the_host_that_a_caller_names_reaches_the_upstream_and_is_no_part_of_wha
     ask: Ask, asked: Asked, upstream: Upstream
 ) -> None:
     ask({"host": "elsewhere.example"}, cache="max-age=60")
-    assert b"x-forwarded-host: elsewhere.example" in upstream.requests[-1].lower()
+    assert upstream.requests[-1].headers["x-forwarded-host"] == "elsewhere.example"
     assert (ask(cache="max-age=60").text, asked()) == ("1 for anybody\n", 1)
 
 

@@ -35,6 +35,9 @@ Serve = Callable[..., httpx.Client]
 METHODS = ["GET", "HEAD", "POST", "PROPFIND"]
 
 
+pytestmark = pytest.mark.no_leaks
+
+
 def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
     """`/relay/item` is `/item` of the upstream; `narrow` has one connection, `dead` none."""
 
@@ -77,13 +80,6 @@ def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
 def transport(request: pytest.FixtureRequest) -> str:
     transport: str = request.param
     return transport
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-        until(lambda: upstream.busy == 0)
 
 
 @contextmanager
@@ -262,7 +258,7 @@ def test_a_trace_goes_on_to_the_upstream(
     assert client.parent == server.context
     assert client.context is not None
     sent = f"traceparent: 00-{trace_id}-{client.context.span_id:016x}-01\r\n"
-    assert sent.encode() in upstream.requests[-1]
+    assert sent.encode() in upstream.requests[-1].head
 
 
 def test_what_completes_is_told_under_the_callers_span(

@@ -19,7 +19,7 @@ def untrusted() -> Iterator[Upstream]:
     """An upstream with a certificate that nobody signed whom the app knows."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls) as upstream:
+    with Upstream(tls=tls) as upstream:
         yield upstream
 
 
@@ -41,6 +41,6 @@ def server(running: Server, upstream: Upstream) -> Iterator[Server]:
     for caller in Caller.open:
         caller.leave()
     Caller.open.clear()
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.open == 0, 2)
     for noise in NOISE:
         assert noise not in running.log()[before:]

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal
+from typing import Literal, Self
 
-from tests.integration.in_thread import InThread, reset
+from asgi_upstream.testing.listening import Listening, reset
 
 
 class End(Enum):
@@ -53,7 +53,7 @@ class Fault:
     only: Literal["up", "down"] | None = None
 
 
-class FaultProxy(InThread):
+class FaultProxy:
     """The proxy, in a thread of its own.
 
     A new fault holds for the connections that are open, too. Their bytes are counted from then on.
@@ -65,6 +65,14 @@ class FaultProxy(InThread):
         """Connections so far."""
         self._fault = Fault()
         self._links: set[_Link] = set()
+        self._listening = Listening(self._connection)
+
+    def __enter__(self) -> Self:
+        self.port = self._listening.__enter__().port
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._listening.__exit__()
 
     @property
     def open(self) -> int:
@@ -99,9 +107,9 @@ class FaultProxy(InThread):
 
         def act() -> None:
             function()
-            self._loop.call_soon(done.set)  # behind the sockets that close
+            self._listening.loop.call_soon(done.set)  # behind the sockets that close
 
-        self._loop.call_soon_threadsafe(act)
+        self._listening.loop.call_soon_threadsafe(act)
         assert done.wait(10)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -65,7 +65,7 @@ def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
         # On trio hypercorn would never end: it shields its writes.
         deaf = [] if request.param == "hypercorn-trio" else ["/plain/streamed/pour"]
         deaf_callers = [Caller(server, path, error_frame="frame") for path in deaf]
-        eventually(lambda: upstream.busy == len(callers) + len(deaf_callers), 5)
+        eventually(lambda: upstream.open == len(callers) + len(deaf_callers), 5)
         time.sleep(0.3)  # so that every server watches its callers
         with ThreadPoolExecutor(len(callers)) as pool:
             reading = {name: pool.submit(caller.read) for name, caller in callers.items()}
@@ -74,8 +74,8 @@ def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
     finally:
         server.stop()
     with contextlib.suppress(AssertionError):
-        eventually(lambda: upstream.busy == 0, 2)
-    yield Stop(request.param, answers, seconds, server.log(), upstream.busy)
+        eventually(lambda: upstream.open == 0, 2)
+    yield Stop(request.param, answers, seconds, server.log(), upstream.open)
     for caller in Caller.open:
         caller.leave()
     Caller.open.clear()
@@ -159,6 +159,6 @@ def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
             caller.read(b"data: ")
         caller.leave()
         eventually(lambda: server.process.poll() is not None, 5)
-        assert upstream.busy == 0
+        assert upstream.open == 0
     finally:
         server.stop()

@@ -43,7 +43,7 @@ def authority() -> trustme.CA:
 def secure(authority: trustme.CA) -> Iterator[Upstream]:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls) as upstream:
+    with Upstream(tls=tls) as upstream:
         yield upstream
 
 
@@ -181,7 +181,7 @@ def test_a_fault_in_the_body_cuts_it_off_for_the_caller(
     assert not answer.complete
     proxy.fault = Fault()
     eventually(lambda: proxy.open == 0, 2)
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.open == 0, 2)
 
 
 @during
@@ -306,7 +306,7 @@ def test_a_fault_in_an_upload_is_an_error_status(
     sending.join(10)
     proxy.fault = Fault()
     eventually(lambda: proxy.open == 0, 2)
-    eventually(lambda: upstream.busy == 0, 2)
+    eventually(lambda: upstream.open == 0, 2)
 
 
 # Callers who leave an upstream with a fault.
@@ -320,7 +320,7 @@ def test_a_caller_who_leaves_a_half_open_upstream_frees_the_connection(
     proxy.fault = Fault(End.SILENT, down=down)
     url = f"http://127.0.0.1:{proxy.port}/pour"
     caller = Caller(server, "/plain/streamed/pour", url=url)
-    eventually(lambda: upstream.busy == 1, 2)
+    eventually(lambda: upstream.open == 1, 2)
     caller.leave(reset=reset)
     eventually(lambda: proxy.open == 0, 2)
 
@@ -348,7 +348,7 @@ def test_tls_that_breaks_off_in_the_body_is_truncation(
             assert answer.status == 200
             assert not answer.complete
         eventually(lambda: proxy.open == 0, 2)
-        eventually(lambda: secure.busy == 0, 2)
+        eventually(lambda: secure.open == 0, 2)
         proxy.fault = Fault()
         assert ask(server, f"{path}/item", url=f"{url}item").complete
 

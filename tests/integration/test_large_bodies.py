@@ -16,7 +16,7 @@ MOST_GROWTH = 64 << 20
 
 
 class Sink:
-    """An upstream that counts the bytes of one body and answers with the number."""
+    """An upstream that counts the bytes of one body, keeps none, and answers with the number."""
 
     def __enter__(self) -> Self:
         self._listening = socket.create_server(("127.0.0.1", 0))

@@ -123,7 +123,10 @@ class Connection:
 
 
 class Recorder(socketserver.ThreadingTCPServer):
-    """Keeps connections and all that it reads, and answers each request with its target."""
+    """Keeps connections and all that it reads, and answers each request with its target.
+
+    Not the testing kit's: what is one request here must not depend on how that one reads.
+    """
 
     daemon_threads = True
     request_queue_size = 200

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from asgi_upstream.testing import Received
 from tests.integration.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
 from tests.integration.upstream import Upstream
 
@@ -20,10 +21,10 @@ PLACES = 3
 WHOLE = b"".join(b"chunk-%d;" % number for number in range(5))
 
 
-def workers_of(requests: list[bytes]) -> Counter[int]:
+def workers_of(requests: list[Received]) -> Counter[int]:
     """How many requests each process sent."""
-    found = (re.search(rb"x-worker: (\d+)", request) for request in requests)
-    return Counter(int(match[1]) for match in found if match)
+    named = (request.headers.get("x-worker") for request in requests)
+    return Counter(int(worker) for worker in named if worker)
 
 
 @contextmanager
@@ -62,17 +63,17 @@ def test_each_worker_has_a_pool_of_its_own(
     full = PLACES * workers
     with serving(name + transport, upstream, "--workers", str(workers)) as server:
         for _ in range(400):  # which worker takes a connection is the kernel's choice
-            if upstream.busy == full:
+            if upstream.open == full:
                 break
             Caller(server, "/plain/streamed/never")
             time.sleep(0.02)
-        eventually(lambda: upstream.busy == full, 10)
+        eventually(lambda: upstream.open == full, 10)
         for _ in range(2 * full):
             Caller(server, "/plain/streamed/never")
         time.sleep(0.5)
-        assert upstream.busy == full
+        assert upstream.open == full
         assert sorted(under_way().values()) == [PLACES] * workers
-    eventually(lambda: upstream.busy == 0, 5)
+    eventually(lambda: upstream.open == 0, 5)
 
 
 def test_the_table_of_the_docs_is_its_own_arithmetic() -> None:

@@ -64,7 +64,10 @@ class Seen:
 
 
 class Wire:
-    """The upstream. It keeps its connections open, so what is sent too much is a request to it."""
+    """The upstream. It keeps its connections open, so what is sent too much is a request to it.
+
+    Not the testing kit's: its parser is strict, and a peer of its own, where that one is lenient.
+    """
 
     def __init__(self) -> None:
         self.open: set[socket.socket] = set()

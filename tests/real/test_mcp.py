@@ -5,7 +5,7 @@ the server tells by itself. `auto` takes the newer where the server speaks it.
 """
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,6 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ToolsListChanged
 from mcp.types import ToolListChangedNotification
 
+from asgi_upstream.testing import aeventually
 from tests.integration.servers import Server
 from tests.real.conftest import Upstreams, asked_directly, slow_on_stock
 from tests.real.programs import listening
@@ -50,12 +51,6 @@ async def connected(
 def seen(mcp: str) -> dict[str, int]:
     counts: dict[str, int] = asked_directly(f"{mcp}/seen")
     return counts
-
-
-async def becomes(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110  it is another process that changes
-            await anyio.sleep(0.02)
 
 
 both = pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -130,7 +125,7 @@ async def test_a_call_that_its_caller_gives_up_ends_at_the_server(
             with anyio.fail_after(10):
                 await started.wait()
             group.cancel_scope.cancel()
-        await becomes(lambda: seen(mcp).get("cancelled", 0) > before)
+        await aeventually(lambda: seen(mcp).get("cancelled", 0) > before)
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
 
@@ -151,9 +146,9 @@ async def test_the_server_tells_by_itself_on_the_stream_of_a_session(
     told: list[object] = []
     before = seen(mcp).get("GET /mcp", 0)
     async with connected(relay, "legacy", told) as client:
-        await becomes(lambda: seen(mcp).get("GET /mcp", 0) > before)
+        await aeventually(lambda: seen(mcp).get("GET /mcp", 0) > before)
         await client.call_tool("announce")
-        await becomes(lambda: any(isinstance(m, ToolListChangedNotification) for m in told))
+        await aeventually(lambda: any(isinstance(m, ToolListChangedNotification) for m in told))
 
 
 async def test_the_end_of_a_session_reaches_the_server(relay: Server, mcp: str) -> None:

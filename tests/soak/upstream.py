@@ -1,4 +1,7 @@
-"""The upstream of a soak: it does what each plan says, and counts from outside."""
+"""The upstream of a soak: it does what each plan says, and counts from outside.
+
+Not the testing kit's, which keeps all that it got: this one takes gigabytes, or does not read.
+"""
 
 import asyncio
 import contextlib

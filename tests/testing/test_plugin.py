@@ -145,6 +145,20 @@ async def test_own(upstream, anyio_backend):
         assert (await caller.get("/")).status_code == 501
 
 @quick
+@pytest.mark.asyncio
+async def test_of_the_test_itself(upstream):
+    httpx.AsyncClient().build_request("GET", upstream.url)
+    kept.append(httpx.AsyncClient(trust_env=False))
+    assert (await kept[-1].get(upstream.url)).status_code == 501
+
+@quick
+def test_that_is_cut_short(loop):
+    lifespan = client_lifespan(name="cut")(None)
+    kept.append(lifespan)
+    loop.run_until_complete(lifespan.__aenter__())
+    raise ValueError
+
+@quick
 def test_one_for_each_request(upstream, serve):
     async def app(scope, receive, send):
         if scope["type"] == "http":
@@ -169,13 +183,18 @@ def test_lifespan(loop):
 def test_last():
     pass
 """,
-        passed=5,
-        errors=4,
+        passed=6,
+        failed=1,  # and no error besides
+        errors=5,
     )
     stray = ["an AsyncClient for U: use `async with`, or aclose()"]
+    assert "ValueError" in told.pop("test_that_is_cut_short")
     assert lines_of(told, r"(an? .*|the client .*)") == {
         "ERROR at teardown of test_own[asyncio]": stray,
         "ERROR at teardown of test_own[trio]": stray,
+        "ERROR at teardown of test_of_the_test_itself": [
+            "an AsyncClient: use `async with`, or aclose()",
+        ],
         "ERROR at teardown of test_one_for_each_request": stray,
         "ERROR at teardown of test_lifespan": [
             "the client 'billing': the lifespan that opened it was not left",
@@ -377,6 +396,24 @@ def test_clients_are_made_as_ever_when_nobody_watches() -> None:
     with no_leaks(), no_leaks():
         assert httpx.AsyncClient.__init__ is not constructor
     assert httpx.AsyncClient.__init__ is constructor
+
+
+def test_exchanges_take_the_same_way_when_somebody_watches() -> None:
+    code = """
+import httpx2
+from asgi_upstream.shortcut import shortcut
+
+async def main():
+    with watching():
+        async with client_lifespan(httpx2.AsyncClient, name="client")(None) as state:
+            client = state["client"]
+            print(shortcut(client, client.build_request("GET", "http://any")) is not None)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", PREAMBLE + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_test_that_uses_nothing_of_it_does_not_import_it(run: Run) -> None:

@@ -80,6 +80,12 @@ def test_chunks_come_one_by_one_with_the_delays_said(
     assert time.monotonic() - began >= 0.25
 
 
+def test_a_chunk_of_nothing_does_not_end_the_body(upstream: Upstream, client: httpx.Client) -> None:
+    upstream.get("/chunks").chunks(b"one", b"", b"two", b"")
+    assert [client.get("/chunks").text for _ in range(2)] == ["onetwo"] * 2
+    assert upstream.accepted == 1
+
+
 def test_chunks_may_go_on_for_ever_and_end_when_the_caller_leaves(
     upstream: Upstream, client: httpx.Client
 ) -> None:
@@ -146,6 +152,33 @@ def test_no_client_takes_a_broken_message(
     else:
         with pytest.raises((httpx.RemoteProtocolError, httpx.DecodingError)):
             client.get("/broken")
+
+
+def test_a_function_of_the_request_says_what_is_answered(
+    upstream: Upstream, client: httpx.Client
+) -> None:
+    def conditional(request: Received) -> Answer:
+        known = request.headers.get("if-none-match") == "one"
+        return Answer().status(304) if known else item
+
+    item = Answer().text("item", headers={"etag": "one"})
+    upstream.get("/item").calls(conditional)
+    upstream.get("/dies").calls(conditional).ends(after=2).then.text("then")
+    assert client.get("/item").text == "item"
+    assert client.get("/item", headers={"if-none-match": "one"}).status_code == 304
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get("/dies")
+    assert client.get("/dies").text == "then"
+    assert client.get("/item").text == "item"  # the fault is of the other path
+
+
+@pytest.mark.parametrize("function", [lambda request: 1 / 0, lambda request: None])
+def test_a_function_that_fails_is_500_with_its_traceback(
+    upstream: Upstream, client: httpx.Client, function: Callable[[Received], Answer]
+) -> None:
+    upstream.get("/item").calls(function)
+    response = client.get("/item")
+    assert (response.status_code, "Traceback" in response.text) == (500, True)
 
 
 # What goes wrong.
@@ -267,6 +300,7 @@ def test_what_is_not_scripted_is_501_and_says_what_is(
         lambda upstream: upstream.get("item"),
         lambda upstream: upstream.get("/").chunks("text"),
         lambda upstream: upstream.get("/").chunks(0.1, forever=True),
+        lambda upstream: upstream.get("/").chunks(b"", forever=True),
         lambda upstream: upstream.get("/").text("", headers={"x": "\u2192"}),
     ],
 )
@@ -308,7 +342,7 @@ def test_an_upload_that_breaks_off_is_recorded_as_far_as_it_came(upstream: Upstr
         assert upstream.open == 1
     eventually(lambda: upstream.open == 0)
     assert upstream.requests[0].raw == head + b"abc"
-    assert not upstream.requests[0].whole
+    assert (upstream.requests[0].whole, upstream.requests[0].left) == (False, True)
 
 
 def test_connections_and_exchanges_are_counted(upstream: Upstream, client: httpx.Client) -> None:
@@ -335,6 +369,22 @@ def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
         assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"ok")
         assert b"HTTP/1.1 200 OK" in sock.recv(65536)
+
+
+def test_an_early_answer_does_not_wait_for_the_body_which_may_still_come(
+    upstream: Upstream,
+) -> None:
+    upstream.post("/up").status(413).early().then.echo()
+    head = b"POST /up HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+        sock.sendall(head)
+        assert b"HTTP/1.1 413 " in sock.recv(65536)
+        assert not upstream.requests[0].whole
+        sock.sendall(b"ok" + head)
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    eventually(lambda: upstream.open == 0)
+    assert [request.whole for request in upstream.requests] == [True, False]
+    assert [request.left for request in upstream.requests] == [False, True]
 
 
 def test_it_serves_https(tmp_path: object) -> None:

@@ -61,7 +61,10 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 class Upstream:
-    """On loopback: serves each connection by a function, or each request with `OK`."""
+    """On loopback: serves each connection by a function, or each request with `OK`.
+
+    Not the testing kit's: it is in the event loop of the client; each can wait for the other.
+    """
 
     def __init__(
         self, serve: Serve | None = None, *, tls: ssl.SSLContext | None = None, path: str = ""

@@ -1,12 +1,14 @@
 """What an upstream answers, said in one line.
 
 Three kinds of calls make an answer, and each returns it: what is sent (`json`, `chunks`, `raw`,
-...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this one.
+`calls`, ...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this.
 """
 
+import copy
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import responses
 from typing import Self, TypeAlias
@@ -34,7 +36,9 @@ class Answer:
     def __init__(self) -> None:
         self._message = _Message([b""], 200)
         self._faults: list[Fault] = []
+        self._function: Callable[[Received], Answer] | None = None
         self._next: Answer | None = None
+        self.is_early: bool = False
 
     # What is sent.
 
@@ -70,7 +74,7 @@ class Answer:
             every: seconds to wait after each chunk.
             forever: begin again at the end, until the other side leaves.
         """
-        if forever and not any(map(is_sent, steps)):
+        if forever and not any(is_sent(step) and step for step in steps):
             raise ValueError("forever=True needs bytes to send")
         paced: list[bytes | float] = []
         for step in steps:
@@ -107,6 +111,14 @@ class Answer:
         """Send what no client can take; the kinds, with their bytes, are in `broken.py`."""
         return self.raw(BROKEN[kind])
 
+    def calls(self, function: "Callable[[Received], Answer]") -> Self:
+        """Send what a function says to the request; it is called in the server's thread.
+
+        Where it raises, the answer is 500 with the traceback.
+        """
+        self._function = function
+        return self
+
     # What goes wrong.
 
     def stalls(self, seconds: float | None = None, *, after: int | None = None) -> Self:
@@ -126,6 +138,11 @@ class Answer:
         """Reset the connection, `after` so many bytes as of `stalls`."""
         return self._goes_wrong(Fault("reset", after))
 
+    def early(self) -> Self:
+        """Answer when the head is there; the body is read after that, if it still comes."""
+        self.is_early = True
+        return self
+
     @property
     def then(self) -> "Answer":
         """What the next such request is answered. The last answer is given again and again."""
@@ -139,6 +156,17 @@ class Answer:
     def following(self) -> "Answer":
         """The answer for the next such request."""
         return self._next or self
+
+    def to(self, request: Received) -> "Answer":
+        """The answer to this request: itself, or what its function says."""
+        if self._function is None:
+            return self
+        try:
+            made = copy.copy(self._function(request).to(request))
+        except Exception:
+            return Answer().text(traceback.format_exc(), status=500)
+        made._faults = [*made._faults, *self._faults]
+        return made
 
     @property
     def closes(self) -> bool:
@@ -158,8 +186,10 @@ class Answer:
         if request.method == "HEAD" or message.status in (204, 304):
             return
         for step in with_faults(itertools.cycle(body) if message.forever else body, later):
-            framed = message.chunked and is_sent(step)
-            yield b"%x\r\n%s\r\n" % (len(step), step) if framed and is_sent(step) else step
+            if not message.chunked or not is_sent(step):
+                yield step
+            elif step:  # an empty chunk would be the end of the body
+                yield b"%x\r\n%s\r\n" % (len(step), step)
         if message.chunked:
             yield b"0\r\n\r\n"
 

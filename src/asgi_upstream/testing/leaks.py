@@ -23,8 +23,8 @@ class no_leaks:
 
     Only what begins inside counts. Exchanges of this library are seen wherever the app runs in
     this process; those of an app elsewhere, where they end in an `Upstream`. Of clients are seen
-    those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and had
-    an exchange of this library.
+    those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and sent
+    something.
 
     Arguments:
         within: seconds that an exchange may still take to end.
@@ -101,12 +101,19 @@ class no_leaks:
         return [told for one, told in _under_way() if self._is_ours(one)]
 
     def _unclosed_clients(self) -> Iterator[str]:
-        for client, ledger in all_ledgers():
+        ledgers = list(all_ledgers())
+        for client, ledger in ledgers:
             if ledger.name is not None and self._is_ours(client):
                 yield f"the client {ledger.name!r}: the lifespan that opened it was not left"
-            elif any(client is made for made in self._made) and not client.is_closed:
+        of_a_lifespan = {id(client) for client, ledger in ledgers if ledger.name is not None}
+        used = {id(client) for client, _ in ledgers}
+        for client in self._made:
+            # An exchange may go past the client's own methods, which keep its state.
+            was_used = id(client) in used or _is_opened(client)
+            if was_used and id(client) not in of_a_lifespan and not client.is_closed:
                 kind, url = type(client).__name__, client.base_url
-                yield f"an {kind} for {url}: use `async with`, or aclose()"
+                of = f" for {url}" if url.host else ""
+                yield f"an {kind}{of}: use `async with`, or aclose()"
 
     def __enter__(self) -> Self:
         self.begin()
@@ -166,6 +173,11 @@ def _follow_clients() -> None:
         if client_class is not None and client_class not in _constructors:
             _constructors[client_class] = client_class.__init__
             client_class.__init__ = _followed(client_class.__init__)
+
+
+def _is_opened(client: Any) -> bool:
+    """Whether a request was sent by it, or it was entered; what httpx tells only in private."""
+    return getattr(getattr(client, "_state", None), "name", None) == "OPENED"
 
 
 def _followed(constructor: Callable[..., None]) -> Callable[..., None]:

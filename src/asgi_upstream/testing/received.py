@@ -20,7 +20,7 @@ class Received:
     def __init__(self, head: bytes, connection: int) -> None:
         self.head = head
         self.whole: bool = False
-        self.left = False
+        self.left: bool = False
         self.connection = connection
         self._body, self._raw = bytearray(), bytearray(head)
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
-import struct
-import threading
 import weakref
 from typing import Self
 
 from .answers import Answer
+from .listening import Listening, reset
 from .received import Received
 from .steps import Fault, is_sent
 
@@ -45,6 +43,7 @@ class Upstream:
         self.accepted: int = 0
         self.port: int = 0
         self._tls = tls
+        self._listening = Listening(self._connection, tls)
         self._answers: dict[tuple[str | None, str | None], Answer] = {}
         self._under_way: dict[int, Received] = {}
 
@@ -77,7 +76,7 @@ class Upstream:
         return answer
 
     def answer_to(self, request: Received) -> Answer:
-        """The answer to a request, whose turn is then over."""
+        """What is scripted for a request; its turn is then over."""
         methods = [request.method, *(["GET"] if request.method == "HEAD" else []), None]
         paths = [request.target, request.path, None]
         for key in [(method, path) for path in paths for method in methods]:
@@ -110,35 +109,13 @@ class Upstream:
     # The server.
 
     def __enter__(self) -> Self:
-        ready = threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(ready)), name="upstream", daemon=True
-        )
-        self._thread.start()
-        ready.wait(10)
+        self.port = self._listening.__enter__().port
         running.add(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
         running.discard(self)
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(10)
-
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(
-            self._connection, "127.0.0.1", 0, ssl=self._tls, backlog=2048
-        )
-        # What clients do to their connections is no failure of the test.
-        self._loop.set_exception_handler(lambda loop, context: None)
-        self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await self._stopping.wait()
-        server.close()
-        connections = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in connections:
-            task.cancel()
-        await asyncio.wait(connections, timeout=5) if connections else None
+        self._listening.__exit__()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self.accepted, reader, writer)
@@ -162,11 +139,13 @@ class Upstream:
         self.requests.append(request)
         self._under_way[id(request)] = request
         try:
-            if request.headers.get("expect", "").lower() == "100-continue":
-                await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await request.read_body(connection.received)
-            answer = self.answer_to(request)
+            scripted = self.answer_to(request)
+            if not scripted.is_early:
+                await connection.take_body(request)
+            answer = scripted.to(request)
             whole = await connection.answer(request, answer)
+            if scripted.is_early and whole:
+                await request.read_body(connection.received)
         finally:
             del self._under_way[id(request)]
         wants_more = request.headers.get("connection", "").lower() != "close"
@@ -194,6 +173,15 @@ class _Connection:
         finally:
             self.received.feed_eof()
 
+    async def take_body(self, request: Received) -> None:
+        if request.headers.get("expect", "").lower() == "100-continue":
+            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            await request.read_body(self.received)
+        except EOFError:
+            request.left = True
+            raise
+
     async def answer(self, request: Received, answer: Answer) -> bool:
         """Do as the answer says; whether it came to its end."""
         acting = asyncio.create_task(self._act(request, answer))
@@ -212,7 +200,7 @@ class _Connection:
                 await self.send(step)
             elif isinstance(step, Fault) and step.kind != "stall":
                 if step.kind == "reset":
-                    self._reset()
+                    reset(self._writer)
                 return False
             else:
                 seconds = step.seconds if isinstance(step, Fault) else step
@@ -223,12 +211,6 @@ class _Connection:
         self._writer.write(data)
         await self._writer.drain()
         await asyncio.sleep(0)  # or one who reads fast would keep all others waiting
-
-    def _reset(self) -> None:
-        linger = struct.pack("ii", 1, 0)
-        sock = self._writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self._writer.transport.abort()
 
     def close(self) -> None:
         self._reading.cancel()

@@ -1,0 +1,54 @@
+"""A server of asyncio's streams on loopback, in a thread of its own, beside the test."""
+
+import asyncio
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, TypeAlias
+
+Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+class Listening:
+    """Serves each connection by a function, while it is entered."""
+
+    def __init__(self, serve: Serve, tls: ssl.SSLContext | None = None) -> None:
+        self._serve, self._tls = serve, tls
+
+    def __enter__(self) -> Self:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.port: int = self._socket.getsockname()[1]
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(ready)), name="upstream", daemon=True
+        )
+        self._thread.start()
+        ready.wait(10)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(10)
+
+    async def _run(self, ready: threading.Event) -> None:
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        server = await asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
+        # What clients do to their connections is no failure of the test.
+        self.loop.set_exception_handler(lambda loop, context: None)
+        ready.set()
+        await self._stopping.wait()
+        server.close()
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in connections:
+            task.cancel()
+        await asyncio.wait(connections, timeout=5) if connections else None
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close it so that the peer gets an RST."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
