@@ -22,7 +22,7 @@ EVERY_TIME = {
     "integration/test_faults.py": ("uvicorn-h11", "uvicorn-httptools+asyncio"),
     "integration/test_overload.py": (),  # 40 seconds each
     "integration/test_records.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
-    "integration/test_websockets.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
+    "integration/test_websockets.py": ("uvicorn-httptools+asyncio",),
     "integration/test_workers.py": ("uvicorn-httptools", "gunicorn"),
     "real/": ("uvicorn-httptools+asyncio",),
 }

@@ -26,18 +26,26 @@ CELLS = ["none", *EXTRAS, "all"]
 PAGE = Path("docs/versions.md")
 RESULTS = Path(".nox/matrix")
 
-# What is tested in a cell, and the tools for it beside the group "unit". Real servers, examples and
-# what takes long are for `make test-all`.
+# What is tested in a cell, and the tools for it beside the group "unit". Real servers, examples,
+# pages of the docs and what takes long are for `make test-all`.
 LEFT_OUT = [
+    "tests/test_compared.py",
+    "tests/test_docs.py",
     "tests/test_examples.py",
     "tests/test_forwarding_examples.py",
-    "tests/test_page_code.py",
+    "tests/test_from_the_question.py",
     "tests/test_limits_examples.py",
+    "tests/test_moving.py",
     "tests/test_packaging.py",
+    "tests/test_page_code.py",
     "tests/test_readme.py",
+    "tests/test_websocket_example.py",
+    "tests/test_why.py",
     "tests/transport/test_fuzz.py",
 ]
+WITH_WS = ["tests/test_websockets.py"]
 WITH_ALL = [
+    "tests/test_libraries.py",
     "tests/instrumentation/test_dashboard.py",
     "tests/instrumentation/test_end_to_end.py",
     "tests/test_operations.py",
@@ -54,14 +62,14 @@ NOT_OF_OLD = [
     "tests/test_records.py::test_the_route_is_the_template_and_not_the_path",
 ]
 CORE = [*map(str, Path("tests").glob("test_*.py")), "tests/instrumentation/test_logs.py"]
-ELSEWHERE = {*LEFT_OUT, *WITH_ALL}
+ELSEWHERE = {*LEFT_OUT, *WITH_WS, *WITH_ALL}
 TESTS: dict[str, list[str]] = {
     "none": sorted({*CORE} - ELSEWHERE),
     "fast": sorted({*map(str, Path("tests/transport").glob("test_*.py"))} - ELSEWHERE),
     "otel": ["tests/instrumentation/test_opentelemetry.py"],
     "prometheus": ["tests/instrumentation/test_prometheus.py"],
     "testing": ["tests/testing"],
-    "ws": ["tests/test_websockets.py"],
+    "ws": WITH_WS,
     "all": WITH_ALL,
 }
 FAST_TOOLS = ["httpx-ws", "respx", "trustme", "uvloop"]

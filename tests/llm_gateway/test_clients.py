@@ -321,7 +321,8 @@ def test_an_upstream_that_answers_with_a_page_is_no_success(
 def test_the_gateways_keys_and_account_never_reach_a_caller_or_the_log(
     gateway: str, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in ("", "httpx", "httpcore.http11"):  # others may have set theirs
+        caplog.set_level(logging.DEBUG, name)
     wrong = serve(SWIFT_KEY="sk-revoked", DEEP_KEY="sk-revoked")
     headers = {"authorization": "Bearer key-of-ann"}
     for url, model in [(wrong, "swift-1"), *((gateway, m) for m in ("deep-1", "dies", "refuses"))]:
