@@ -33,7 +33,7 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
-	@$(RUN) pytest -n 4 --dist worksteal -m "not alone and not slow"
+	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow"
 	@$(RUN) pytest -m "alone and not slow"
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
 

@@ -23,7 +23,7 @@ EVERY_TIME = {
     "integration/test_overload.py": (),  # 40 seconds each
     "integration/test_records.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
     "integration/test_websockets.py": ("uvicorn-httptools+asyncio",),
-    "integration/test_workers.py": ("uvicorn-httptools", "gunicorn"),
+    "integration/test_workers.py": ("uvicorn-httptools",),
     "real/": ("uvicorn-httptools+asyncio",),
 }
 SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")

@@ -215,6 +215,7 @@ def test_choose_upstream_is_404_for_a_tenant_that_is_not_known(call: Call) -> No
     assert (response.status_code, response.json()) == (404, {"detail": "no such tenant"})
 
 
+@pytest.mark.slow
 def test_choose_upstream_sends_a_tenth_of_the_requests_to_the_canary(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,14 +50,14 @@ class Small:
     """Small bodies, so many at a time; as many a round as take this way about 0.3 s."""
 
     concurrency: int
+    least: int  # requests a round, so that most of them find a connection
     most: float = 60  # seconds a round
     requests: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, relay: Relay, way: str) -> Values:
         if way not in self.requests:
-            least = max(self.concurrency // 2, 50)
-            first = self._spent(relay, least)  # also warms up
-            self.requests[way] = max(least, int(0.3 / max(first, 20e-6)))
+            first = self._spent(relay, self.least)  # also warms up
+            self.requests[way] = max(self.least, int(0.3 / max(first, 20e-6)))
         return (self._spent(relay, self.requests[way]),)
 
     def _spent(self, relay: Relay, requests: int) -> float:
@@ -68,9 +68,9 @@ class Small:
 def rows(nginx_url: str, server_url: str) -> list[Row]:
     streams = ["bare", "streamed", *PEERS]
     return [
-        Row("small_10", [*WAYS, *NOT_PYTHON], nginx_url, Small(10)),
-        Row("small_100", [*WAYS, *NOT_PYTHON], nginx_url, Small(100)),
-        Row("small_1000", LIMITS_AND_PEERS, nginx_url, Small(1000, most=8)),
+        Row("small_10", [*WAYS, *NOT_PYTHON], nginx_url, Small(10, 100)),
+        Row("small_100", [*WAYS, *NOT_PYTHON], nginx_url, Small(100, 1000)),
+        Row("small_1000", LIMITS_AND_PEERS, nginx_url, Small(1000, 500, most=8)),
         Row(
             "events",
             [*streams, "stock_streamed"],

@@ -1,4 +1,4 @@
-"""Twenty seconds of it; `make soak` and `make soak-all` are longer."""
+"""Ten seconds of it; `make soak` and `make soak-all` are longer."""
 
 import asyncio
 import os
@@ -12,5 +12,5 @@ SERVER = os.environ.get("SOAK_SERVER", "uvicorn-httptools+asyncio")
 
 @pytest.mark.alone
 def test_mixed_traffic_with_faults_loses_nothing() -> None:
-    report = asyncio.run(soak(SERVER, seconds=20, with_faults=True))
+    report = asyncio.run(soak(SERVER, seconds=10, with_faults=True))
     assert report.failures() == [], f"{report}\n" + "\n".join(report.wrongs[:10])
