@@ -47,7 +47,7 @@ test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of 
 	    -k uvicorn-httptools tests/integration
 
 test-all: test go ## and those that take long
-	@$(RUN) pytest -m slow
+	@$(RUN) pytest -n 2 --dist worksteal -m slow
 
 matrix: $(DEV) ## test each Python, the lowest and newest dependencies, each extra: half an hour
 	@rm -rf .nox/matrix

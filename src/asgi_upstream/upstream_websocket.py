@@ -22,12 +22,12 @@ try:
     from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
     from wsproto.frame_protocol import CloseReason
     from wsproto.utilities import LocalProtocolError
-except ImportError as exc:
-    if exc.name not in ("httpx_ws", "wsproto"):
+except ImportError as _exc:
+    if _exc.name not in ("httpx_ws", "wsproto"):
         raise
     raise ImportError(
-        "relaying WebSockets needs httpx-ws: pip install 'asgi-upstream[ws]'", name=exc.name
-    ) from exc
+        "relaying WebSockets needs httpx-ws: pip install 'asgi-upstream[ws]'", name=_exc.name
+    ) from _exc
 
 from .errors import UpstreamBodyTooLarge
 from .libraries import Library, own_kind

@@ -87,7 +87,8 @@ class Relay:
         ping_interval: float | None = PING_INTERVAL,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._client, self._websocket, self.request = client, websocket, request
+        self._client, self._websocket = client, websocket
+        self.request: httpx.Request = request
         self._library: Library = common_library(type(client), type(request))
         self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # `on_request` made another request
