@@ -50,6 +50,7 @@ from asgi_upstream import (
 from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.asgi import Caller, answering, collect
+from tests.integration.servers import free_port
 from tests.integration.upstream import Upstream
 from tests.test_examples import ROOT, served, until
 
@@ -357,13 +358,6 @@ async def test_a_body_that_a_hook_or_on_response_read_is_counted(
 # The upstream fails.
 
 
-def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def untrusted() -> Iterator[Upstream]:
     """An upstream with a certificate that nobody signed whom the client knows."""
@@ -378,7 +372,7 @@ def untrusted() -> Iterator[Upstream]:
 async def test_no_connection_is_connect_failed(
     seen: Observed, untrusted: Upstream, way: Answer, scheme: str
 ) -> None:
-    port = closed_port() if scheme == "http" else untrusted.port
+    port = free_port() if scheme == "http" else untrusted.port
     record = await seen.record(way(seen, f"{scheme}://127.0.0.1:{port}/"))
     assert (record.outcome, record.host) == (Outcome.CONNECT_FAILED, f"127.0.0.1:{port}")
     assert isinstance(record.exception, httpx.ConnectError)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -40,10 +41,16 @@ FAST = [f"{name}+asyncio" for name in COMMANDS if name != "hypercorn-trio"]
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that stays free until it is used.
+
+    It is none that the system gives to a connection, or to a socket bound to port 0, and there are
+    so many that another process of the tests hardly draws the same.
+    """
+    while True:
+        port = secrets.choice(range(10_000, 32_000))
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
