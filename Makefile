@@ -22,6 +22,9 @@ PROGRAMS := nginx chromium curl git wget rclone redis-server skopeo docker-regis
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
+# The tests start hundreds of processes, which must not compile the package anew each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all test-httpx2 matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
@@ -33,8 +36,8 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
-	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow"
-	@$(RUN) pytest -m "alone and not slow"
+	@$(RUN) pytest -n 6 --dist worksteal -m "not alone and not slow"
+	@$(RUN) pytest -m "alone and not slow" $(shell grep -rl mark.alone tests)
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
