@@ -94,7 +94,8 @@ def test_a_caller_who_leaves_ends_the_upstreams_stream(
     serve: Serve, upstream: Upstream, path: str, events: str
 ) -> None:
     with serve("events", PING="0.1").stream("GET", path + events) as response:
-        read_until("data", response.iter_lines())
+        lines = read_until("data", response.iter_lines())
+        assert "event: error" not in lines
         assert upstream.open == 1
     eventually(lambda: upstream.open == 0, 10)
 
