@@ -17,7 +17,8 @@ from .errors import (
     UpstreamTimeout,
     upstream_errors,
 )
-from .forwarding import ForwardApp, forward_request
+from .forward_app import ForwardApp
+from .forwarding import forward_request
 from .lifespan import client_lifespan, combine_lifespans
 from .records import Outcome, Record, open_exchanges
 from .responses import BufferedResponse, StreamedResponse

@@ -1,6 +1,6 @@
-"""The request target that a caller's path becomes, byte for byte, with no way out of its base.
+"""A caller's path, byte for byte, and whether it holds a way out of its base.
 
-A path is taken as it stood in the caller's request line. It is never decoded and encoded again,
+It is taken as it stood in the caller's request line. It is never decoded and encoded again,
 only decoded to compare it, and to see what an upstream might read into it.
 """
 
