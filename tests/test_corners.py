@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 
-import asgi_upstream.caller
 import asgi_upstream.closing
+import asgi_upstream.watch
 from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
@@ -35,7 +35,7 @@ from tests.test_responses import (
 
 pytestmark = pytest.mark.anyio
 
-LATE = 2 * asgi_upstream.caller.WATCH_AFTER + 0.05
+LATE = 2 * asgi_upstream.watch.WATCH_AFTER + 0.05
 
 
 class ClosingBy(httpx.AsyncByteStream):

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from .caller import Watch
 from .errors import UpstreamBodyTooLarge
 from .libraries import Library
+from .watch import Watch
 
 
 def as_read(

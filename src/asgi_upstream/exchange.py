@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import errors, headers
 from .bodies import as_bytes, as_read, grown, once, read
-from .caller import Caller, CallerLeft, Watch
+from .caller import Caller, CallerLeft
 from .closing import close_upstream, uninterrupted
 from .decoding import can_decode, codings_of, decoded
 from .httpcore_pool import clear_up
@@ -29,6 +29,7 @@ from .records import Outcome, Tally, ledger_of, route_of
 from .shortcut import sent, shortcut
 from .terms import ErrorFrame, OnResponse, Relay, Relayed, Terms
 from .uploads import Upload
+from .watch import Watch
 
 FRAME_TIMEOUT = 1.0
 """Seconds that the `error_frame` of an exchange may take that the server has cancelled."""

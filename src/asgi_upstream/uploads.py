@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import anyio
 import httpx
 
-from .caller import Watch
 from .httpcore_pool import EarlyAnswer
 from .libraries import ByteStreamOfEither
 from .records import Tally
+from .watch import Watch
 
 LOOK_EVERY = 0.1
 """Seconds between two looks for an early answer while the caller is slow to send."""
