@@ -5,6 +5,7 @@ On asyncio's own loop and on uvloop, with an upstream of sockets in the same loo
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
 import struct
@@ -798,6 +799,25 @@ async def test_a_transport_that_is_used_again_after_its_closing_keeps_no_connect
             assert transport.pool_state().open == 0
         await (await transport.handle_async_request(httpx.Request("GET", upstream.url))).aread()
         await eventually(lambda: not transport.pool_state().open)
+
+
+async def test_interim_responses_without_end_are_an_error_and_those_of_one_request_no_others() -> (
+    None
+):
+    async def hinting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await read_request(reader):
+            for _ in itertools.count() if b"/forever" in head else range(1000):
+                writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n")
+                await writer.drain()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    async with Upstream(hinting) as upstream, client(upstream) as c:
+        for _ in range(3):
+            assert (await c.get("/some")).content == b"ok"
+        assert len(upstream.peers) == 1
+        with pytest.raises(httpx.RemoteProtocolError, match="head is too large"):
+            await c.get("/forever")
+        await eventually(lambda: not upstream.open)
 
 
 async def test_what_comes_behind_a_body_that_is_read_late_is_not_the_next_response() -> None:

@@ -20,6 +20,7 @@ MOST_UNREAD = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""
 
 MOST_HEAD = 64 * 1024
+"""Bytes of the head of a response, with those of the interim responses before it."""
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[^\n\r\0]*+|[ \t]*+)\r\n")
@@ -42,11 +43,10 @@ class Owner(Protocol):
 
 class Connection(asyncio.Protocol):
     __slots__ = (
-        "_data", "_failure", "_in_trailers", "_left", "_library", "_out", "_owner", "_phase",
-        "_pieces", "_read_by", "_reader", "_reading_paused", "_reads", "_reusable", "_timer",
-        "_transport", "_unread", "_upload", "_uploading", "_write_by", "_writer",
-        "_writing_paused", "answered", "closed", "exchanges", "head", "loop",
-        "read_timeout",
+        "_data", "_failure", "_in_trailers", "_interim", "_left", "_library", "_out", "_owner",
+        "_phase", "_pieces", "_read_by", "_reader", "_reading_paused", "_reads", "_reusable",
+        "_timer", "_transport", "_unread", "_upload", "_uploading", "_write_by", "_writer",
+        "_writing_paused", "answered", "closed", "exchanges", "head", "loop", "read_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self.read_timeout: float | None = None
         self._reusable = False
         self._data = b""  # received, and not yet understood
+        self._interim = 0  # bytes of interim responses
         self._left = 0  # bytes to come of the body, or of the chunk and its CRLF
         self._in_trailers = False
         self._pieces: list[bytes] = []  # of the body, and not yet read
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         """Send a request, or begin to; `finish` must be called, however this goes on."""
         self.exchanges += 1
         self.answered, self._phase, self._out = False, Phase.HEAD, out
+        self._interim = 0
         self.read_timeout = out.read_timeout
         if self.closed:
             self._end(None)
@@ -292,7 +294,7 @@ class Connection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         while self._phase is Phase.HEAD:
             end = _END_OF_HEAD.search(data)
-            if (end.end() if end else len(data)) > MOST_HEAD:
+            if self._interim + (end.end() if end else len(data)) > MOST_HEAD:
                 raise Broken("the head is too large")
             if end is None:
                 if not b"HTTP/".startswith(data[:5]):
@@ -303,8 +305,9 @@ class Connection(asyncio.Protocol):
             data = data[end.end() :]
             if head.status == 101 and b"\r\nupgrade:" not in self._out.head.lower():
                 raise Broken("it switched protocols, and nobody had asked for that")
-            if head.status < 200 and head.status != 101:
-                continue  # interim (RFC 9110 15.2)
+            if head.status < 200 and head.status != 101:  # interim (RFC 9110 15.2)
+                self._interim += end.end()
+                continue
             self.head, self._phase = head, head.phase
             self._left, self._reusable = head.length, head.keeps and not self._out.closes
             if self._out.method == "HEAD" and head.status != 101:
