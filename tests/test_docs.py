@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -144,3 +145,10 @@ def test_the_map_of_the_house_names_each_module_and_about_its_length() -> None:
     for name, path in modules.items():
         count = len(path.read_text().splitlines())
         assert abs(lengths[name] - count) <= max(10, count // 10), f"{name} has {count} lines"
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"(?m)^## (.+)$", (ROOT / "CHANGELOG.md").read_text())
+    assert first is not None
+    assert first[1].split(" - ")[0] in (version, "Unreleased")
