@@ -155,6 +155,14 @@ def test_an_option_that_there_is_not_is_refused_at_once() -> None:
         ForwardApp(ondemand=True)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    "options", [{"deadline": -1}, {"transform": 3}, {"error_frame": b""}, {"status_code": 100}]
+)
+def test_an_option_that_makes_no_sense_is_refused_at_once(options: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=": give "):
+        ForwardApp(**options)
+
+
 # --- method, target, url -------------------------------------------------------------------
 
 

@@ -991,8 +991,9 @@ async def observing_in_vain(record: Record) -> None:
 @pytest.mark.parametrize("observers", [print, [None], [print, "print"], [observing_in_vain]])
 async def test_what_cannot_observe_is_told_of_at_once(observers: Any) -> None:
     with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
-        async with client_lifespan(observers=observers)(None):
-            pass
+        client_lifespan(observers=observers)
+    with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
+        ForwardApp(observers=observers)
     async with httpx.AsyncClient() as client:
         request = client.build_request("GET", "http://upstream/")
         with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):

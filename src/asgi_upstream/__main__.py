@@ -8,12 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 PACKAGES = (
     ("asgi-upstream", "httpx", "httpcore", "starlette", "anyio"),
     ("fastapi", "httpx2", "httptools", "httpx-ws", "prometheus-client", "opentelemetry-api"),
-    ("uvicorn", "hypercorn", "granian", "gunicorn", "uvloop", "trio"),
+    ("h2", "brotli", "brotlicffi", "zstandard"),
+    ("uvicorn", "hypercorn", "granian", "gunicorn", "uvloop", "trio", "h11"),
+    ("websockets", "wsproto"),
 )
 
 
 def lines() -> Iterator[str]:
-    """Python and the platform; what is required; what is optional; servers and event loops."""
+    """Python and the platform; what is required; what is optional; what decodes; servers."""
     yield _line("Python", sys.version)
     yield _line("platform", platform.platform())
     for group in PACKAGES:

@@ -1,4 +1,4 @@
-"""One upstream exchange: send, relay, close, cancel. The only module that holds an open response.
+"""One upstream exchange: send, relay, close, cancel. Only here is an open response of one held.
 
 The whole exchange is one structured block, `Exchange.run`. Nothing is open before it or after it,
 however it ends: the upstream fails, the caller leaves, a deadline passes, the task is cancelled.
@@ -91,7 +91,7 @@ class Exchange:
                 await self._end_with_frame(caller, terms.error_frame)
             raise
         # Here nothing is open upstream, and the caller is not watched any more: after the last
-        # part of a body servers report a disconnect that is none.
+        # part of a body servers report a disconnect that did not happen.
         if watch.expired and not watch.left and (watch.cut or self.failure):
             self.failure, self.outcome = errors.deadline_passed(terms.deadline), Outcome.DEADLINE
         elif watch.left or isinstance(self.failure, CallerLeft | ClientDisconnect):

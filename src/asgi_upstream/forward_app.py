@@ -16,7 +16,7 @@ from .dependencies import client_of
 from .forwarding import HeaderChange, forward_request
 from .libraries import RequestT, ResponseT, library_of
 from .log import logger
-from .responses import RelayOptions, StreamedResponse
+from .responses import RelayOptions, StreamedResponse, check_options
 from .rewriting import rewritten_cookies, rewritten_locations
 from .targets import OutsidePrefix, split
 
@@ -52,6 +52,10 @@ class ForwardApp:
     A WebSocket is relayed where httpx-ws is installed (the extra `ws`), as by `relay_websocket`, by
     the arguments above but `methods` and the two rewrites; of `options` it takes `observers`. Else
     its handshake is refused (403).
+
+    Raises:
+        TypeError, ValueError: at once, for arguments that make no sense. Causes and fixes:
+            [docs/errors.md][when-the-app-is-written-or-started].
     """
 
     @overload
@@ -104,6 +108,7 @@ class ForwardApp:
             )
         if isinstance(methods, str):
             raise TypeError(f"methods={methods!r}: give a list of methods")
+        check_options(options)
         self._name = name
         self._prefix = prefix
         self._methods = None if methods is None else _with_head(methods)
@@ -156,7 +161,7 @@ class ForwardApp:
         """The response to a request, for an endpoint that does more: dependencies, a choice.
 
         Raises:
-            HTTPException: 400 or 405, for what is never forwarded.
+            HTTPException: 400, 404 or 405, for what is not forwarded.
         """
         only = self._methods
         if request.method in _NEVER or (only is not None and request.method not in only):
@@ -195,7 +200,7 @@ class ForwardApp:
     async def _relay_websocket(self, websocket: WebSocket) -> None:
         try:
             from . import handshakes
-            from .websockets import Relay
+            from .websockets import WebSocketRelay
         except ImportError as exc:
             logger.warning("a WebSocket handshake was refused: %s", exc)
             await websocket.close(1008)
@@ -206,7 +211,7 @@ class ForwardApp:
                 await handshakes.deny(websocket, outgoing)
             else:
                 observers = self._options.get("observers", ())
-                await Relay(client, websocket, outgoing, observers=observers).run()
+                await WebSocketRelay(client, websocket, outgoing, observers=observers).run()
 
     async def _rewrite(
         self, base: httpx.URL, scope: Scope, upstream: httpx.Response

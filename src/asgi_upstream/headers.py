@@ -162,7 +162,7 @@ def forwarded_request_headers(scope: Mapping[str, Any], *, trust_forwarded: bool
 
 
 def check(fields: RawHeaders) -> None:
-    """Refuse a name that is none, and a value that would end its field or split it.
+    """Refuse an invalid name, and a value that would end its field or split it.
 
     Raises:
         HTTPException: 400 (RFC 9110 5.1, 5.5).

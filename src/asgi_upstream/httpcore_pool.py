@@ -1,7 +1,7 @@
 """What httpcore's pool has no public way to, and an exchange needs.
 
-The one place that reads private attributes of httpx and httpcore. Where they are not as it knows
-them it does nothing, and a test fails.
+The one place that reads private attributes of httpcore. Where they are not as it knows them it does
+nothing, and a test fails.
 """
 
 import socket

@@ -97,8 +97,8 @@ class Library(Protocol):
     def create_ssl_context(self) -> Callable[..., SSLContext]: ...
 
 
-_NAMES = frozenset(("httpx", "httpx2"))
-_WITH_CORES = _NAMES | {"httpcore", "httpcore2"}  # whose exceptions have the same names
+NAMES: frozenset[str] = frozenset(("httpx", "httpx2"))
+_WITH_CORES = NAMES | {"httpcore", "httpcore2"}  # whose exceptions have the same names
 
 
 def cached(function: F) -> F:
@@ -109,7 +109,7 @@ def cached(function: F) -> F:
 def _name_in(kind: type[Any]) -> str | None:
     """The library that a class itself is of."""
     name: str = kind.__module__.partition(".")[0]
-    return name if name in _NAMES else None
+    return name if name in NAMES else None
 
 
 @cached

@@ -13,7 +13,7 @@ import httpx
 from starlette.datastructures import State
 
 from .log import logger
-from .records import Observer, enter, open_exchanges, strike
+from .records import Observer, check_observers, enter, open_exchanges, strike
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""
@@ -52,8 +52,8 @@ def client_lifespan(
 
     Raises:
         ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
-            the factory is none, or `transport=` is a class. Causes and fixes:
-            [docs/errors.md][when-the-app-is-written-or-started].
+            the factory is no function, `transport=` a class, or an observer is async. Causes and
+            fixes: [docs/errors.md][when-the-app-is-written-or-started].
         Exception: at start-up, whatever the factory raises.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
@@ -65,8 +65,9 @@ def client_lifespan(
     if not callable(factory):
         raise TypeError(f"client_lifespan({factory!r}): give base_url= by its name, or a factory")
     if isinstance(kind := options.get("transport"), type):
-        name = kind.__name__
-        raise TypeError(f"transport={name}: give an object, transport={name}()")
+        made = f"{kind.__name__}()"
+        raise TypeError(f"transport={kind.__name__}: give an object, transport={made}")
+    check_observers(observers)
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:

@@ -4,6 +4,8 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from .libraries import NAMES
+
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
@@ -12,6 +14,4 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
 
 
 logger: _Log = _Log(logging.getLogger("asgi_upstream"))
-client_loggers: dict[str, _Log] = {
-    name: _Log(logging.getLogger(name)) for name in ("httpx", "httpx2")
-}
+client_loggers: dict[str, _Log] = {name: _Log(logging.getLogger(name)) for name in NAMES}

@@ -149,9 +149,8 @@ def enter(
     """Open the ledger of a client that has a name.
 
     Raises:
-        TypeError: what is given observes nothing, or this client cannot be observed.
+        TypeError: this client cannot be observed.
     """
-    check_observers(observers)
     ledger = ledger_of(client)
     ledger.name, ledger.observers, ledger.transport = name, observers, transport
     if observers and ledger_of(client) is not ledger:

@@ -94,12 +94,7 @@ class _UpstreamResponse(Response):
             )
         if transform or on_response or error_frame:
             _check_functions(transform=transform, on_response=on_response, error_frame=error_frame)
-        if observers:
-            check_observers(observers)
-        if deadline is not None and not deadline > 0:
-            raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
-        if status_code is not None and not 200 <= status_code < 600:
-            raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
+        _check_values(status_code, deadline, observers)
         self._terms = Terms(
             cast(SendsRequests, client),
             request,
@@ -125,6 +120,9 @@ class _UpstreamResponse(Response):
         """The same for a response that you opened yourself, with `client.send(stream=True)`.
 
         It is yours to close until the server calls this response, so return it at once.
+
+        Raises:
+            RuntimeError: at once, if its body is gone; when called, if it was relayed before.
         """
         adopted = cast(httpx.Response, upstream)
         client = cast("AnyClient[httpx.Request, ResponseT]", _Adopted(adopted))
@@ -139,6 +137,28 @@ class _UpstreamResponse(Response):
 def _kind(value: object) -> str:
     kind = type(value)
     return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
+def check_options(options: RelayOptions[Any]) -> None:
+    """Refuse what makes no sense, before there is a request to use it on.
+
+    Raises:
+        TypeError, ValueError: as of `StreamedResponse`.
+    """
+    functions = ("transform", "on_response", "error_frame")
+    _check_functions(**{name: options.get(name) for name in functions})
+    _check_values(options.get("status_code"), options.get("deadline"), options.get("observers", ()))
+
+
+def _check_values(
+    status_code: int | None, deadline: float | None, observers: Sequence[Observer]
+) -> None:
+    if observers:
+        check_observers(observers)
+    if deadline is not None and not deadline > 0:
+        raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
+    if status_code is not None and not 200 <= status_code < 600:
+        raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
 
 
 def _check_functions(**functions: object) -> None:

@@ -67,11 +67,11 @@ async def relay_websocket(
             headers=headers,
             trust_forwarded=trust_forwarded,
         )
-        relay = Relay(its, websocket, request, max_message_bytes, ping_interval, observers)
+        relay = WebSocketRelay(its, websocket, request, max_message_bytes, ping_interval, observers)
         await relay.run()
 
 
-class Relay:
+class WebSocketRelay:
     """One WebSocket to the caller, one to the upstream, and what is said between them."""
 
     _group: TaskGroup

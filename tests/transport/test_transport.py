@@ -228,7 +228,7 @@ def test_on_trio_the_first_use_says_what_to_use() -> None:
         async with httpx.AsyncClient(transport=AsyncioTransport()) as c:
             await c.get("http://127.0.0.1:1")
 
-    with pytest.raises(RuntimeError, match="on trio leave transport= away"):
+    with pytest.raises(RuntimeError, match="on trio leave out transport="):
         trio.run(use)
 
 
@@ -260,7 +260,7 @@ def test_another_event_loop_is_refused_with_what_to_do() -> None:
 
     async def both() -> None:
         await use()
-        with pytest.raises(RuntimeError, match="another event loop: make one for each"):
+        with pytest.raises(RuntimeError, match="another event loop: close its client first"):
             await asyncio.to_thread(asyncio.run, use())
         await use_and_close()
 

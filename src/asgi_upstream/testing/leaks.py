@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from ..libraries import NAMES
 from ..records import all_ledgers
 from .upstream import running
 from .waiting import aeventually, eventually
@@ -168,7 +169,7 @@ def _follow_clients() -> None:
             client_class.__init__ = constructor
         _constructors.clear()
         return
-    for module in ("httpx", "httpx2"):
+    for module in NAMES:
         client_class = getattr(sys.modules.get(module), "AsyncClient", None)
         if client_class is not None and client_class not in _constructors:
             _constructors[client_class] = client_class.__init__

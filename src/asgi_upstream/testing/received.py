@@ -74,7 +74,7 @@ class Received:
 
         Raises:
             EOFError, ConnectionError: it did not come to its end.
-            ValueError: its framing is none.
+            ValueError: its framing is invalid.
         """
         headers = self.headers
         if headers.get("transfer-encoding", "").lower() == "chunked":

@@ -60,12 +60,17 @@ class serve:
         if self._server.started:
             return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._stop()
-        raise self._app.failure or RuntimeError("the app did not start")
+        raise self._app.failure or RuntimeError(
+            f"the app did not start within {READY_IN:g} s: what does its lifespan wait for?"
+        )
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stop()
         if self._thread.is_alive():
-            raise RuntimeError("the server did not stop")
+            raise RuntimeError(
+                f"the server did not stop within {self._grace + READY_IN:g} s: what does the app's "
+                f"lifespan wait for?"
+            )
         if self._app.failure is not None and kind is None:
             raise self._app.failure
 

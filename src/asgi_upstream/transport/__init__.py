@@ -96,12 +96,12 @@ class OnAsyncio(_Transport):
         if http2 or not http1:
             raise ValueError(
                 "AsyncioTransport speaks HTTP/1.1 only: use httpx.AsyncHTTPTransport(http2=True), "
-                "or leave transport= away and give http2=True to the client"
+                "or leave out transport= and give http2=True to the client"
             )
         if proxy is not None:
             raise ValueError(
                 "AsyncioTransport connects to no proxy: use httpx.AsyncHTTPTransport(proxy=...), "
-                "or leave transport= away and give proxy= to the client"
+                "or leave out transport= and give proxy= to the client"
             )
         context = self._stock.library.create_ssl_context(
             verify=verify, cert=cert, trust_env=trust_env
@@ -215,13 +215,14 @@ class OnAsyncio(_Transport):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "AsyncioTransport runs on asyncio only: on trio leave transport= away, and httpx "
+                "AsyncioTransport runs on asyncio only: on trio leave out transport=, and httpx "
                 "uses its own"
             ) from None
         if self._thread is not None:
             raise RuntimeError(
-                "this AsyncioTransport was used in another event loop: make one for each, as "
-                "client_lifespan does when its client is made by a factory"
+                "this AsyncioTransport is in use in another event loop: close its client first, or "
+                "let the lifespan make one each time, client_lifespan(lambda: "
+                "httpx.AsyncClient(transport=AsyncioTransport()))"
             )
         self._loop, self._thread = loop, threading.get_ident()
 

@@ -10,9 +10,8 @@ from typing import cast
 import httptools
 import httpx
 
+from ..headers import RawHeaders
 from ..libraries import Library
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 MOST_FIELDS = 128
 
@@ -214,6 +213,6 @@ def head_of(data: bytes) -> Head:
     Under load an upstream sends the same heads again and again, as long as its Date is the same.
 
     Raises:
-        Broken: it is none.
+        Broken: it is no HTTP/1.1 head.
     """
     return _usual_head(data) if len(data) < 1024 else Head(data)
