@@ -151,8 +151,25 @@ def test_a_path_in_place_of_a_clients_name_is_refused_with_where_it_belongs() ->
 
 
 def test_an_option_that_there_is_not_is_refused_at_once() -> None:
-    with pytest.raises(TypeError):
-        ForwardApp(ondemand=True)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="client_lifespan"):
+        ForwardApp(base_url="http://upstream")  # type: ignore[call-overload]
+
+
+def test_a_client_in_place_of_its_name_is_refused_at_once() -> None:
+    client: Any = httpx.AsyncClient()
+    with pytest.raises(TypeError, match=r"name of a client, not httpx2?\.AsyncClient"):
+        ForwardApp(client)
+
+
+def test_client_and_request_in_the_wrong_order_or_not_awaited_are_refused() -> None:
+    client, request = httpx.AsyncClient(base_url="http://upstream"), Request(caller_of("/").scope)
+    forward: Any = forward_request
+    with pytest.raises(TypeError, match=r"write forward_request\(client, request\)"):
+        forward(request, client)
+    unawaited: Any = client.get("/")
+    with pytest.raises(TypeError, match="a coroutine that nobody awaited"):
+        forward(unawaited, request)
+    unawaited.close()
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,20 @@ async def test_the_class_of_a_transport_is_refused_at_definition() -> None:
         client_lifespan(transport=httpx.MockTransport)
 
 
+async def test_a_client_in_place_of_a_factory_is_refused_at_definition() -> None:
+    the_client: Any = httpx.AsyncClient()
+    with pytest.raises(TypeError, match=r"lambda: httpx\.AsyncClient"):
+        client_lifespan(the_client)
+
+
+async def test_a_lifespan_that_was_not_called_is_refused_as_the_app_starts() -> None:
+    lifespan: Any = client_lifespan
+    app = Starlette(lifespan=lifespan)
+    with pytest.raises(TypeError, match=r"lifespan=client_lifespan\(base_url=\.\.\.\)"):
+        async with app.router.lifespan_context(app):
+            pytest.fail("the app must not start")
+
+
 # --- combine_lifespans ---------------------------------------------------------------------
 
 

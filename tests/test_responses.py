@@ -489,6 +489,14 @@ async def test_a_forgotten_client_or_request_is_refused_by_the_public_name(cls: 
 
 
 @both
+async def test_a_client_that_was_not_awaited_is_refused_as_such(cls: AnyClass) -> None:
+    unawaited: Any = httpx.AsyncClient().get("http://x.example")
+    with pytest.raises(TypeError, match="a coroutine that nobody awaited"):
+        cls(unawaited, httpx.Request("GET", "http://x.example"))
+    unawaited.close()
+
+
+@both
 async def test_the_callers_request_in_place_of_the_upstreams_is_refused(cls: AnyClass) -> None:
     with pytest.raises(TypeError, match="build_request"):
         cls(httpx.AsyncClient(), Request(Caller().scope))  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket
 
 from .dependencies import client_of
 from .forwarding import HeaderChange, forward_request
-from .libraries import RequestT, ResponseT, library_of
+from .libraries import RequestT, ResponseT, kind_of, library_of
 from .log import logger
 from .responses import RelayOptions, StreamedResponse, check_options
 from .rewriting import rewritten_cookies, rewritten_locations
@@ -100,7 +100,15 @@ class ForwardApp:
         **options: Unpack[RelayOptions[Any]],
     ) -> None:
         if unknown := options.keys() - RelayOptions.__annotations__.keys():
-            raise TypeError(f"ForwardApp has no option {sorted(unknown)[0]!r}")
+            raise TypeError(
+                f"ForwardApp has no option {sorted(unknown)[0]!r}; what is the client's, such as "
+                f"base_url=, is given to client_lifespan(...)"
+            )
+        if not (isinstance(name, str) or callable(name)):  # pyright: ignore
+            raise TypeError(
+                f"ForwardApp needs the name of a client, not {kind_of(name)}: write ForwardApp() "
+                f"for the one of client_lifespan(), or ForwardApp('billing') for another"
+            )
         if isinstance(name, str) and name.startswith("/"):
             raise ValueError(
                 f"ForwardApp({name!r}): the first argument names a client, and the path is the "

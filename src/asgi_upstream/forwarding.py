@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 from . import headers as fields_of
 from .forwarded import CallersBody, ForwardedRequest
 from .headers import RawHeaders
-from .libraries import URLT, AnyBuilder, Library, RequestT, cached, derived, library_of
+from .libraries import URLT, AnyBuilder, Library, RequestT, cached, derived, kind_of, library_of
 from .targets import target_of
 
 HeaderChange = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
@@ -48,9 +48,15 @@ def forward_request(
     Raises:
         HTTPException: 400 for a path with a dot segment in any disguise, or a field with a line
             break or NUL in it.
-        ValueError: the path does not start with the prefix, or `url` leaves the base. Causes and
-            fixes: [docs/errors.md][when-the-app-is-written-or-started].
+        ValueError: the path does not start with the prefix, or `url` leaves the base.
+        TypeError: this is no client, or no request of a caller's. Causes and fixes of both:
+            [docs/errors.md][when-the-app-is-written-or-started].
     """
+    if not (hasattr(client, "base_url") and hasattr(request, "scope")):
+        raise TypeError(
+            f"forward_request needs an httpx.AsyncClient and the caller's Request, not "
+            f"{kind_of(client)} and {kind_of(request)}: write forward_request(client, request)"
+        )
     its: Any = client
     other: Any = url
     scope, library = request.scope, library_of(type(client))

@@ -4,6 +4,7 @@ Everything else is written for httpx, and asks here for what is of its own class
 httpx2 is never imported here: who gives an object of its classes has done that.
 """
 
+import inspect
 import sys
 import types
 from collections.abc import Callable, MutableMapping
@@ -152,6 +153,14 @@ if TYPE_CHECKING:
     ByteStreamOfEither = httpx.AsyncByteStream
 else:
     RequestOfEither = ByteStreamOfEither = object
+
+
+def kind_of(value: object) -> str:
+    """What an argument is, as an error names it."""
+    if inspect.iscoroutine(value):
+        return "a coroutine that nobody awaited"
+    kind = type(value)
+    return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def is_a(exc: object, kind: type[E]) -> TypeGuard[E]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import httpx
+from starlette.applications import Starlette
 from starlette.datastructures import State
 
 from .log import logger
@@ -63,7 +64,15 @@ def client_lifespan(
         )
 
     if not callable(factory):
-        raise TypeError(f"client_lifespan({factory!r}): give base_url= by its name, or a factory")
+        raise TypeError(
+            f"client_lifespan({factory!r}): give base_url= by its name, or a factory such as "
+            f"lambda: httpx.AsyncClient(...)"
+        )
+    if isinstance(factory, Starlette):
+        raise TypeError(
+            "client_lifespan was given the app in place of a factory: call it where it is given, "
+            "lifespan=client_lifespan(base_url=...)"
+        )
     if isinstance(kind := options.get("transport"), type):
         made = f"{kind.__name__}()"
         raise TypeError(f"transport={kind.__name__}: give an object, transport={made}")

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from .exchange import Exchange
 from .forwarded import origin_of
-from .libraries import AnyClient, RequestT, ResponseT, common_library, library_of
+from .libraries import AnyClient, RequestT, ResponseT, common_library, kind_of, library_of
 from .records import Observer, check_observers
 from .terms import ErrorFrame, OnResponse, SendsRequests, Terms, Transform
 
@@ -77,13 +77,13 @@ class _UpstreamResponse(Response):
         name = type(self).__name__
         if not hasattr(client, "aclose"):
             raise TypeError(
-                f"{name} needs an httpx.AsyncClient, not {_kind(client)}: write {name}(client, "
+                f"{name} needs an httpx.AsyncClient, not {kind_of(client)}: write {name}(client, "
                 f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
                 f"endpoint and return a Response"
             )
         if not (hasattr(request, "extensions") and hasattr(request, "method")):
             raise TypeError(
-                f"{name} needs the httpx.Request to send, not {_kind(request)}: write "
+                f"{name} needs the httpx.Request to send, not {kind_of(request)}: write "
                 f"{name}(client, client.build_request('GET', url)), or for a response that is open "
                 f"{name}.adopt(response)"
             )
@@ -132,11 +132,6 @@ class _UpstreamResponse(Response):
         exchange = Exchange(self._terms, self.status_code, self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
-
-
-def _kind(value: object) -> str:
-    kind = type(value)
-    return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def check_options(options: RelayOptions[Any]) -> None:
