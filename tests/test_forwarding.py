@@ -150,6 +150,11 @@ def test_a_path_in_place_of_a_clients_name_is_refused_with_where_it_belongs() ->
         ForwardApp("/api")
 
 
+def test_a_url_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
+    with pytest.raises(ValueError, match=r"client_lifespan\(base_url='https://api\.example'\)"):
+        ForwardApp("https://api.example")
+
+
 def test_an_option_that_there_is_not_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match="client_lifespan"):
         ForwardApp(base_url="http://upstream")  # type: ignore[call-overload]

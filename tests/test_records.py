@@ -47,6 +47,7 @@ from asgi_upstream import (
     client_lifespan,
     open_exchanges,
 )
+from asgi_upstream.instrumentation.logs import log_observer
 from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.asgi import Caller, answering, collect
@@ -986,6 +987,13 @@ async def test_when_an_observer_is_called_nothing_is_open(seen: Observed, way: A
 
 async def observing_in_vain(record: Record) -> None:
     raise AssertionError("it is never awaited")
+
+
+def test_what_makes_an_observer_and_was_not_called_is_refused() -> None:
+    uncalled: Any = log_observer
+    with pytest.raises(TypeError, match=r"observers=\[log_observer\(\)\]"):
+        client_lifespan(observers=[uncalled])
+    client_lifespan(observers=[log_observer()])
 
 
 @pytest.mark.parametrize("observers", [print, [None], [print, "print"], [observing_in_vain]])

@@ -109,6 +109,11 @@ class ForwardApp:
                 f"ForwardApp needs the name of a client, not {kind_of(name)}: write ForwardApp() "
                 f"for the one of client_lifespan(), or ForwardApp('billing') for another"
             )
+        if isinstance(name, str) and "://" in name:
+            raise ValueError(
+                f"ForwardApp({name!r}): the first argument names a client, and the upstream is the "
+                f"client's: client_lifespan(base_url={name!r})"
+            )
         if isinstance(name, str) and name.startswith("/"):
             raise ValueError(
                 f"ForwardApp({name!r}): the first argument names a client, and the path is the "

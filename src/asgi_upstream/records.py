@@ -160,16 +160,27 @@ def enter(
         )
 
 
+_TOOLS = f"{__package__}.instrumentation."
+
+
 def check_observers(observers: Sequence[Observer]) -> None:
     """Refuse what would observe nothing.
 
     Raises:
-        TypeError: it is no list of functions, or has one that is async.
+        TypeError: it is no list of functions, or has one that is async, or one of this package's
+            that makes an observer and was not called.
     """
     if callable(observers) or any(
         not callable(each) or inspect.iscoroutinefunction(each) for each in observers
     ):
         raise TypeError(f"observers={observers!r}: give a list of plain functions, not async ones")
+    for each in observers:
+        if (
+            inspect.isfunction(each)
+            and each.__module__.startswith(_TOOLS)
+            and (name := each.__qualname__).isidentifier()
+        ):
+            raise TypeError(f"observers=[{name}]: give what it returns, observers=[{name}()]")
 
 
 def strike(client: object) -> None:
