@@ -7,7 +7,7 @@ of pytest nothing. (PYTEST_DONT_REWRITE: there are no asserts in here.)
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,8 +43,13 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def no_leaks() -> None:
+def no_leaks(request: pytest.FixtureRequest) -> None:
     """Fails the test if it leaves an exchange open, or a client that it never closed."""
+    if request.session.stash.get(_watch, None) is None:
+        raise RuntimeError(
+            "no_leaks came too late to see what was opened: give it as an argument of the test, or "
+            "as the marker, and not by getfixturevalue()"
+        )
 
 
 # What `no_leaks` does is done in these hooks, for a fixture is torn down when others are already.
@@ -63,6 +68,9 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     if marker is not None or "no_leaks" in getattr(item, "fixturenames", ()):
         from asgi_upstream.testing import no_leaks
 
+        if marker is not None and (marker.args or marker.kwargs.keys() - {"within"}):
+            yield  # pytest's own teardown needs its own setup
+            raise TypeError(f"{MARKER.partition(':')[0]} has one argument, within=, in seconds")
         item.session.stash[_watch] = watch = no_leaks(**(marker.kwargs if marker else {}))
         watch.begin()
     return (yield)
@@ -87,11 +95,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     try:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(test := item.obj):
             # In its event loop, which may be closed at its end with all that goes on in it.
-            item.obj = _checked(test, watch)
-            try:
+            with _in_place(item, _checked(test, watch)):
                 return (yield)
-            finally:
-                item.obj = test
+        if isinstance(item, pytest.Function) and _is_of_unittest(item):
+            # Before what `addCleanup` has, as before the fixtures of others.
+            with _in_place(item, _checked_by_itself(item.obj, watch)):
+                return (yield)
         yield
         watch.check_exchanges()
     except BaseException:
@@ -115,6 +124,26 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     return None
 
 
+def _is_of_unittest(item: pytest.Function) -> bool:
+    return hasattr(item, "addFailure")  # pytest's item of one is its result too
+
+
+@contextmanager
+def _in_place(item: pytest.Function, checked: Callable[..., Any]) -> Generator[None]:
+    """The test is that; unittest asks its own object for an async one."""
+    test: Any = item.obj
+    case: object = item.instance if _is_of_unittest(item) else None
+    item.obj = checked
+    if case is not None and inspect.iscoroutinefunction(checked):
+        setattr(case, item.name, checked)
+    try:
+        yield
+    finally:
+        item.obj = test
+        if case is not None:
+            case.__dict__.pop(item.name, None)
+
+
 def _forget(item: pytest.Item, watch: "testing.no_leaks") -> None:
     watch.end()
     del item.session.stash[_watch]
@@ -127,5 +156,14 @@ def _checked(
     async def checked(*args: Any, **options: Any) -> None:
         await test(*args, **options)
         await watch.acheck_exchanges()
+
+    return checked
+
+
+def _checked_by_itself(test: Callable[..., None], watch: "testing.no_leaks") -> Callable[..., None]:
+    @functools.wraps(test)
+    def checked(*args: Any, **options: Any) -> None:
+        test(*args, **options)
+        watch.check_exchanges()
 
     return checked

@@ -306,6 +306,16 @@ def test_a_failure_without_a_text_is_logged_by_its_class(caplog: pytest.LogCaptu
     assert record.getMessage() == "upstream secret.example:8443 failed: ReadTimeout (GET)"
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_no_value_of_a_field_is_logged(quote: str, caplog: pytest.LogCaptureFixture) -> None:
+    said = f"Illegal header value b{quote}Bearer secret\\n{quote}"  # as h11 says it
+    raised_as(httpx.LocalProtocolError(said, request=REQUEST))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "upstream secret.example:8443 failed: LocalProtocolError: Illegal header value (GET)"
+    )
+
+
 def test_a_failure_within_two_of_them_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UpstreamTimeout), upstream_errors(), upstream_errors():
         raise httpx.ReadTimeout("x", request=REQUEST)

@@ -336,6 +336,12 @@ async def test_the_transport_of_the_other_library_is_refused_by_name(library: An
             TypeError, match=r"is for the client of httpx.*asgi_upstream\.transport"
         ):
             await client.get("http://127.0.0.1:1/")
+    lifespan = client_lifespan(library.AsyncClient, transport=module.AsyncioTransport())
+    async with lifespan(None) as state:
+        mixed: Any = state["client"]
+        way = StreamedResponse(mixed, mixed.build_request("GET", "http://127.0.0.1:1/"))
+        with pytest.raises(TypeError, match="is for the client of httpx"):
+            await Caller().call(way)
 
 
 async def test_instrumentation_of_httpx2_sees_what_goes_through_the_transport() -> None:

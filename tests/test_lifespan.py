@@ -337,6 +337,31 @@ async def test_the_class_of_a_transport_is_refused_at_definition() -> None:
         client_lifespan(transport=httpx.MockTransport)
 
 
+@pytest.mark.parametrize(
+    ("base_url", "error", "says"),
+    [
+        (None, TypeError, "environment"),
+        ("localhost:9000", ValueError, "write 'http://localhost:9000'"),
+        ("api.example", ValueError, "'https://api.example'"),
+    ],
+)
+async def test_an_invalid_base_url_is_refused_at_definition(
+    base_url: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        client_lifespan(base_url=base_url)
+    client_lifespan(base_url="")
+    client_lifespan(base_url=httpx.URL("http://x"))
+
+
+async def test_a_secret_with_a_line_break_is_refused_at_start_up_without_being_told() -> None:
+    lifespan = client_lifespan(headers={"Authorization": "Bearer secret\n"})
+    with pytest.raises(ValueError, match=r"header 'Authorization'.*\.strip\(\)") as caught:
+        async with lifespan(None):
+            pytest.fail("the app must not start")
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_client_in_place_of_a_factory_is_refused_at_definition() -> None:
     the_client: Any = httpx.AsyncClient()
     with pytest.raises(TypeError, match=r"lambda: httpx\.AsyncClient"):

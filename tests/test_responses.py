@@ -448,6 +448,7 @@ async def test_a_plain_text_stream_is_not_held_back_by_browsers() -> None:
         ({"status_code": 99}, ValueError, "status_code=99"),
         ({"status_code": 101}, ValueError, "status_code=101"),
         ({"status_code": 600}, ValueError, "status_code=600"),
+        ({"deadline": "30"}, ValueError, "deadline='30': give seconds"),
     ],
 )
 async def test_an_argument_that_makes_no_sense_is_refused_at_once(
@@ -457,9 +458,9 @@ async def test_an_argument_that_makes_no_sense_is_refused_at_once(
         answer_of(answering(), cls, **options)
 
 
-@pytest.mark.parametrize("max_bytes", [0, -1])
-async def test_a_bound_of_nothing_is_refused(max_bytes: int) -> None:
-    with pytest.raises(ValueError, match=f"max_bytes={max_bytes}"):
+@pytest.mark.parametrize("max_bytes", [0, -1, "10MB"])
+async def test_a_bound_of_nothing_is_refused(max_bytes: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_bytes={max_bytes!r}"):
         answer_of(answering(), BufferedResponse, max_bytes=max_bytes)
 
 
@@ -996,7 +997,9 @@ async def test_an_error_frame_ends_the_body_of_an_upstream_that_dies(
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
 
 
-async def test_an_error_frame_ends_the_body_of_a_transform_that_raises() -> None:
+async def test_an_error_frame_ends_the_body_of_a_transform_that_raises_and_the_log_has_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def fails(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for chunk in body:
             yield chunk
@@ -1007,6 +1010,10 @@ async def test_an_error_frame_ends_the_body_of_a_transform_that_raises() -> None
     )
     assert caller.body == b"aLookupError('own')"
     assert caller.complete
+    (line,) = [r for r in caplog.records if r.name == "asgi_upstream"]
+    assert line.levelno == logging.ERROR
+    assert line.exc_info is not None
+    assert isinstance(line.exc_info[1], LookupError)
 
 
 async def test_an_error_frame_after_the_deadline_tells_of_a_timeout() -> None:

@@ -160,7 +160,7 @@ def only_events(upstream: httpx.Response) -> None:
     """The same, for a stream: a page of a proxy in front of the model, say, is none."""
     without_the_account(upstream)
     kind = upstream.headers.get("content-type", "")
-    if upstream.is_success and not kind.startswith("text/event-stream"):
+    if upstream.is_success and not kind.lower().startswith("text/event-stream"):
         raise UpstreamProtocolError
 
 

@@ -9,6 +9,8 @@ import httpx
 
 from asgi_upstream import UpstreamProtocolError
 
+MOST_EVENT = 1024 * 1024  # bytes
+
 
 @dataclass(eq=False)
 class Usage:
@@ -37,21 +39,28 @@ class Usage:
             return
         try:
             self._count(upstream.json())
-        except (ValueError, AttributeError) as exc:  # a page of a proxy's, say
+        except (ValueError, AttributeError, RecursionError) as exc:  # a page of a proxy's, say
             raise UpstreamProtocolError from exc
 
     def _count(self, data: dict[str, Any]) -> None:
-        if told := data.get("usage"):
-            self.prompt_tokens = told.get("prompt_tokens", 0)
-            self.completion_tokens = told.get("completion_tokens", 0)
-        else:  # nobody is told the usage who leaves before the end, so the parts are counted
-            deltas = [choice.get("delta") for choice in data.get("choices") or ()]
-            self.completion_tokens += sum(bool(delta and says(delta)) for delta in deltas)
+        """Counts what is there, of whatever shape: an odd answer is passed on as it is."""
+        told, choices = data.get("usage"), data.get("choices")
+        if isinstance(told, dict):
+            self.prompt_tokens = number(told.get("prompt_tokens"), self.prompt_tokens)
+            self.completion_tokens = number(told.get("completion_tokens"), self.completion_tokens)
+        elif isinstance(choices, list):
+            # Nobody is told the usage who leaves before the end, so the parts are counted.
+            deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+            self.completion_tokens += sum(map(says, deltas))
 
 
-def says(delta: dict[str, Any]) -> bool:
+def number(told: object, known: int) -> int:
+    return told if type(told) is int and told >= 0 else known
+
+
+def says(delta: object) -> bool:
     """Whether there is something in it: words, a call of a tool, what a model thinks."""
-    return any(value for name, value in delta.items() if name != "role")
+    return isinstance(delta, dict) and any(v for name, v in delta.items() if name != "role")
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -61,6 +70,8 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         *whole, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
         for event in whole:
             yield event + b"\n\n"
+        if len(rest) > MOST_EVENT:
+            raise UpstreamProtocolError
     if rest:
         yield rest
 
@@ -70,6 +81,6 @@ def data_of(event: bytes) -> dict[str, Any]:
     lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
     try:
         data = json.loads(b"\n".join(lines))
-    except ValueError:  # [DONE], a comment, or the body of an error
+    except (ValueError, RecursionError):  # [DONE], a comment, or the body of an error
         return {}
     return data if isinstance(data, dict) else {}

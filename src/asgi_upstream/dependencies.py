@@ -59,13 +59,19 @@ def client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
         client: httpx.AsyncClient = state[name]
         return client
     argument = "" if name == "client" else f"name={name!r}, "
+    import difflib  # for this message only
+
+    alike = difflib.get_close_matches(name, state, 1)
     raise RuntimeError(
         f"there is no client named {name!r} in this app's lifespan state, which holds "
-        f"{', '.join(map(repr, state)) or 'nothing'}. Likely causes: (1) the app has no such "
+        f"{', '.join(map(repr, state)) or 'nothing'}. "
+        f"{f'Did you mean {alike[0]!r}? ' if alike else ''}Likely causes: (1) the app has no such "
         f"lifespan: write app = FastAPI(lifespan=client_lifespan({argument}...)), or beside "
         f"another combine_lifespans(the_other, client_lifespan({argument}...)); (2) only a "
         f"mounted sub-app has it, and Starlette runs the lifespan of the outermost app alone: "
         f"pass it there; (3) a test client does not run it: write `with TestClient(app) as "
         f"client:`, or use asgi-lifespan's LifespanManager around httpx.ASGITransport; (4) the "
-        f"server was started with the lifespan off."
+        f"server was started with the lifespan off; (5) a lifespan of your own enters this one and "
+        f"does not pass its state on: write `async with client_lifespan(...)(app) as state: yield "
+        f"state`."
     )

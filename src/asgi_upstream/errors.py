@@ -5,6 +5,7 @@ docs/errors.md has the cause and the fix of each message of the package.
 
 import errno
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeGuard, TypeVar
@@ -14,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 from .libraries import is_a
 from .log import logger
+
+_QUOTED = re.compile(r" b['\"]")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -156,6 +159,8 @@ def described(exc: BaseException) -> str:
     text = str(exc)
     if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
+    elif is_a(exc, httpx.LocalProtocolError):  # it quotes a field's value, which may be a secret
+        text = _QUOTED.split(text, 1)[0]
     elif isinstance(exc, UpstreamError):  # its text begins with the status
         text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

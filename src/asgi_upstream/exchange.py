@@ -402,9 +402,14 @@ class Exchange:
             errors.log_failure(error, self.request, route_of(scope))
         if caller.started and self.terms.error_frame is not None:
             try:
-                return _frame(self.terms.error_frame, error)
+                frame = _frame(self.terms.error_frame, error)
             except Exception as exc:
                 error = exc
+            else:
+                if not isinstance(error, errors.UpstreamError):  # no server gets to log it
+                    said = "the app failed in a body that its error_frame ended"
+                    logger.error(said, exc_info=error)
+                return frame
         if caller.started:
             await caller.abort()
         raise error

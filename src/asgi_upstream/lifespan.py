@@ -13,6 +13,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
+from .headers import has_controls
 from .log import logger
 from .records import Observer, check_observers, enter, open_exchanges, strike
 
@@ -53,7 +54,8 @@ def client_lifespan(
 
     Raises:
         ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
-            the factory is no function, `transport=` a class, or an observer is async. Causes and
+            the factory is no function, `base_url=` has no scheme, `transport=` is a class, or an
+            observer async; at start-up, where a header of the client's has a line break. Causes and
             fixes: [docs/errors.md][when-the-app-is-written-or-started].
         Exception: at start-up, whatever the factory raises.
     """
@@ -77,6 +79,8 @@ def client_lifespan(
         made = f"{kind.__name__}()"
         raise TypeError(f"transport={kind.__name__}: give an object, transport={made}")
     check_observers(observers)
+    if isinstance(factory, type):
+        _check_base_url(options.get("base_url", ""))
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
@@ -97,6 +101,7 @@ def client_lifespan(
             if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
                 jar.set_policy(_KeepNoCookies())
                 jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
+            _check_headers(client)
             enter(client, name, observers, options.get("transport"))
             yield {name: client}
         finally:
@@ -143,6 +148,26 @@ def combine_lifespans(
             yield state
 
     return lifespan
+
+
+def _check_base_url(base_url: object) -> None:
+    if base_url is None:
+        raise TypeError("client_lifespan(base_url=None): is a setting of the environment missing?")
+    if isinstance(base_url, str) and base_url and "://" not in base_url:
+        raise ValueError(
+            f"client_lifespan(base_url={base_url!r}): it has no scheme, write 'http://{base_url}' "
+            f"or 'https://{base_url}'"
+        )
+
+
+def _check_headers(client: Any) -> None:
+    """Secrets often end in a line break, and with that no request could be sent."""
+    for name, value in getattr(getattr(client, "headers", None), "raw", ()):
+        if has_controls([(name, value)]):
+            raise ValueError(
+                f"the client's header {name.decode('latin-1')!r} has a line break or another "
+                f"control character in its value: .strip() what it is made from"
+            )
 
 
 class _KeepNoCookies(DefaultCookiePolicy):

@@ -177,7 +177,7 @@ def check_observers(observers: Sequence[Observer]) -> None:
     for each in observers:
         if (
             inspect.isfunction(each)
-            and each.__module__.startswith(_TOOLS)
+            and (each.__module__ or "").startswith(_TOOLS)
             and (name := each.__qualname__).isidentifier()
         ):
             raise TypeError(f"observers=[{name}]: give what it returns, observers=[{name}()]")

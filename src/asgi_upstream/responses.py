@@ -150,7 +150,9 @@ def _check_values(
 ) -> None:
     if observers:
         check_observers(observers)
-    if deadline is not None and not deadline > 0:
+    if deadline is not None and not (
+        isinstance(deadline, int | float) and deadline > 0  # pyright: ignore
+    ):
         raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
     if status_code is not None and not 200 <= status_code < 600:
         raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
@@ -247,7 +249,7 @@ class BufferedResponse(_UpstreamResponse):
                 "BufferedResponse has no error_frame, for it sends nothing before the whole body "
                 "is there: handle UpstreamError, or use StreamedResponse(error_frame=...)"
             )
-        if not max_bytes > 0:
+        if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
         super().__init__(client, request, **options)
         self._terms.max_bytes = max_bytes

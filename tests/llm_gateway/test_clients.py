@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -16,9 +17,10 @@ from openai import AsyncOpenAI, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from prometheus_client.parser import text_string_to_metric_families
 
+from asgi_upstream import UpstreamProtocolError
 from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.callers import CALLERS
-from examples.llm_gateway.upstream import DIES_AFTER, KEYS, WORDS
+from examples.llm_gateway.upstream import DIES_AFTER, KEYS, THINKS, WORDS
 from examples.llm_gateway.usage import Usage
 from tests.integration.servers import free_port
 from tests.llm_gateway.conftest import DEEP, SWIFT, Serve, Upstream
@@ -150,14 +152,15 @@ def test_the_upstream_stops_when_a_caller_leaves_an_answer_that_is_not_streamed(
 
 
 def test_a_caller_who_leaves_before_the_first_token_is_made_pays_for_none(
-    call: Call, gateway: str, upstream: Upstream
+    call: Call, gateway: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(THINKS, "slow", 1.5)
     before = upstream.made(SWIFT)
     with pytest.raises(openai.APITimeoutError):
         streamed(call().with_options(timeout=0.5), "slow")
     assert newest_ended(gateway)["outcome"] == "caller_left_before_headers"
-    list(streamed(call("key-of-bob"), max_tokens=2))
-    assert upstream.made(SWIFT) == before + 2
+    time.sleep(2)  # in which it would make some
+    assert upstream.made(SWIFT) == before
 
 
 def test_the_upstream_stops_when_the_task_of_an_async_caller_is_cancelled(
@@ -513,6 +516,50 @@ def test_each_part_that_says_something_is_a_token_where_no_usage_is_told(
         return usage.completion_tokens
 
     assert asyncio.run(counted()) == tokens
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"choices": [], "usage": "many"}',
+        b'{"choices": [], "usage": {"prompt_tokens": null, "completion_tokens": "3"}}',
+        b'{"choices": [], "usage": {"prompt_tokens": -100, "completion_tokens": 1.5}}',
+        b'{"choices": ["x"]}',
+        b'{"choices": {"a": 1}}',
+        b'{"choices": 3}',
+        b'{"choices": [{"delta": "word"}]}',
+        b"[1]",
+        b"null",
+        b"[" * 200_000,
+    ],
+)
+def test_an_odd_event_is_passed_on_and_counts_for_nothing(odd: bytes) -> None:
+    piece = b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n'
+    body = piece + b"data: " + odd + b"\n\n" + piece
+
+    async def chunks() -> Any:
+        yield body
+
+    async def counted() -> Usage:
+        usage = Usage()
+        assert b"".join([event async for event in usage.counted(chunks())]) == body
+        return usage
+
+    usage = asyncio.run(counted())
+    assert (usage.prompt_tokens, usage.completion_tokens) == (0, 2)
+
+
+def test_an_event_without_end_is_a_failure_and_fills_no_memory() -> None:
+    async def chunks() -> Any:
+        while True:
+            yield b"data: " + b"x" * 65536
+
+    async def read() -> None:
+        async for _ in Usage().counted(chunks()):
+            pass
+
+    with pytest.raises(UpstreamProtocolError):
+        asyncio.run(read())
 
 
 def test_the_caller_of_the_docs_page_prints_an_answer(

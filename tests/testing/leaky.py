@@ -22,8 +22,9 @@ from asgi_upstream.testing import no_leaks as watching
 
 __all__ = [
     "StreamedResponse", "TestClient", "Upstream", "aeventually", "anyio", "app_by", "asyncio",
-    "calling", "cleared", "client_lifespan", "eventually", "httpx", "kept", "later", "leave_open",
-    "make_app", "on_both", "outer", "pytest", "quick", "serve", "served", "tested", "watching",
+    "calling", "cleared", "client_lifespan", "eventually", "get_client", "httpx", "kept", "later",
+    "leave_open", "make_app", "on_both", "outer", "pytest", "quick", "serve", "served", "tested",
+    "watching",
 ]  # fmt: skip
 
 quick = pytest.mark.no_leaks(within=0.3)

@@ -131,6 +131,116 @@ def test_fixture(served, upstream, no_leaks):
     assert "AssertionError: still open 0.3 s after the end:" in told["test_server"]
 
 
+def test_a_response_that_nobody_closed_is_told_of_however_short_it_is(run: Run) -> None:
+    told = run(
+        """# preamble
+from asgi_upstream.transport import AsyncioTransport
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+@pytest.fixture(params=[None, AsyncioTransport])
+def leaking(request, upstream):
+    upstream.get("/short").text("x")
+    made = request.param and request.param()
+
+    async def leak(request):
+        client = await get_client(request)
+        kept.append(await client.send(client.build_request("GET", "/short"), stream=True))
+        return PlainTextResponse("fine")
+
+    lifespan = client_lifespan(base_url=upstream.url, trust_env=False, transport=made)
+    with TestClient(Starlette(routes=[Route("/", leak)], lifespan=lifespan)) as caller:
+        yield caller
+
+@quick
+def test_once(leaking):
+    assert leaking.get("/").text == "fine"
+
+@quick
+def test_twice(leaking):
+    assert [leaking.get("/").text for _ in range(2)] == ["fine"] * 2
+""",
+        passed=0,
+        failed=4,
+    )
+    assert [*lines_of(told, "(.*), which nobody closed").values()] == [
+        *[["a response of the client 'client'"]] * 2,
+        *[["2 responses of the client 'client'"]] * 2,
+    ]
+
+
+def test_unittests_are_checked_before_their_cleanups(run: Run) -> None:
+    told = run(
+        """# preamble
+import unittest
+
+class Case:
+    def scripted(self):
+        upstream = Upstream()
+        self.addCleanup(upstream.__exit__, None, None, None)
+        upstream.__enter__().get("/never").stalls()
+        return upstream
+
+@quick
+class TestSync(Case, unittest.TestCase):
+    def test_clean(self):
+        self.scripted()
+
+    def test_leak(self):
+        upstream = self.scripted()
+        leave_open(upstream.url)  # in the place of the app
+        eventually(lambda: upstream.open == 1)
+
+@quick
+class TestAsync(Case, unittest.IsolatedAsyncioTestCase):
+    async def test_clean(self):
+        self.scripted()
+
+    async def test_leak(self):
+        upstream = self.scripted()
+        app = app_by(outer, upstream.url + "/never")
+        kept.append(asyncio.create_task(calling(app).get("/")))
+        await aeventually(lambda: upstream.open == 1)
+""",
+        passed=2,
+        failed=2,
+        errors=1,  # the caller of the async one
+    )
+    by_outer = "by a client of no lifespan"
+    told.pop("ERROR at teardown of TestAsync.test_leak")
+    assert lines_of(told, "GET U/never, (.*)") == {
+        "TestAsync.test_leak": [by_outer, "as the upstream sees it"],
+        "TestSync.test_leak": ["as the upstream sees it"],
+    }
+
+
+def test_a_watch_that_would_see_nothing_is_refused(run: Run) -> None:
+    told = run(
+        """# preamble
+def test_too_late(request):
+    request.getfixturevalue("no_leaks")
+
+@pytest.mark.no_leaks(0.3)
+def test_by_position():
+    pass
+
+@pytest.mark.no_leaks(with_in=0.3)
+def test_misspelt():
+    pass
+""",
+        passed=0,
+        failed=1,
+        errors=2,
+    )
+    assert [*lines_of(told, "RuntimeError: (no_leaks came too late).*").values()].count(
+        ["no_leaks came too late"]
+    ) == 1
+    assert [*lines_of(told, "TypeError: .* has one argument, (within=).*").values()].count(
+        ["within="]
+    ) == 2
+
+
 def test_a_test_that_leaves_a_client_open_is_an_error_that_names_it(run: Run) -> None:
     told = run(
         """# preamble

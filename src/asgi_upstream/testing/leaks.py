@@ -2,13 +2,13 @@
 
 import functools
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from ..libraries import NAMES
-from ..records import all_ledgers
+from ..records import all_ledgers, ledger_of
 from .upstream import running
 from .waiting import aeventually, eventually
 
@@ -25,7 +25,7 @@ class no_leaks:
     Only what begins inside counts. Exchanges of this library are seen wherever the app runs in
     this process; those of an app elsewhere, where they end in an `Upstream`. Of clients are seen
     those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and sent
-    something.
+    something; and of both, a response of `send(stream=True)` that nobody closed.
 
     Arguments:
         within: seconds that an exchange may still take to end.
@@ -43,6 +43,7 @@ class no_leaks:
         """Watch from here on."""
         self._made: list[Any] = []
         self._not_ours: list[object] = []
+        self._stray_before = {id(client): stray for client, stray in _stray([])}
         self._look_away()
         _watching.append(self)
         _follow_clients()
@@ -99,7 +100,12 @@ class no_leaks:
         return all(one is not other for other in self._not_ours)
 
     def _open_exchanges(self) -> list[str]:
-        return [told for one, told in _under_way() if self._is_ours(one)]
+        told = [told for one, told in _under_way() if self._is_ours(one)]
+        for client, stray in _stray(self._made):
+            if (ours := stray - self._stray_before.get(id(client), 0)) > 0:
+                responses = "a response" if ours == 1 else f"{ours} responses"
+                told.append(f"{responses} of {_named(client)}, which nobody closed")
+        return told
 
     def _unclosed_clients(self) -> Iterator[str]:
         ledgers = list(all_ledgers())
@@ -112,9 +118,7 @@ class no_leaks:
             # An exchange may go past the client's own methods, which keep its state.
             was_used = id(client) in used or _is_opened(client)
             if was_used and id(client) not in of_a_lifespan and not client.is_closed:
-                kind, url = type(client).__name__, client.base_url
-                of = f" for {url}" if url.host else ""
-                yield f"an {kind}{of}: use `async with`, or aclose()"
+                yield f"{_named(client)}: use `async with`, or aclose()"
 
     def __enter__(self) -> Self:
         self.begin()
@@ -160,6 +164,31 @@ def _under_way() -> Iterator[tuple[object, str]]:
         for received in upstream.under_way():
             told = f"{received.method} {upstream.url}{received.target}, as the upstream sees it"
             yield received, told
+
+
+def _stray(clients: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """These clients and all that had an exchange, and how many connections each has in use, as far
+    as its transports tell, beyond those of its exchanges."""
+    open_on = {id(client): (client, ledger.open) for client, ledger in all_ledgers()}
+    open_on |= {id(client): (client, 0) for client in clients if id(client) not in open_on}
+    for client, exchanges in open_on.values():
+        transports = (getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values())
+        yield client, sum(map(_in_use, transports)) - exchanges
+
+
+def _in_use(transport: Any) -> int:
+    if tell := getattr(transport, "pool_state", None):
+        state = tell()
+        return int(state.open - state.idle)
+    connections = getattr(getattr(transport, "_pool", None), "connections", ())
+    return sum(not (one.is_idle() or one.is_closed()) for one in connections)
+
+
+def _named(client: Any) -> str:
+    if name := ledger_of(client).name:
+        return f"the client {name!r}"
+    kind, url = type(client).__name__, getattr(client, "base_url", None)
+    return f"an {kind} for {url}" if url and url.host else f"an {kind}"
 
 
 def _follow_clients() -> None:

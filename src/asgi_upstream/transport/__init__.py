@@ -148,7 +148,7 @@ class OnAsyncio(_Transport):
 
     def relay(self, request: httpx.Request) -> Awaitable[Connection] | None:
         """The connection with the response, for who needs no `httpx.Response`, and ends with `keep`
-        or `finish`. None where others must see the request.
+        or `finish`. None where others must see the request, or it is not of this library.
 
         Others are those who have put themselves in the place of this class's, httpx's or
         httpcore's method.
@@ -159,6 +159,7 @@ class OnAsyncio(_Transport):
             or "handle_async_request" in vars(self)
             or stock.transport.handle_async_request is not stock.transport_method
             or stock.pool.handle_async_request is not stock.pool_method
+            or library_of(type(request)) is not stock.library
         ):
             return None
         extensions = request.extensions
