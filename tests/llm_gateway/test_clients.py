@@ -441,7 +441,8 @@ def test_metrics_tell_how_exchanges_ended_at_each_upstream(ann: OpenAI, gateway:
     with pytest.raises(openai.APIError, match="broke off"):
         list(streamed(ann, "dies"))
     list(streamed(ann, "deep-1", max_tokens=1))
-    until(lambda: (ended("body_failed"), ended("completed")) == (before[0] + 1, before[1] + 1))
+    # More than that, where an exchange of the test before is counted late.
+    until(lambda: ended("body_failed") > before[0] and ended("completed") > before[1])
 
 
 def test_a_caller_sees_its_own_exchanges_alone_and_sees_them_live(call: Call, gateway: str) -> None:
