@@ -349,11 +349,13 @@ async def test_a_body_that_a_status_forbids_is_dropped(cls: AnyClass, status: in
 
 @both
 @pytest.mark.parametrize("status", [101, 100, 99, 600, 700])
-async def test_a_status_that_is_no_final_one_is_a_protocol_error(
-    cls: AnyClass, status: int
+async def test_a_status_that_is_no_final_one_is_a_protocol_error_and_the_log_has_it(
+    cls: AnyClass, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller, _ = await failing(answering(b"x", status=status), UpstreamProtocolError, cls)
+    caller, error = await failing(answering(b"x", status=status), UpstreamProtocolError, cls)
     assert caller.messages == []
+    assert f"failed: UpstreamProtocolError: status {status} (GET" in caplog.text
+    assert str(status) not in str(error)
 
 
 # --- what the author sets ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
 import httpx
 
-from .errors import UpstreamProtocolError
+from .errors import invalid_response
 from .libraries import Library, cached
 
 _PIECE = 65536
@@ -46,7 +46,7 @@ def decoded(
     """
     for coding in reversed(codings):
         if not can_decode(coding, library):
-            raise UpstreamProtocolError
+            raise invalid_response(f"a body in {coding!r}, which cannot be decoded")
         undone = _inflated if coding in _WBITS else _by_httpx
         body = undone(aiter(body), coding, library)
     return aiter(body)

@@ -144,6 +144,13 @@ def deadline_passed(seconds: float | None) -> UpstreamTimeout:
     return error
 
 
+def invalid_response(what: str) -> UpstreamProtocolError:
+    """The failure of an upstream that sent this; the log is told what, and the caller is not."""
+    error = UpstreamProtocolError()
+    error.add_note(what)
+    return error
+
+
 def log_failure(
     error: UpstreamError, request: httpx.Request | None, route: str | None = None
 ) -> None:

@@ -224,7 +224,7 @@ class Exchange:
                 watch.begin(sparingly=upstream.status_code >= 300)  # an upload that was refused
             _check_status(upstream.status_code)
             if headers.has_controls(upstream.headers.raw):
-                raise errors.UpstreamProtocolError
+                raise errors.invalid_response("a control character in a field")
             if self.terms.max_bytes is None:
                 await self._stream(upstream, caller, watch)
             else:
@@ -418,7 +418,7 @@ class Exchange:
 def _check_status(status: int) -> None:
     """Refuse a 101 that nobody asked for, and a number that is no status (RFC 9110 15)."""
     if not 200 <= status < 600:
-        raise errors.UpstreamProtocolError
+        raise errors.invalid_response(f"status {status}")
 
 
 def _has_no_content(method: str, status: int) -> bool:

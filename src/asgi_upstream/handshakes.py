@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from .errors import UpstreamProtocolError
+from .errors import invalid_response
 from .forwarding import forward_request
 from .headers import RawHeaders, relayed_response_headers
 
@@ -66,7 +66,7 @@ def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None
         or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
         or "sec-websocket-extensions" in fields  # none was offered
     ):
-        raise UpstreamProtocolError
+        raise invalid_response("a 101 that is not the answer to the handshake")
 
 
 def answered(upstream: httpx.Response) -> RawHeaders:
