@@ -504,7 +504,7 @@ def fuzz(seed: int) -> None:
     except StuckError as exc:
         tasks = [task.get_stack()[-1:] for task in asyncio.all_tasks(loop)]
         case.failures.append(f"{exc}: {tasks}")
-    except Exception as exc:
+    except (Exception, asyncio.CancelledError) as exc:
         raise AssertionError(f"python -m tests.transport.fuzz --seed {seed}") from exc
     finally:
         loop.close()

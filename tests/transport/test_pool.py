@@ -339,6 +339,22 @@ async def test_a_connect_that_nobody_waits_for_is_kept_or_gives_its_room_to_anot
     assert (await other).origin == B
 
 
+async def test_who_is_left_with_a_connect_that_was_given_up_gets_the_failure_of_the_other() -> None:
+    c = Connects(most=2)
+    leaving, staying = c.taking(A), c.taking(A)
+    await settle()
+    leaving.cancel()
+    await settle()
+    other = c.taking(B)  # one of the connects to A gives its room, and before that has ended
+    c.fail(httpx.ConnectError("refused"), 0)  # the other one fails
+    with pytest.raises(httpx.ConnectError, match="refused"):
+        await staying
+    await settle()
+    c.connect()
+    (await other).close()
+    c.assert_empty()
+
+
 async def test_what_was_given_to_a_task_that_is_cancelled_goes_to_the_next() -> None:
     c = Connects(most=1)
     connection = await c.taken(A)

@@ -215,8 +215,10 @@ class Pool:
             self._size -= 1
             waiting = (waiter for waiter in group.waiters if not waiter.connection.done())
             have_room = takewhile(lambda waiter: waiter.has_room, waiting)  # who came first
-            failing = list(islice(have_room, group.connecting + 1))
-            if len(failing) > group.connecting:
+            # Of those that are still being made, one that was given up is for nobody.
+            coming = sum(o == origin and not t.cancelling() for t, o in self._making.items())
+            failing = list(islice(have_room, coming + 1))
+            if len(failing) > coming:
                 self._forget(failing[0])
                 failing[0].connection.set_exception(exc)
             self._tidy(origin)
