@@ -64,6 +64,7 @@ def test_a_message_past_the_bound_of_the_route_ends_it(url: str) -> None:
     assert closed.value.rcvd.code == 1009
 
 
+@pytest.mark.of_httpx  # whose transport for tests httpx-ws has
 def test_the_page_on_websockets_is_true() -> None:
     text = (ROOT / "docs/websockets.md").read_text()
     page: dict[str, Any] = {}
