@@ -36,7 +36,7 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
-	@$(RUN) pytest -n 6 --dist worksteal -m "not alone and not slow"
+	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow"
 	@$(RUN) pytest -m "alone and not slow" $(shell grep -rl mark.alone tests)
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
 

@@ -401,9 +401,9 @@ DURING: list[tuple[str, dict[str, Any]]] = [
     ("broken_chunk", {}),
     ("broken_gzip", {"decode": True}),
     ("short_gzip", {"decode": True}),
-    ("silent_mid_body", {"timeout": 0.15}),
-    ("silent_mid_body", {"deadline": 0.15}),
-    ("events", {"deadline": 0.15}),
+    ("silent_mid_body", {"timeout": 0.4}),
+    ("silent_mid_body", {"deadline": 0.4}),
+    ("events", {"deadline": 0.4}),
     ("chunks", {"transform": "failing"}),
 ]
 during = pytest.mark.parametrize(
