@@ -36,9 +36,12 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
-	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow"
+	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow" || $(ONCE_MORE)
 	@$(RUN) pytest -m "alone and not slow" $(shell grep -rl mark.alone tests)
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
+
+# What failed, by itself: on a busy machine a bound of time may pass that is wide else.
+ONCE_MORE := $(RUN) pytest --last-failed --last-failed-no-failures none -m "not alone and not slow"
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
 TELLING := tests/test_corners.py tests/test_errors.py tests/test_lifespan.py tests/test_responses.py
