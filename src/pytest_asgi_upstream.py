@@ -93,13 +93,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     if watch is None:
         return (yield)
     try:
-        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(test := item.obj):
-            # In its event loop, which may be closed at its end with all that goes on in it.
-            with _in_place(item, _checked(test, watch)):
-                return (yield)
-        if isinstance(item, pytest.Function) and _is_of_unittest(item):
-            # Before what `addCleanup` has, as before the fixtures of others.
-            with _in_place(item, _checked_by_itself(item.obj, watch)):
+        if isinstance(item, pytest.Function) and (checked := _checked_within(item, watch)):
+            with _in_place(item, checked):
                 return (yield)
         yield
         watch.check_exchanges()
@@ -121,6 +116,17 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         watch.check_clients()
     finally:
         _forget(item, watch)
+    return None
+
+
+def _checked_within(item: pytest.Function, watch: "testing.no_leaks") -> Callable[..., Any] | None:
+    """The test with the check as its last step; None where that can follow it."""
+    if inspect.iscoroutinefunction(test := item.obj):
+        # In its event loop, which may be closed at its end with all that goes on in it.
+        return _checked(test, watch)
+    if _is_of_unittest(item):
+        # Before what `addCleanup` has, as before the fixtures of others.
+        return _checked_by_itself(test, watch)
     return None
 
 

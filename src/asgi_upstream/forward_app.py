@@ -104,21 +104,7 @@ class ForwardApp:
                 f"ForwardApp has no option {sorted(unknown)[0]!r}; what is the client's, such as "
                 f"base_url=, is given to client_lifespan(...)"
             )
-        if not (isinstance(name, str) or callable(name)):  # pyright: ignore
-            raise TypeError(
-                f"ForwardApp needs the name of a client, not {kind_of(name)}: write ForwardApp() "
-                f"for the one of client_lifespan(), or ForwardApp('billing') for another"
-            )
-        if isinstance(name, str) and "://" in name:
-            raise ValueError(
-                f"ForwardApp({name!r}): the first argument names a client, and the upstream is the "
-                f"client's: client_lifespan(base_url={name!r})"
-            )
-        if isinstance(name, str) and name.startswith("/"):
-            raise ValueError(
-                f"ForwardApp({name!r}): the first argument names a client, and the path is the "
-                f"mount's: app.mount({name!r}, ForwardApp()), or else ForwardApp(prefix={name!r})"
-            )
+        _check_name(name)
         if isinstance(methods, str):
             raise TypeError(f"methods={methods!r}: give a list of methods")
         check_options(options)
@@ -238,6 +224,27 @@ class ForwardApp:
             fields = rewrite(fields, base, mount)
         upstream.headers = library_of(type(upstream)).Headers(fields)
         return answer
+
+
+def _check_name(name: object) -> None:
+    """What else is easily given in the place of a client's name is told where it belongs."""
+    if callable(name):
+        return
+    if not isinstance(name, str):
+        raise TypeError(
+            f"ForwardApp needs the name of a client, not {kind_of(name)}: write ForwardApp() for "
+            f"the one of client_lifespan(), or ForwardApp('billing') for another"
+        )
+    if "://" in name:
+        raise ValueError(
+            f"ForwardApp({name!r}): the first argument names a client, and the upstream is the "
+            f"client's: client_lifespan(base_url={name!r})"
+        )
+    if name.startswith("/"):
+        raise ValueError(
+            f"ForwardApp({name!r}): the first argument names a client, and the path is the "
+            f"mount's: app.mount({name!r}, ForwardApp()), or else ForwardApp(prefix={name!r})"
+        )
 
 
 def _with_head(methods: Collection[str]) -> frozenset[str]:
