@@ -19,7 +19,7 @@ import httpx
 from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import ReverseProxy, client_lifespan
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 SESSION = "bff_session"
@@ -70,4 +70,4 @@ def with_token(request: httpx.Request) -> Response | None:
     return None
 
 
-app.mount("/api", ForwardApp(on_request=with_token, rewrite_redirects=True, rewrite_cookies=True))
+app.mount("/api", ReverseProxy(on_request=with_token, rewrite_redirects=True, rewrite_cookies=True))

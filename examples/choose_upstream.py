@@ -17,7 +17,7 @@ import anyio.lowlevel
 from fastapi import FastAPI, HTTPException
 from starlette.requests import HTTPConnection
 
-from asgi_upstream import ForwardApp, client_lifespan, combine_lifespans
+from asgi_upstream import ReverseProxy, client_lifespan, combine_lifespans
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 STABLE_URL = os.environ.get("STABLE_URL", UPSTREAM_URL)
@@ -56,7 +56,9 @@ def by_weight(connection: HTTPConnection) -> str:
     return random.choices(["stable", "beta"], weights=[9, 1])[0]
 
 
-app.mount("/by-host", ForwardApp(by_host))
-app.mount("/by-header", ForwardApp(by_header))
-app.mount("/by-tenant/{tenant}", ForwardApp(by_tenant))  # the tenant is of the mount: not forwarded
-app.mount("/by-weight", ForwardApp(by_weight))
+app.mount("/by-host", ReverseProxy(by_host))
+app.mount("/by-header", ReverseProxy(by_header))
+app.mount(
+    "/by-tenant/{tenant}", ReverseProxy(by_tenant)
+)  # the tenant is of the mount: not forwarded
+app.mount("/by-weight", ReverseProxy(by_weight))

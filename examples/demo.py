@@ -221,7 +221,7 @@ async def an_upstream_that_dies(demo: Demo) -> None:
     demo.held(bool(cut), "the caller is told: its connection is cut", f"{size} bytes, then {cut}")
     told = (await demo.caller.get("/dies/told")).text
     last = " ".join(told[told.rfind("event:") :].split("\n")).strip()
-    demo.held("event: error" in told, "or by a last event, with error_frame", last)
+    demo.held("event: error" in told, "or by a last event, with on_stream_error", last)
 
 
 async def errors_told_apart(demo: Demo) -> None:
@@ -291,7 +291,7 @@ async def serve(demo: Demo) -> int:
         ("", "/item", "JSON"),
         ("", "/never", "no answer; Ctrl-C, and see /open"),
         ("", "/dies", "the upstream dies half-way: curl says so"),
-        ("", "/dies/told", "the same, with an error_frame"),
+        ("", "/dies/told", "the same, with an on_stream_error"),
         ("-i", "/refused", "502"),
         ("-i", "/never/deadline", "504"),
         ("-i", "/status/418", "any status"),

@@ -57,7 +57,7 @@ async def events(client: Client, request: Request) -> StreamedResponse:
     return StreamedResponse(
         client,
         client.build_request("GET", "/events", params=request.query_params),
-        error_frame=error_event,
+        on_stream_error=error_event,
     )
 
 
@@ -98,7 +98,9 @@ async def dies(client: Client) -> StreamedResponse:
 @app.get("/dies/told")
 async def dies_told(client: Client) -> StreamedResponse:
     """The caller gets an event of ours as the last, and a proper end."""
-    return StreamedResponse(client, client.build_request("GET", "/dies"), error_frame=error_event)
+    return StreamedResponse(
+        client, client.build_request("GET", "/dies"), on_stream_error=error_event
+    )
 
 
 @app.get("/narrow/never")

@@ -22,7 +22,7 @@ from fastapi.security import APIKeyHeader
 from starlette.responses import Response
 
 from asgi_upstream import (
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     client_dependency,
     client_lifespan,
@@ -51,7 +51,7 @@ KnownCaller = Annotated[str, Depends(known_caller)]
 
 router = APIRouter(dependencies=[Depends(known_caller)])
 # The caller's key was for this gateway, so it ends here.
-stock = ForwardApp("stock_client", prefix="/stock", headers={"x-api-key": None})
+stock = ReverseProxy("stock_client", prefix="/stock", headers={"x-api-key": None})
 
 
 @router.api_route("/stock/{path:path}", methods=METHODS)

@@ -16,7 +16,7 @@ import httpx
 from fastapi import Depends, FastAPI
 from starlette.responses import JSONResponse
 
-from asgi_upstream import StreamedResponse, client_lifespan, get_client, open_exchanges
+from asgi_upstream import StreamedResponse, client_lifespan, count_open_exchanges, get_client
 from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
@@ -37,7 +37,7 @@ async def ready(client: Client) -> JSONResponse:
     """503 while too many wait. For the load balancer, not the public: it names the upstreams."""
     pool = transport.pool_state()
     state = {
-        "exchanges": open_exchanges(client),
+        "exchanges": count_open_exchanges(client),
         "open": pool.open,
         "idle": pool.idle,
         "connecting": pool.connecting,

@@ -34,7 +34,7 @@ async def file(client: Client, size: int = 200_000_000) -> StreamedResponse:
 async def events(client: Client, count: int = 20) -> StreamedResponse:
     """Server-sent events, each as it comes."""
     request = client.build_request("GET", "/events", params={"count": count})
-    return StreamedResponse(client, request, error_frame=error_event)
+    return StreamedResponse(client, request, on_stream_error=error_event)
 
 
 @app.get("/never")
@@ -54,4 +54,4 @@ async def dies(client: Client) -> StreamedResponse:
 async def dies_with_a_word(client: Client) -> StreamedResponse:
     """The same, but the caller gets a last event that says so."""
     request = client.build_request("GET", "/dies")
-    return StreamedResponse(client, request, error_frame=error_event)
+    return StreamedResponse(client, request, on_stream_error=error_event)

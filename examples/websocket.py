@@ -17,14 +17,14 @@ from typing import Annotated
 import httpx
 from fastapi import Depends, FastAPI, WebSocket
 
-from asgi_upstream import ForwardApp, client_lifespan, get_client, relay_websocket
+from asgi_upstream import ReverseProxy, client_lifespan, get_client, relay_websocket
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 ORIGINS = ("https://shop.example", "http://127.0.0.1:8000")
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
-app.mount("/api", ForwardApp())
+app.mount("/api", ReverseProxy())
 
 
 @app.websocket("/live/{path:path}")

@@ -45,7 +45,7 @@ def serve() -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> None:
     """Fails the test if it leaves an exchange open, or a client that it never closed."""
-    if request.session.stash.get(_watch, None) is None:
+    if request.session.stash.get(_LEAK_CHECK, None) is None:
         raise RuntimeError(
             "no_leaks came too late to see what was opened: give it as an argument of the test, or "
             "as the marker, and not by getfixturevalue()"
@@ -54,7 +54,7 @@ def no_leaks(request: pytest.FixtureRequest) -> None:
 
 # What `no_leaks` does is done in these hooks, for a fixture is torn down when others are already.
 
-_watch: pytest.StashKey["testing.no_leaks"] = pytest.StashKey()
+_LEAK_CHECK: pytest.StashKey["testing.no_leaks"] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,7 +71,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
         if marker is not None and (marker.args or marker.kwargs.keys() - {"within"}):
             yield  # pytest's own teardown needs its own setup
             raise TypeError(f"{MARKER.partition(':')[0]} has one argument, within=, in seconds")
-        item.session.stash[_watch] = watch = no_leaks(**(marker.kwargs if marker else {}))
+        item.session.stash[_LEAK_CHECK] = watch = no_leaks(**(marker.kwargs if marker else {}))
         watch.begin()
     return (yield)
 
@@ -79,7 +79,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
     """What a fixture opens for many tests is not of the one that comes first."""
-    watch = request.session.stash.get(_watch, None)
+    watch = request.session.stash.get(_LEAK_CHECK, None)
     if watch is None or request.scope == "function":
         return (yield)
     with watch.paused():
@@ -89,18 +89,18 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Look for exchanges as soon as the test is over, while its fixtures are still there."""
-    watch = item.session.stash.get(_watch, None)
+    watch = item.session.stash.get(_LEAK_CHECK, None)
     if watch is None:
         return (yield)
     try:
-        if isinstance(item, pytest.Function) and (checked := _checked_within(item, watch)):
-            with _in_place(item, checked):
+        if isinstance(item, pytest.Function) and (checked := _wrap_test(item, watch)):
+            with _replaced(item, checked):
                 return (yield)
         yield
         watch.check_exchanges()
     except BaseException:
         # One failure is enough: what it left open is told of, or is that of a test cut short.
-        _forget(item, watch)
+        _stop(item, watch)
         raise
     return None
 
@@ -108,25 +108,25 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Look for clients when all fixtures of the test had their turn to close them."""
-    watch = item.session.stash.get(_watch, None)
+    watch = item.session.stash.get(_LEAK_CHECK, None)
     if watch is None:
         return (yield)
     try:
         yield
         watch.check_clients()
     finally:
-        _forget(item, watch)
+        _stop(item, watch)
     return None
 
 
-def _checked_within(item: pytest.Function, watch: "testing.no_leaks") -> Callable[..., Any] | None:
+def _wrap_test(item: pytest.Function, watch: "testing.no_leaks") -> Callable[..., Any] | None:
     """The test with the check as its last step; None where that can follow it."""
     if inspect.iscoroutinefunction(test := item.obj):
         # In its event loop, which may be closed at its end with all that goes on in it.
-        return _checked(test, watch)
+        return _with_async_check(test, watch)
     if _is_of_unittest(item):
         # Before what `addCleanup` has, as before the fixtures of others.
-        return _checked_by_itself(test, watch)
+        return _with_check(test, watch)
     return None
 
 
@@ -135,7 +135,7 @@ def _is_of_unittest(item: pytest.Function) -> bool:
 
 
 @contextmanager
-def _in_place(item: pytest.Function, checked: Callable[..., Any]) -> Generator[None]:
+def _replaced(item: pytest.Function, checked: Callable[..., Any]) -> Generator[None]:
     """The test is that; unittest asks its own object for an async one."""
     test: Any = item.obj
     case: object = item.instance if _is_of_unittest(item) else None
@@ -150,12 +150,12 @@ def _in_place(item: pytest.Function, checked: Callable[..., Any]) -> Generator[N
             case.__dict__.pop(item.name, None)
 
 
-def _forget(item: pytest.Item, watch: "testing.no_leaks") -> None:
+def _stop(item: pytest.Item, watch: "testing.no_leaks") -> None:
     watch.end()
-    del item.session.stash[_watch]
+    del item.session.stash[_LEAK_CHECK]
 
 
-def _checked(
+def _with_async_check(
     test: Callable[..., Awaitable[None]], watch: "testing.no_leaks"
 ) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
@@ -166,7 +166,7 @@ def _checked(
     return checked
 
 
-def _checked_by_itself(test: Callable[..., None], watch: "testing.no_leaks") -> Callable[..., None]:
+def _with_check(test: Callable[..., None], watch: "testing.no_leaks") -> Callable[..., None]:
     @functools.wraps(test)
     def checked(*args: Any, **options: Any) -> None:
         test(*args, **options)

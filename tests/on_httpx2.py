@@ -11,9 +11,9 @@ import httpx2
 
 import asgi_upstream
 from asgi_upstream import client_lifespan, transport
-from asgi_upstream.decoding import decoded
-from asgi_upstream.transport.connection import Connection
-from asgi_upstream.transport.messages import outgoing
+from asgi_upstream.decoding import decode_body
+from asgi_upstream.transport.connection import HTTP11Connection
+from asgi_upstream.transport.messages import serialize_request
 from asgi_upstream.transport.pool import Pool
 
 
@@ -22,7 +22,13 @@ def put_httpx2_in_place_of_httpx() -> None:
     for module in pkgutil.walk_packages(asgi_upstream.__path__, "asgi_upstream."):
         import_module(module.name)  # with httpx itself
     transport.AsyncioTransport = transport.httpx2.AsyncioTransport  # type: ignore
-    for function in (client_lifespan, Pool.__init__, Connection.__init__, outgoing, decoded):
+    for function in (
+        client_lifespan,
+        Pool.__init__,
+        HTTP11Connection.__init__,
+        serialize_request,
+        decode_body,
+    ):
         given = {httpx: httpx2, httpx.AsyncClient: httpx2.AsyncClient}
         defaults: tuple[Any, ...] = function.__defaults__ or ()
         function.__defaults__ = tuple(given.get(default, default) for default in defaults)

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from asgi_upstream.testing import Answer
+from asgi_upstream.testing import ScriptedResponse
 from tests.go import GO, built
 from tests.integration.servers import Caller, Server, ask, eventually, free_port
 from tests.integration.test_nginx import NGINX
@@ -62,7 +62,7 @@ http {{
 FIELDS = [
     ("set-cookie", "a=1"), ("set-cookie", "b=2"), ("connection", "x-private"), ("x-private", "1")
 ]  # fmt: skip
-BEHAVIOURS["session"] = Answer().content(b"ok", headers=FIELDS)
+BEHAVIOURS["session"] = ScriptedResponse().content(b"ok", headers=FIELDS)
 
 Probe = Callable[[Server, Upstream], str]
 PROBES: dict[str, Probe] = {}
@@ -132,14 +132,14 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 
 
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
-    idle = upstream.open
+    idle = upstream.open_exchanges
     caller = Caller(server, path)
-    eventually(lambda: upstream.open == idle + 1, 5)
+    eventually(lambda: upstream.open_exchanges == idle + 1, 5)
     if after is not None:
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.open == idle, 3)
+        eventually(lambda: upstream.open_exchanges == idle, 3)
     except AssertionError:
         return "**not noticed**"
     return "noticed"
@@ -230,7 +230,7 @@ def test_each_cell_of_the_table_is_as_measured(
     server, measured = serve_way(way), {}
     for what, probe in PROBES.items():
         if probe is leaves_before:  # the first of those that take a timeout for a leaving
-            eventually(lambda: upstream.open == 0, 10)
+            eventually(lambda: upstream.open_exchanges == 0, 10)
             server = serve_way(way, patient=True)
         measured[what] = probe(server, upstream)
     measured[REFUSED] = str(ask(serve_way(way, refused=True), "/api/item").status)

@@ -35,7 +35,7 @@ from tests.test_responses import (
 
 pytestmark = pytest.mark.anyio
 
-LATE = 2 * asgi_upstream.watch.WATCH_AFTER + 0.05
+LATE = 2 * asgi_upstream.watch.LISTEN_DELAY + 0.05
 
 
 class ClosingBy(httpx.AsyncByteStream):
@@ -267,14 +267,14 @@ async def test_a_refused_websocket_is_answered_and_its_caller_watched(cls: AnyCl
 
 async def test_an_error_frame_of_text_says_so_and_cuts_the_connection() -> None:
     upstream = answering(b"a", httpx.ReadError("broke"))
-    caller, error = await failing(upstream, TypeError, error_frame=lambda exc: "text")
-    assert "error_frame returned str" in str(error)
+    caller, error = await failing(upstream, TypeError, on_stream_error=lambda exc: "text")
+    assert "on_stream_error returned str" in str(error)
     assert not caller.complete
 
 
 async def test_an_error_frame_that_raises_cuts_the_connection() -> None:
     upstream = answering(b"a", httpx.ReadError("broke"))
-    caller, _ = await failing(upstream, ZeroDivisionError, error_frame=lambda exc: 1 / 0)
+    caller, _ = await failing(upstream, ZeroDivisionError, on_stream_error=lambda exc: 1 / 0)
     assert not caller.complete
 
 
@@ -296,7 +296,7 @@ async def test_a_deadline_that_the_upstreams_client_turns_into_an_error_is_a_tim
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Turning()))
     client = httpx.AsyncClient(transport=transport)
     request = client.build_request("GET", "http://x")
-    await Caller().call(StreamedResponse(client, request, deadline=0.1, error_frame=frame))
+    await Caller().call(StreamedResponse(client, request, deadline=0.1, on_stream_error=frame))
     assert frames == ["UpstreamTimeout"]
 
 
@@ -315,7 +315,7 @@ def test_headers_of_one_error_are_not_those_of_the_next() -> None:
     assert PoolExhausted().headers == {"retry-after": "1"}
 
 
-@pytest.mark.parametrize("argument", ["transform", "on_response", "error_frame"])
+@pytest.mark.parametrize("argument", ["transform", "on_response", "on_stream_error"])
 def test_a_hook_that_is_no_function_is_refused_at_once(argument: str) -> None:
     client = httpx.AsyncClient(transport=httpx.MockTransport(lambda r: httpx.Response(200)))
     options: dict[str, Any] = {argument: b"text"}
@@ -358,7 +358,7 @@ async def test_the_deadline_bounds_the_last_part_too(
     response = answer_of(
         answering(step, headers=[("content-length", "4")]),
         deadline=0.2,
-        error_frame=lambda exc: b"broken",
+        on_stream_error=lambda exc: b"broken",
         observers=[lambda record: ended.append(record.outcome)],
     )
     with anyio.fail_after(5), pytest.raises(raises):

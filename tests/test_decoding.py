@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream import UpstreamProtocolError
-from asgi_upstream.decoding import can_decode, codings_of, decoded
+from asgi_upstream.decoding import can_decode, content_encodings, decode_body
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50
@@ -46,7 +46,7 @@ async def pieces_of(chunks: Sequence[bytes], codings: list[str]) -> list[bytes]:
         for chunk in chunks:
             yield chunk
 
-    return [piece async for piece in decoded(body(), codings)]
+    return [piece async for piece in decode_body(body(), codings)]
 
 
 def read(chunks: Sequence[bytes], *codings: str) -> bytes:
@@ -184,7 +184,7 @@ def test_a_failure_of_the_upstream_itself_passes_through_the_decoder() -> None:
         raise httpx.ReadError("gone")
 
     async def reading() -> None:
-        async for _ in decoded(dies(), ["gzip"]):
+        async for _ in decode_body(dies(), ["gzip"]):
             pass
 
     with pytest.raises(httpx.ReadError, match="gone"):
@@ -220,7 +220,7 @@ def test_a_bomb_is_not_unpacked_further_than_it_is_read() -> None:
         async def body() -> AsyncIterator[bytes]:
             yield gzip.compress(bytes(BOMB))
 
-        pieces = aiter(decoded(body(), ["gzip"]))
+        pieces = aiter(decode_body(body(), ["gzip"]))
         return len(await anext(pieces))
 
     assert asyncio.run(first()) <= MAX_PIECE
@@ -241,9 +241,9 @@ def test_codings_are_read_from_the_header_in_the_order_they_were_applied(
     value: str | None, codings: list[str]
 ) -> None:
     headers = {} if value is None else {"content-encoding": value}
-    assert codings_of(httpx.Response(200, headers=headers)) == codings
+    assert content_encodings(httpx.Response(200, headers=headers)) == codings
 
 
 def test_codings_in_repeated_headers_are_one_list() -> None:
     headers = [("content-encoding", "gzip"), ("content-encoding", "br")]
-    assert codings_of(httpx.Response(200, headers=headers)) == ["gzip", "br"]
+    assert content_encodings(httpx.Response(200, headers=headers)) == ["gzip", "br"]

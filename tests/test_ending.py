@@ -28,7 +28,7 @@ async def cancelled(caller: Caller, frame: Callable[[Exception], bytes], before:
     """Call a response whose upstream falls silent, and cancel that."""
     upstream = answering(b"a", 30.0, before=before)
     client = upstream.client()
-    response = StreamedResponse(client, client.build_request("GET", "/"), error_frame=frame)
+    response = StreamedResponse(client, client.build_request("GET", "/"), on_stream_error=frame)
     with anyio.move_on_after(0.05) as scope:
         await response(caller.scope, caller.receive, caller.send)
     assert scope.cancelled_caught
@@ -70,7 +70,7 @@ async def test_an_error_frame_that_raises_is_logged_and_the_cancellation_passes_
     await cancelled(caller, frame)
     assert not caller.complete
     [record] = caplog.records
-    assert record.getMessage() == "the error_frame of a cancelled exchange failed"
+    assert record.getMessage() == "the on_stream_error of a cancelled exchange failed"
 
 
 async def test_a_caller_who_takes_no_error_frame_holds_a_cancellation_up_for_a_moment_only(

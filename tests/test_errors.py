@@ -21,7 +21,7 @@ from asgi_upstream import (
     UpstreamTimeout,
     upstream_errors,
 )
-from asgi_upstream.errors import as_upstream_error
+from asgi_upstream.errors import map_exception
 
 ALL = [
     UpstreamError,
@@ -350,6 +350,6 @@ def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
 
 
 def test_no_descriptor_left_is_no_connection_whatever_httpx_lets_pass() -> None:
-    error = as_upstream_error(OSError(errno.EMFILE, "Too many open files"))
+    error = map_exception(OSError(errno.EMFILE, "Too many open files"))
     assert type(error) is UpstreamConnectError
-    assert as_upstream_error(OSError(errno.ENOENT, "the author's own file")) is None
+    assert map_exception(OSError(errno.ENOENT, "the author's own file")) is None

@@ -1,4 +1,4 @@
-"""forward_request and ForwardApp, between a caller and an upstream in memory.
+"""forward_request and ReverseProxy, between a caller and an upstream in memory.
 
 What needs sockets, servers and malformed messages is in tests/integration; the rules for paths and
 fields, each by its name, are in test_paths.py and test_request_headers.py.
@@ -30,12 +30,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_upstream import (
     BufferedResponse,
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     UpstreamError,
     forward_request,
 )
-from asgi_upstream.dependencies import _dependency
+from asgi_upstream.dependencies import _cached_dependency
 from tests.asgi import Caller, Script, Upstream, answering, collect
 
 BASE = "http://up.example"
@@ -106,12 +106,12 @@ async def forwarded(
     scope: dict[str, Any] | None = None,
     **options: Any,
 ) -> Caller:
-    """The caller, after a ForwardApp that is the whole app forwarded its request."""
+    """The caller, after a ReverseProxy that is the whole app forwarded its request."""
     caller = caller_of(
         path, method, headers=headers, body=body, client=client_of(upstream), **(scope or {})
     )
     try:
-        return await called(caller, ForwardApp(**options))
+        return await called(caller, ReverseProxy(**options))
     finally:
         assert upstream.open == 0
 
@@ -125,20 +125,20 @@ def test_the_signatures_are_those_of_the_contract() -> None:
         "prefix": None,
         "url": None,
         "headers": None,
-        "trust_forwarded": False,
+        "trust_forwarded_headers": False,
     }
     assert [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == [
         "client",
         "request",
     ]
-    parameters = inspect.signature(ForwardApp).parameters
+    parameters = inspect.signature(ReverseProxy).parameters
     assert parameters["name"].default == "client"
     defaults = {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert defaults == {
         "prefix": None,
         "methods": None,
         "headers": None,
-        "trust_forwarded": False,
+        "trust_forwarded_headers": False,
         "on_request": None,
         "rewrite_redirects": False,
         "rewrite_cookies": False,
@@ -146,24 +146,24 @@ def test_the_signatures_are_those_of_the_contract() -> None:
 
 
 def test_a_path_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
-    with pytest.raises(ValueError, match=r"mount\('/api', ForwardApp\(\)\).*prefix='/api'"):
-        ForwardApp("/api")
+    with pytest.raises(ValueError, match=r"mount\('/api', ReverseProxy\(\)\).*prefix='/api'"):
+        ReverseProxy("/api")
 
 
 def test_a_url_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
     with pytest.raises(ValueError, match=r"client_lifespan\(base_url='https://api\.example'\)"):
-        ForwardApp("https://api.example")
+        ReverseProxy("https://api.example")
 
 
 def test_an_option_that_there_is_not_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match="client_lifespan"):
-        ForwardApp(base_url="http://upstream")  # type: ignore[call-overload]
+        ReverseProxy(base_url="http://upstream")  # type: ignore[call-overload]
 
 
 def test_a_client_in_place_of_its_name_is_refused_at_once() -> None:
     client: Any = httpx.AsyncClient()
     with pytest.raises(TypeError, match=r"name of a client, not httpx2?\.AsyncClient"):
-        ForwardApp(client)
+        ReverseProxy(client)
 
 
 def test_client_and_request_in_the_wrong_order_or_not_awaited_are_refused() -> None:
@@ -178,11 +178,11 @@ def test_client_and_request_in_the_wrong_order_or_not_awaited_are_refused() -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"deadline": -1}, {"transform": 3}, {"error_frame": b""}, {"status_code": 100}]
+    "options", [{"deadline": -1}, {"transform": 3}, {"on_stream_error": b""}, {"status_code": 100}]
 )
 def test_an_option_that_makes_no_sense_is_refused_at_once(options: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=": give "):
-        ForwardApp(**options)
+        ReverseProxy(**options)
 
 
 # --- method, target, url -------------------------------------------------------------------
@@ -560,7 +560,7 @@ def test_a_line_break_that_an_author_puts_in_a_header_is_refused(value: str) -> 
 
 def test_trust_forwarded_appends_to_what_the_proxy_said() -> None:
     request = request_of(headers=[(b"x-forwarded-for", b"203.0.113.1"), (b"x-real-ip", b"y")])
-    trusted = forward_request(client_of(), request, trust_forwarded=True)
+    trusted = forward_request(client_of(), request, trust_forwarded_headers=True)
     assert values(trusted, b"x-forwarded-for") == [b"203.0.113.1, 127.0.0.1"]
     assert values(trusted, b"x-real-ip") == [b"y"]
     untrusted = forward_request(client_of(), request)
@@ -633,7 +633,7 @@ async def test_a_caller_who_leaves_in_the_upload_ends_the_exchange() -> None:
     upstream = answering(b"ok")
     caller = caller_of("/", "POST", headers=[(b"content-length", b"6")], client=client_of(upstream))
     caller = _leaving(caller, [b"ab"])
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert upstream.open == 0
     assert upstream.bodies == []
     assert not caller.messages or caller.status == 499
@@ -701,7 +701,7 @@ async def test_a_body_that_middleware_read_is_forwarded_by_the_app_below(
             return await call_next(request)
 
     upstream = answering(b"ok")
-    app = Starlette(routes=[Mount("/api", ForwardApp())], middleware=[Middleware(Reading)])
+    app = Starlette(routes=[Mount("/api", ReverseProxy())], middleware=[Middleware(Reading)])
     caller = caller_of(
         "/api/a",
         "POST",
@@ -758,7 +758,7 @@ async def test_basic_auth_of_the_client_wins_over_the_callers_authorization() ->
         headers=[(b"authorization", b"Bearer theirs"), (b"authorization", b"again")],
         client=client_of(upstream, auth=("user", "pw")),
     )
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert values(upstream.requests[0], b"authorization") == [b"Basic dXNlcjpwdw=="]
 
 
@@ -808,7 +808,7 @@ async def _asks_for_a_token(request: httpx.Request) -> httpx.Response:
 async def test_an_auth_flow_may_send_a_bodyless_request_again() -> None:
     upstream = Upstream(_asks_for_a_token)
     caller = caller_of("/a%2Fb", client=client_of(upstream, auth=SecondTry()))
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert caller.status == 200
     assert [target_of(request) for request in upstream.requests] == [b"/a%2Fb"] * 2
 
@@ -824,7 +824,7 @@ async def test_an_auth_flow_cannot_send_a_streamed_body_again_and_the_error_says
         client=client_of(upstream, auth=SecondTry()),
     )
     with pytest.raises(RuntimeError, match="cannot be sent again"):
-        await called(caller, ForwardApp())
+        await called(caller, ReverseProxy())
     assert upstream.open == 0
 
 
@@ -838,7 +838,7 @@ async def test_an_auth_flow_may_read_the_body_and_it_is_still_sent() -> None:
         body=[b"ab", b"c"],
         client=client_of(upstream, auth=Signed()),
     )
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert values(upstream.requests[0], b"x-signed") == [b"3"]
     assert values(upstream.requests[0], b"content-length") == [b"3"]
     assert upstream.bodies == [b"abc"]
@@ -849,7 +849,7 @@ async def test_an_auth_that_changes_the_url_changes_what_is_sent() -> None:
     # What is sent is the target extension where there is one, and else the URL (httpcore).
     upstream = answering(b"ok")
     caller = caller_of("/a?b=1", client=client_of(upstream, auth=KeyInQuery()))
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     sent = upstream.requests[0]
     assert b"key=secret" in sent.extensions.get("target", sent.url.raw_path)
 
@@ -868,7 +868,7 @@ async def test_event_hooks_of_the_client_see_the_true_request() -> None:
     upstream = answering(b"ok")
     hooks = {"request": [on_request], "response": [on_response]}
     caller = caller_of("/api/a%2Fb?c", client=client_of(upstream, event_hooks=hooks))
-    await called(caller, ForwardApp(prefix="/api"))
+    await called(caller, ReverseProxy(prefix="/api"))
     assert seen == [f"GET {BASE}/a%2Fb?c", "200"]
     assert values(upstream.requests[0], b"x-hook") == [b"1"]
 
@@ -881,7 +881,7 @@ async def test_a_hook_that_raises_for_status_is_answered_502() -> None:
     upstream = answering(b"no", status=404)
     hooks: dict[str, list[Any]] = {"response": [on_response]}
     caller = caller_of(client=client_of(upstream, event_hooks=hooks))
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert caller.status == 502
     assert upstream.open == 0
 
@@ -892,7 +892,7 @@ async def test_a_mock_transport_sees_the_request() -> None:
         return httpx.Response(200, text=f"{request.method} {request.url.path}")
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=BASE)
-    caller = await called(caller_of("/a/b", client=client), ForwardApp())
+    caller = await called(caller_of("/a/b", client=client), ReverseProxy())
     assert caller.body == b"GET /a/b"
 
 
@@ -915,7 +915,7 @@ async def test_pytest_httpx_matches_the_url_the_headers_and_the_body(
             body=[b"abc"],
             client=client,
         )
-        await called(caller, ForwardApp())
+        await called(caller, ReverseProxy())
     assert caller.body == b"mocked"
 
 
@@ -933,7 +933,7 @@ async def test_a_redirect_is_the_callers_to_follow_whatever_the_client_is_told(
         body=body,
         client=client_of(upstream, follow_redirects=True),
     )
-    await called(caller, ForwardApp())
+    await called(caller, ReverseProxy())
     assert (caller.status, caller.values("location")) == (307, [to])
     assert len(upstream.requests) == 1
 
@@ -952,7 +952,7 @@ async def test_an_author_who_sends_it_and_follows_redirects_gets_to_where_they_l
     assert (response.status_code, response.content) == (200, b"/b")
 
 
-# --- ForwardApp: which requests ------------------------------------------------------------
+# --- ReverseProxy: which requests ------------------------------------------------------------
 
 
 @pytest.mark.anyio
@@ -1017,11 +1017,11 @@ async def test_as_the_whole_app_it_answers_the_lifespan() -> None:
     async def send(message: Message) -> None:
         sent.append(message["type"])
 
-    await ForwardApp()({"type": "lifespan", "state": {}}, receive, send)
+    await ReverseProxy()({"type": "lifespan", "state": {}}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-# --- ForwardApp: which upstream ------------------------------------------------------------
+# --- ReverseProxy: which upstream ------------------------------------------------------------
 
 
 async def _by_header(connection: HTTPConnection) -> str:
@@ -1035,7 +1035,7 @@ async def test_the_client_may_be_chosen_for_each_request(name: Any) -> None:
     state = {key: client_of(upstream) for key, upstream in upstreams.items()}
     for tenant, body in (("two", b"2"), ("one", b"1")):
         caller = caller_of(headers=[(b"x-tenant", tenant.encode())], state=state)
-        await called(caller, ForwardApp(name))
+        await called(caller, ReverseProxy(name))
         assert caller.body == body
 
 
@@ -1044,18 +1044,18 @@ async def test_the_client_may_be_chosen_for_each_request(name: Any) -> None:
 async def test_a_name_that_no_client_has_is_an_error_that_names_it(name: Any) -> None:
     caller = caller_of(headers=[(b"x-tenant", b"none")], client=client_of())
     with pytest.raises(RuntimeError, match="no client named 'none'"):
-        await called(caller, ForwardApp(name))
+        await called(caller, ReverseProxy(name))
 
 
 @pytest.mark.anyio
 async def test_names_that_callers_choose_are_not_kept_for_ever() -> None:
-    before = _dependency.cache_info().currsize
+    before = _cached_dependency.cache_info().currsize
     for _ in range(20):
         tenant = uuid.uuid4().hex.encode()
         caller = caller_of(headers=[(b"x-tenant", tenant)], client=client_of())
         with pytest.raises(RuntimeError):
-            await called(caller, ForwardApp(_by_header))
-    assert _dependency.cache_info().currsize == before
+            await called(caller, ReverseProxy(_by_header))
+    assert _cached_dependency.cache_info().currsize == before
 
 
 @pytest.mark.anyio
@@ -1069,7 +1069,7 @@ async def test_a_name_function_may_refuse_the_caller() -> None:
     assert upstream.requests == []
 
 
-# --- ForwardApp: on_request ----------------------------------------------------------------
+# --- ReverseProxy: on_request ----------------------------------------------------------------
 
 
 @pytest.mark.anyio
@@ -1136,7 +1136,7 @@ async def test_on_request_that_returns_junk_is_an_error_and_nothing_is_sent(junk
     assert upstream.requests == []
 
 
-# --- ForwardApp: the response --------------------------------------------------------------
+# --- ReverseProxy: the response --------------------------------------------------------------
 
 
 @pytest.mark.anyio
@@ -1164,7 +1164,7 @@ async def test_a_deadline_is_passed_on() -> None:
 @pytest.mark.anyio
 async def test_an_error_frame_is_passed_on() -> None:
     upstream = answering(b"a", httpx.ReadError("broken"))
-    caller = await forwarded(upstream, error_frame=lambda exc: b"!")
+    caller = await forwarded(upstream, on_stream_error=lambda exc: b"!")
     assert (caller.status, caller.body, caller.complete) == (200, b"a!", True)
 
 
@@ -1172,7 +1172,7 @@ async def test_an_error_frame_is_passed_on() -> None:
 async def test_options_serve_many_requests_and_stay_the_same() -> None:
     fields = [("location", BASE + "/a")]
     seen: list[int] = []
-    app = ForwardApp(
+    app = ReverseProxy(
         rewrite_redirects=True, on_response=lambda upstream: seen.append(upstream.status_code)
     )
     for _ in range(3):
@@ -1182,7 +1182,7 @@ async def test_options_serve_many_requests_and_stay_the_same() -> None:
     assert seen == [302] * 3
 
 
-# --- ForwardApp: rewriting -----------------------------------------------------------------
+# --- ReverseProxy: rewriting -----------------------------------------------------------------
 
 
 async def rewritten(
@@ -1190,7 +1190,7 @@ async def rewritten(
 ) -> Caller:
     upstream = answering(status=302, headers=fields)
     caller = caller_of(path, client=client_of(upstream, base_url=base), **scope)
-    return await called(caller, ForwardApp(rewrite_redirects=True, rewrite_cookies=True))
+    return await called(caller, ReverseProxy(rewrite_redirects=True, rewrite_cookies=True))
 
 
 @pytest.mark.anyio
@@ -1297,7 +1297,7 @@ async def test_a_content_location_that_is_no_url_is_relayed_as_it_is(location: s
     assert (caller.status, caller.values("content-location")) == (200, [location])
 
 
-# --- ForwardApp: in an app, and as one -----------------------------------------------------
+# --- ReverseProxy: in an app, and as one -----------------------------------------------------
 
 
 @pytest.mark.anyio
@@ -1307,7 +1307,7 @@ async def test_mounted_its_errors_go_to_the_apps_own_handlers() -> None:
         return JSONResponse({"own": exc.status_code}, exc.status_code)
 
     app = Starlette(
-        routes=[Mount("/api", ForwardApp())], exception_handlers={HTTPException: handler}
+        routes=[Mount("/api", ReverseProxy())], exception_handlers={HTTPException: handler}
     )
     upstream = answering(failing=httpx.ConnectError("no"))
     for path, status in (("/api/%2e%2e", 400), ("/api/a", 502)):
@@ -1330,7 +1330,7 @@ async def test_an_upstream_that_dies_in_its_body_cuts_the_callers_connection(
     mounted: bool,
 ) -> None:
     upstream = answering(b"a", httpx.ReadError("broken"))
-    app: ASGIApp = ForwardApp()
+    app: ASGIApp = ReverseProxy()
     if mounted:
         app = Starlette(routes=[Mount("/", app)])
     caller = caller_of(client=client_of(upstream))
@@ -1343,11 +1343,11 @@ async def test_an_upstream_that_dies_in_its_body_cuts_the_callers_connection(
 @pytest.mark.parametrize(
     "routes",
     [
-        [Route("/api/{path:path}", ForwardApp(prefix="/api"))],
-        [Mount("/api", ForwardApp())],
-        [Mount("/api", routes=[Mount("/", ForwardApp(prefix="/api"))])],
-        [Mount("/{tenant}", ForwardApp())],
-        [Mount("/", ForwardApp(prefix="/api"))],
+        [Route("/api/{path:path}", ReverseProxy(prefix="/api"))],
+        [Mount("/api", ReverseProxy())],
+        [Mount("/api", routes=[Mount("/", ReverseProxy(prefix="/api"))])],
+        [Mount("/{tenant}", ReverseProxy())],
+        [Mount("/", ReverseProxy(prefix="/api"))],
     ],
 )
 async def test_it_is_mounted_or_an_endpoint(routes: list[Mount | Route]) -> None:
@@ -1360,7 +1360,7 @@ async def test_it_is_mounted_or_an_endpoint(routes: list[Mount | Route]) -> None
 
 @pytest.mark.anyio
 async def test_an_endpoint_may_respond_by_it_after_what_it_does_itself() -> None:
-    forward = ForwardApp(prefix="/api")
+    forward = ReverseProxy(prefix="/api")
 
     async def endpoint(request: Request) -> Response:
         response = await forward.respond(request)
@@ -1382,7 +1382,7 @@ async def test_no_path_of_a_callers_is_a_programmers_error_under_a_mount_with_pa
 ) -> None:
     # Servers decode a path with replacement characters where it is not UTF-8.
     upstream = answering(b"ok")
-    app = Starlette(routes=[Mount("/{tenant}", ForwardApp())])
+    app = Starlette(routes=[Mount("/{tenant}", ReverseProxy())])
     caller = await called(caller_of(path, client=client_of(upstream)), app)
     assert caller.status in (200, 400, 404)
 
@@ -1390,7 +1390,7 @@ async def test_no_path_of_a_callers_is_a_programmers_error_under_a_mount_with_pa
 @pytest.mark.anyio
 async def test_a_path_outside_the_prefix_of_a_whole_app_is_the_callers_mistake_and_no_500() -> None:
     # Here no route has chosen the paths: any caller may ask for any.
-    app = Starlette(routes=[Mount("/", ForwardApp(prefix="/api"))])
+    app = Starlette(routes=[Mount("/", ReverseProxy(prefix="/api"))])
     caller = await called(caller_of("/other", client=client_of()), app)
     assert caller.status in (400, 404)
 
@@ -1484,7 +1484,7 @@ def test_nothing_that_a_caller_or_an_upstream_does_becomes_a_500(
     caller.scope.update(http_version=version, client=peer, state={"client": client})
     if not has_raw:
         del caller.scope["raw_path"]
-    app: ASGIApp = ForwardApp(rewrite_redirects=True, rewrite_cookies=True)
+    app: ASGIApp = ReverseProxy(rewrite_redirects=True, rewrite_cookies=True)
     if within:
         app = _within_an_app(app)
     anyio.run(called, caller, app)

@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from asgi_upstream import (
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     client_lifespan,
     forward_request,
@@ -154,7 +154,7 @@ def test_a_mounted_app_is_reached_without_the_dependencies_as_gateway_says(
         raise HTTPException(401)
 
     app = FastAPI(lifespan=client_lifespan(base_url=upstream_url), dependencies=[Depends(refused)])
-    app.mount("/api", ForwardApp())
+    app.mount("/api", ReverseProxy())
     assert call(app).get("/api/item").status_code == 200
 
 
@@ -387,7 +387,7 @@ def target_url() -> Iterator[str]:
 
 def test_redirects_are_not_followed_as_the_document_says(call: Call, target_url: str) -> None:
     lifespan = client_lifespan(base_url=target_url, follow_redirects=True)
-    caller = call(Starlette(routes=[Mount("/api", ForwardApp())], lifespan=lifespan))
+    caller = call(Starlette(routes=[Mount("/api", ReverseProxy())], lifespan=lifespan))
     response = caller.get("/api/moved")
     assert (response.status_code, response.headers["location"]) == (307, "/elsewhere")
 
@@ -402,9 +402,9 @@ def test_the_target_is_what_is_sent_and_the_url_where_on_request_changes_that(
         request.extensions["target"] = b"/%6fther"
 
     mounts = [
-        Mount("/plain", ForwardApp()),
-        Mount("/url", ForwardApp(on_request=set_the_url)),
-        Mount("/target", ForwardApp(on_request=set_the_target)),
+        Mount("/plain", ReverseProxy()),
+        Mount("/url", ReverseProxy(on_request=set_the_url)),
+        Mount("/target", ReverseProxy(on_request=set_the_target)),
     ]
     caller = call(Starlette(routes=mounts, lifespan=client_lifespan(base_url=target_url)))
     assert caller.get("/plain/a%2Fb").json() == {"path": "/a%2Fb"}

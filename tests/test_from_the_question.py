@@ -20,7 +20,7 @@ CODE = files("docs/from-the-question.md")
 def test_requests_in_async_def_holds_up_everybody(serve_page: Serve, upstream: Upstream) -> None:
     server = serve_page(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.open == 1, 5)
+    eventually(lambda: upstream.open_exchanges == 1, 5)
     health = Caller(server, "/health")
     health.socket.settimeout(1)
     with pytest.raises(TimeoutError):
@@ -36,14 +36,14 @@ def test_a_thread_or_a_description_holds_up_nobody(
 ) -> None:
     server = serve_page(CODE[name])
     slow = Caller(server, "/relay/never")
-    eventually(lambda: upstream.open == 1, 5)
+    eventually(lambda: upstream.open_exchanges == 1, 5)
     assert b"fine" in ask(server, "/health").body
     slow.leave()
     if name == "shared.py":
-        eventually(lambda: upstream.open == 0, 2)
+        eventually(lambda: upstream.open_exchanges == 0, 2)
     else:
-        assert upstream.open == 1  # the thread has not noticed
-        eventually(lambda: upstream.open == 0, 10)
+        assert upstream.open_exchanges == 1  # the thread has not noticed
+        eventually(lambda: upstream.open_exchanges == 0, 10)
 
 
 def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve_page: Serve) -> None:

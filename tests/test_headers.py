@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from asgi_upstream.headers import (
     end_to_end,
-    may_be_sniffed,
-    of_a_changed_body,
-    overlaid,
-    relayed_response_headers,
+    end_to_end_response_headers,
+    headers_for_modified_body,
+    needs_nosniff,
+    override,
 )
 
 Fields = list[tuple[bytes, bytes]]
@@ -140,9 +140,9 @@ def test_an_ordinary_field_crosses_unless_connection_names_it(raw: Fields) -> No
 def test_the_given_list_stays_as_it_was() -> None:
     raw = [(b"Connection", b"x"), (b"X", b"1"), (b"ETag", b'"t"')]
     before = list(raw)
-    relayed_response_headers(raw)
-    of_a_changed_body(raw)
-    overlaid(raw, [(b"x", b"2")])
+    end_to_end_response_headers(raw)
+    headers_for_modified_body(raw)
+    override(raw, [(b"x", b"2")])
     assert raw == before
 
 
@@ -151,18 +151,18 @@ def test_the_given_list_stays_as_it_was() -> None:
 
 def test_date_and_server_are_the_servers_own() -> None:
     raw = [(b"Date", b"now"), (b"Server", b"nginx"), (b"X", b"1"), (b"Connection", b"close")]
-    assert relayed_response_headers(raw) == [(b"x", b"1")]
+    assert end_to_end_response_headers(raw) == [(b"x", b"1")]
 
 
 def test_repeated_set_cookie_fields_cross_one_by_one_and_in_order() -> None:
     raw = [(b"Set-Cookie", b"a=1"), (b"vary", b"a"), (b"set-cookie", b"b=2"), (b"vary", b"b")]
-    assert relayed_response_headers(raw) == [(name.lower(), value) for name, value in raw]
+    assert end_to_end_response_headers(raw) == [(name.lower(), value) for name, value in raw]
 
 
 @given(fields_of_any_case)
 def test_a_response_relays_all_that_crosses_but_the_servers_own(raw: Fields) -> None:
     expected = [f for f in end_to_end(raw) if f[0] not in (b"date", b"server")]
-    assert relayed_response_headers(raw) == expected
+    assert end_to_end_response_headers(raw) == expected
 
 
 # --- of_a_changed_body ---------------------------------------------------------------------
@@ -182,21 +182,21 @@ def test_a_response_relays_all_that_crosses_but_the_servers_own(raw: Fields) -> 
 )
 def test_what_is_true_of_the_exact_bytes_goes_with_them(name: bytes) -> None:
     kept = [(b"content-type", b"text/html"), (b"last-modified", b"x"), (b"vary", b"accept")]
-    assert of_a_changed_body([(name, b"x"), *kept]) == kept
+    assert headers_for_modified_body([(name, b"x"), *kept]) == kept
 
 
 def test_a_strong_etag_becomes_a_weak_one() -> None:
-    assert of_a_changed_body([(b"etag", b'"v1"')]) == [(b"etag", b'W/"v1"')]
+    assert headers_for_modified_body([(b"etag", b'"v1"')]) == [(b"etag", b'W/"v1"')]
 
 
 def test_a_weak_etag_stays_as_it_is() -> None:
-    assert of_a_changed_body([(b"etag", b'W/"v1"')]) == [(b"etag", b'W/"v1"')]
+    assert headers_for_modified_body([(b"etag", b'W/"v1"')]) == [(b"etag", b'W/"v1"')]
 
 
 @given(fields_in_lower_case)
 def test_a_body_changed_twice_has_the_headers_of_one_changed_once(fields: Fields) -> None:
-    once = of_a_changed_body(fields)
-    assert of_a_changed_body(once) == once
+    once = headers_for_modified_body(fields)
+    assert headers_for_modified_body(once) == once
     assert all(value.startswith(b"W/") for name, value in once if name == b"etag")
     assert not {b"content-length", b"content-encoding"} & set(names(once))
 
@@ -206,18 +206,18 @@ def test_a_body_changed_twice_has_the_headers_of_one_changed_once(fields: Fields
 
 def test_an_own_field_stands_in_place_of_all_of_its_name() -> None:
     fields = [(b"vary", b"a"), (b"x", b"1"), (b"vary", b"b")]
-    assert overlaid(fields, [(b"vary", b"own")]) == [(b"x", b"1"), (b"vary", b"own")]
+    assert override(fields, [(b"vary", b"own")]) == [(b"x", b"1"), (b"vary", b"own")]
 
 
 def test_an_own_set_cookie_is_added_to_the_upstreams() -> None:
     fields = [(b"set-cookie", b"theirs=1")]
     own = [(b"set-cookie", b"mine=1"), (b"set-cookie", b"mine=2")]
-    assert overlaid(fields, own) == fields + own
+    assert override(fields, own) == fields + own
 
 
 @given(fields_in_lower_case, fields_in_lower_case)
 def test_own_fields_win_and_the_others_stay(fields: Fields, own: Fields) -> None:
-    result = overlaid(fields, own)
+    result = override(fields, own)
     replaced = set(names(own)) - {b"set-cookie"}
     others = [field for field in fields if field[0] not in replaced]
     assert result == others + own
@@ -228,15 +228,15 @@ def test_own_fields_win_and_the_others_stay(fields: Fields, own: Fields) -> None
 
 @pytest.mark.parametrize("value", [b"text/plain", b"Text/Plain ; charset=utf-8", b"text/plain;x"])
 def test_a_plain_text_stream_is_not_to_be_sniffed(value: bytes) -> None:
-    assert may_be_sniffed({b"content-type": value})
+    assert needs_nosniff({b"content-type": value})
 
 
 @pytest.mark.parametrize("value", [b"text/plainer", b"text/html", b"", b"text/event-stream"])
 def test_other_streams_are_left_to_the_upstream(value: bytes) -> None:
-    assert not may_be_sniffed({b"content-type": value})
-    assert not may_be_sniffed({})
+    assert not needs_nosniff({b"content-type": value})
+    assert not needs_nosniff({})
 
 
 def test_an_upstream_that_says_how_to_sniff_is_not_contradicted() -> None:
     fields = {b"content-type": b"text/plain", b"x-content-type-options": b"own"}
-    assert not may_be_sniffed(fields)
+    assert not needs_nosniff(fields)

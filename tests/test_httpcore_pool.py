@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
-from asgi_upstream.httpcore_pool import EarlyAnswer
+from asgi_upstream.httpcore_pool import EarlyResponseDetector
 from tests.asgi import Caller
 from tests.integration.upstream import Upstream
 from tests.test_responses import AnyClass, both
@@ -80,4 +80,4 @@ def test_a_connection_that_is_gone_has_given_no_early_answer(failure: type[Excep
     # anyio asks the socket for both its names, whatever it is asked for itself.
     connection._network_stream.get_extra_info.side_effect = failure
     client._transport_for_url.return_value._pool = Pool()
-    assert not EarlyAnswer(client, "http://any", stream).has_come()
+    assert not EarlyResponseDetector(client, "http://any", stream).available()

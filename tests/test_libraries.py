@@ -36,16 +36,16 @@ from asgi_upstream import (
     UpstreamConnectError,
     UpstreamTimeout,
     client_lifespan,
+    count_open_exchanges,
     forward_request,
-    open_exchanges,
     relay_websocket,
     upstream_errors,
 )
 from asgi_upstream import transport as of_httpx
-from asgi_upstream.libraries import Library, is_a, library_of
-from asgi_upstream.records import Outcome, Record
+from asgi_upstream.libraries import Library, get_library, is_httpx_error
+from asgi_upstream.records import ExchangeRecord, Outcome
 from asgi_upstream.shortcut import shortcut
-from asgi_upstream.testing import Answer, Received, Upstream
+from asgi_upstream.testing import ReceivedRequest, ScriptedResponse, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
 from tests.asgi import Caller
 
@@ -55,10 +55,10 @@ both = pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda module: mo
 transports = pytest.mark.parametrize("is_fast", [False, True], ids=["stock", "AsyncioTransport"])
 
 
-def answer(request: Received) -> Answer:
+def answer(request: ReceivedRequest) -> ScriptedResponse:
     """Answer with the request's body."""
     body = request.body or b'{"a": 1}'
-    return Answer().content(body, headers={"set-cookie": "a=b"})
+    return ScriptedResponse().content(body, headers={"set-cookie": "a=b"})
 
 
 @asynccontextmanager
@@ -77,9 +77,9 @@ async def sharing(library: Any, is_fast: bool, url: str, **options: Any) -> Asyn
 @asynccontextmanager
 async def shared(library: Any, is_fast: bool, **options: Any) -> AsyncIterator[Any]:
     with Upstream() as upstream:
-        upstream.any("/").calls(answer)
-        upstream.get("/silent").stalls()
-        upstream.get("/cut").content(b"0123").ends(after=2)
+        upstream.any("/").callback(answer)
+        upstream.get("/silent").stall()
+        upstream.get("/cut").content(b"0123").close(after=2)
         async with sharing(library, is_fast, upstream.url, **options) as client:
             yield client
 
@@ -148,7 +148,7 @@ async def test_on_response_gets_a_response_of_the_clients_own_library(
 async def test_a_response_that_is_open_already_is_adopted(library: Any, is_fast: bool) -> None:
     async with shared(library, is_fast) as client:
         upstream = await client.send(client.build_request("GET", "/"), stream=True)
-        caller = await Caller().call(StreamedResponse.adopt(upstream))
+        caller = await Caller().call(StreamedResponse.from_response(upstream))
         assert caller.body == b'{"a": 1}'
         assert upstream.is_closed
 
@@ -174,7 +174,7 @@ async def test_a_forwarded_request_is_of_the_clients_own_library(
 async def test_what_goes_wrong_has_the_librarys_own_exception_for_its_cause(
     library: Any, is_fast: bool
 ) -> None:
-    records: list[Record] = []
+    records: list[ExchangeRecord] = []
     timeout = library.Timeout(5, read=0.05)
     async with shared(library, is_fast, timeout=timeout, observers=[records.append]) as client:
         for url, status, cause in [
@@ -241,7 +241,7 @@ async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
     library: Any, is_fast: bool
 ) -> None:
-    records: list[Record] = []
+    records: list[ExchangeRecord] = []
     timeout = library.Timeout(5, read=0.5)
     options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
@@ -265,7 +265,7 @@ async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
             record = records[-1]
             assert record.status == 101
             assert type(record.exception) is (cause or type(None))
-        assert open_exchanges(client) == 0
+        assert count_open_exchanges(client) == 0
 
 
 @both
@@ -295,7 +295,7 @@ async def test_every_timeout_has_its_outcome(library: Any) -> None:
         def fail(request: object, kind: Any = kind) -> Any:
             raise kind("")
 
-        records: list[Record] = []
+        records: list[ExchangeRecord] = []
         options: dict[str, Any] = {"base_url": "http://x", "observers": [records.append]}
         transport = library.MockTransport(fail)
         lifespan = client_lifespan(library.AsyncClient, transport=transport, **options)
@@ -359,22 +359,22 @@ async def test_instrumentation_of_httpx2_sees_what_goes_through_the_transport() 
 
 @both
 async def test_a_library_has_all_that_is_asked_of_one(library: ModuleType) -> None:
-    assert library_of(library.AsyncClient) is cast(Library, library)
-    assert library_of(type("Subclass", (library.AsyncClient,), {})) is cast(Library, library)
+    assert get_library(library.AsyncClient) is cast(Library, library)
+    assert get_library(type("Subclass", (library.AsyncClient,), {})) is cast(Library, library)
     for name in Library.__annotations__.keys() - {"__name__"}:
-        assert library_of(getattr(library, name)) is cast(Library, library), name
+        assert get_library(getattr(library, name)) is cast(Library, library), name
 
 
 async def test_an_exception_of_httpx2_is_what_its_name_or_its_bases_are_in_httpx() -> None:
     class Own(httpx2.ConnectTimeout):
         pass
 
-    assert is_a(httpx2.ReadTimeout(""), httpx.ReadTimeout)
-    assert is_a(httpx2.ReadTimeout(""), httpx.TimeoutException)
-    assert not is_a(httpx2.ReadTimeout(""), httpx.ConnectTimeout)
-    assert is_a(Own(""), httpx.TimeoutException)
-    assert is_a(httpx2.SSEError(""), httpx.RequestError)  # which httpx has not
-    assert not is_a(TimeoutError(), httpx.TimeoutException)
+    assert is_httpx_error(httpx2.ReadTimeout(""), httpx.ReadTimeout)
+    assert is_httpx_error(httpx2.ReadTimeout(""), httpx.TimeoutException)
+    assert not is_httpx_error(httpx2.ReadTimeout(""), httpx.ConnectTimeout)
+    assert is_httpx_error(Own(""), httpx.TimeoutException)
+    assert is_httpx_error(httpx2.SSEError(""), httpx.RequestError)  # which httpx has not
+    assert not is_httpx_error(TimeoutError(), httpx.TimeoutException)
     with pytest.raises(UpstreamConnectError), upstream_errors():
         raise httpx2.ConnectError("")
 

@@ -24,7 +24,7 @@ def test_it_prints_the_versions_of_python_and_of_each_package() -> None:
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "PACKAGES", (("anyio", "no-such-package"),))
-    assert list(main.lines())[2:] == [
+    assert list(main.report_lines())[2:] == [
         "",
         f"anyio              {version('anyio')}",
         "no-such-package    not installed",

@@ -63,10 +63,10 @@ def test_a_client_for_each_request_opens_a_connection_for_each(
     serve_page: Serve, upstream: Upstream
 ) -> None:
     for name, opened in (("each_before.py", 5), ("each_after.py", 1)):
-        server, before = serve_page(CODE[name]), upstream.accepted
+        server, before = serve_page(CODE[name]), upstream.total_connections
         for _ in range(5):
             assert ask(server, "/api/item").status == 200
-        assert upstream.accepted - before == opened
+        assert upstream.total_connections - before == opened
 
 
 def test_the_cost_of_a_client_for_each_request_is_many_times_that_of_one(

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 import asgi_upstream
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan, get_client
-from asgi_upstream.errors import as_upstream_error
+from asgi_upstream.errors import map_exception
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
 from asgi_upstream.transport import AsyncioTransport
@@ -114,7 +114,7 @@ def test_the_line_of_a_deadline_says_that_it_was_the_deadline(
 @pytest.mark.parametrize(("name", "status"), STATUS.items())
 def test_each_exception_on_the_page_has_its_status(name: str, status: int) -> None:
     kind = getattr(httpx, name, None) or getattr(asgi_upstream, name)
-    error = as_upstream_error(kind.__new__(kind))
+    error = map_exception(kind.__new__(kind))
     assert error is not None
     assert error.status_code == status
 

@@ -56,7 +56,7 @@ def test_the_streams_of_the_page_on_stops_end_in_the_event_that_fits(upstream: U
     names = run("docs/shutdown.md", upstream)
     assert names["last_event"](ExchangeCancelled()).startswith(b"event: reconnect")
     assert names["Worker"].CONFIG_KWARGS["timeout_graceful_shutdown"] == 20
-    upstream.get("/events").chunks(b"data: a\n\n", b"data: b\n\n").ends(after=9)
+    upstream.get("/events").chunks(b"data: a\n\n", b"data: b\n\n").close(after=9)
     with TestClient(names["app"]) as caller:
         for path in ("/events", "/bounded-events"):
             text = caller.get(path).text

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from asgi_upstream import forward_request
-from asgi_upstream.paths import after_prefix, escapes, raw_path_of
+from asgi_upstream.paths import is_path_traversal, raw_path_of, strip_prefix
 
 # --- raw_path_of ---------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def test_what_is_encoded_anew_is_legal_and_decodes_to_the_same_path(path: str) -
     ],
 )
 def test_what_follows_a_prefix(raw: bytes, prefix: bytes, rest: bytes) -> None:
-    assert after_prefix(raw, prefix) == rest
+    assert strip_prefix(raw, prefix) == rest
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_follows_a_prefix(raw: bytes, prefix: bytes, rest: bytes) -> None:
     ],
 )
 def test_a_path_that_does_not_start_with_the_prefix(raw: bytes, prefix: bytes) -> None:
-    assert after_prefix(raw, prefix) is None
+    assert strip_prefix(raw, prefix) is None
 
 
 percents = st.sampled_from(["%{:02x}", "%{:02X}", "plain"])
@@ -179,16 +179,16 @@ def test_a_prefix_is_found_however_it_is_encoded_and_the_rest_keeps_its_bytes(
     prefix = b"/" + prefix.rstrip(b"/")
     raw = data.draw(encoded_in_any_way(prefix)) + b"/" + rest
     if prefix == b"/":  # the prefix of everything, and its slash is the path's
-        assert after_prefix(b"/" + rest, prefix) == b"/" + rest
+        assert strip_prefix(b"/" + rest, prefix) == b"/" + rest
     else:
-        assert after_prefix(raw, prefix) == b"/" + rest
+        assert strip_prefix(raw, prefix) == b"/" + rest
 
 
 @given(st.binary(max_size=12), st.binary(max_size=6))
 def test_what_is_returned_is_always_the_end_of_the_path_and_the_start_decodes_to_the_prefix(
     raw: bytes, prefix: bytes
 ) -> None:
-    rest = after_prefix(raw, prefix)
+    rest = strip_prefix(raw, prefix)
     if rest is not None:
         assert raw.endswith(rest)
         assert unquote_to_bytes(raw[: len(raw) - len(rest)]) == prefix.rstrip(b"/")
@@ -241,7 +241,7 @@ def test_what_is_returned_is_always_the_end_of_the_path_and_the_start_decodes_to
     "path", [b"/%b", b"/%b/", b"/a/%b", b"/a/%b/b", b"//%b", b"/a%%2f%b%%2Fb", b"/a\\%b", b"%b"]
 )
 def test_a_dot_segment_in_any_disguise_is_found(path: bytes, segment: bytes) -> None:
-    assert escapes(path % segment)
+    assert is_path_traversal(path % segment)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_dot_segment_in_any_disguise_is_found(path: bytes, segment: bytes) -> 
     ],
 )
 def test_a_slash_in_any_disguise_is_seen(path: bytes) -> None:
-    assert escapes(path)
+    assert is_path_traversal(path)
 
 
 INNOCENT = [
@@ -307,19 +307,19 @@ INNOCENT = [
 @pytest.mark.parametrize("segment", INNOCENT)
 @pytest.mark.parametrize("path", [b"/%b", b"/%b/", b"/a/%b/b", b"//%b"])
 def test_an_innocent_path_is_not_refused(path: bytes, segment: bytes) -> None:
-    assert not escapes(path % segment)
+    assert not is_path_traversal(path % segment)
 
 
 @given(st.lists(st.sampled_from(INNOCENT), max_size=6))
 def test_no_path_of_innocent_segments_is_refused(segments: list[bytes]) -> None:
-    assert not escapes(b"/" + b"/".join(segments))
+    assert not is_path_traversal(b"/" + b"/".join(segments))
 
 
 @given(st.binary(max_size=20).filter(lambda b: b"%" not in b and b"." not in b))
 def test_no_path_without_a_dot_is_refused_once_it_is_encoded(text: bytes) -> None:
     # The three that are the overlong forms of a dot and of slashes are no UTF-8 at all.
     if b"\xc0" not in text and b"\xe0" not in text and b"\xf0" not in text:
-        assert not escapes(quote_from_bytes(text, safe="/").encode())
+        assert not is_path_traversal(quote_from_bytes(text, safe="/").encode())
 
 
 # --- escapes: a reference ------------------------------------------------------------------
@@ -457,14 +457,14 @@ paths_that_try = st.lists(dots_and_disguises, max_size=8).map(lambda parts: b"/"
 @example(b"/%e0%80%ae./a")
 def test_whatever_leaves_the_base_by_any_reading_is_refused(path: bytes) -> None:
     if leaves(path):
-        assert escapes(path)
+        assert is_path_traversal(path)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=10))
 def test_no_bytes_at_all_leave_the_base_unseen(path: bytes) -> None:
     if leaves(b"/" + path):
-        assert escapes(b"/" + path)
+        assert is_path_traversal(b"/" + path)
 
 
 # --- byte for byte -------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def test_no_bytes_at_all_leave_the_base_unseen(path: bytes) -> None:
 # What may stand in a request line (RFC 9112 3.2) for h11 and llhttp: every visible character.
 visible = st.lists(st.integers(0x21, 0x7E), max_size=24).map(bytes)
 legal_paths = visible.map(lambda text: b"/" + text.replace(b"?", b"")).filter(
-    lambda path: not escapes(path)
+    lambda path: not is_path_traversal(path)
 )
 
 
@@ -537,4 +537,4 @@ def test_bytes_that_are_illegal_in_a_request_line_are_refused_and_never_sent(
     if request is not None:
         assert not illegal.search(request.extensions["target"])
     else:
-        assert illegal.search(path + query) or escapes(b"/" + path)
+        assert illegal.search(path + query) or is_path_traversal(b"/" + path)

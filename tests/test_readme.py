@@ -64,7 +64,7 @@ def test_the_code_of_the_readme_runs(
         add_route(app)
     with TestClient(fast) as caller:
         assert caller.get("/").json() == {"total": 3}
-    upstream.get("/report").ends()
+    upstream.get("/report").close()
     with TestClient(watched) as caller:
         assert caller.get("/").status_code == 502
     assert "protocol_failed: RemoteProtocolError(" in capsys.readouterr().out

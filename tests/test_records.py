@@ -35,17 +35,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import asgi_upstream.exchange
 from asgi_upstream import (
     BufferedResponse,
-    ForwardApp,
+    ExchangeRecord,
     Outcome,
     PoolExhausted,
-    Record,
+    ReverseProxy,
     StreamedResponse,
     UpstreamBodyTooLarge,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
     client_lifespan,
-    open_exchanges,
+    count_open_exchanges,
 )
 from asgi_upstream.instrumentation.logs import log_observer
 from asgi_upstream.testing import aeventually
@@ -96,7 +96,7 @@ class Observed:
 
     def __init__(self, client: httpx.AsyncClient, own: AsyncioTransport | None, upstream: Upstream):
         self.client, self.own, self.upstream = client, own, upstream
-        self.records: list[Record] = []
+        self.records: list[ExchangeRecord] = []
 
     def get(self, path: str, method: str = "GET", **options: Any) -> httpx.Request:
         return self.client.build_request(method, path, **options)
@@ -110,39 +110,39 @@ class Observed:
         return caller
 
     async def is_at_rest(self) -> None:
-        assert open_exchanges(self.client) == 0
-        await aeventually(lambda: self.upstream.open == 0)
+        assert count_open_exchanges(self.client) == 0
+        await aeventually(lambda: self.upstream.open_exchanges == 0)
         if self.own is not None:
             state = self.own.pool_state()
             assert (state.connecting, state.waiting) == (0, 0)
             assert state.idle == state.open
 
-    async def record(self, app: ASGIApp, caller: Caller | None = None) -> Record:
+    async def record(self, app: ASGIApp, caller: Caller | None = None) -> ExchangeRecord:
         """The one record of an exchange."""
         await self.call(app, caller)
         return self.only
 
     @property
-    def only(self) -> Record:
+    def only(self) -> ExchangeRecord:
         (record,) = self.records
         self.records.clear()
         is_in_order(record)
         return record
 
 
-def is_in_order(record: Record) -> None:
-    times = [record.seconds_to_headers, record.seconds_to_first_byte, record.seconds]
+def is_in_order(record: ExchangeRecord) -> None:
+    times = [record.time_to_headers, record.time_to_first_byte, record.duration]
     known = [seconds for seconds in times if seconds is not None]
     assert known == sorted(known)
     assert known[0] >= 0
-    assert (record.status is None) == (record.seconds_to_headers is None)
-    assert (record.bytes_received == 0) == (record.seconds_to_first_byte is None)
+    assert (record.status is None) == (record.time_to_headers is None)
+    assert (record.bytes_received == 0) == (record.time_to_first_byte is None)
 
 
 @contextlib.asynccontextmanager
 async def observing(upstream: Upstream, transport: str, **options: Any) -> AsyncIterator[Observed]:
     own = AsyncioTransport(limits=LIMITS) if transport == OWN else None
-    observers: list[Callable[[Record], None]] = []
+    observers: list[Callable[[ExchangeRecord], None]] = []
     lifespan = client_lifespan(
         observers=observers,
         base_url=upstream.url,
@@ -188,7 +188,7 @@ def forwarded(seen: Observed, path: str, **options: Any) -> ASGIApp:
     def on_request(request: httpx.Request) -> None:
         request.extensions["timeout"] = timeout
 
-    app = Starlette(routes=[Mount("/api", ForwardApp(on_request=on_request, **options))])
+    app = Starlette(routes=[Mount("/api", ReverseProxy(on_request=on_request, **options))])
 
     async def called(scope: Scope, receive: Receive, send: Send) -> None:
         target, _, query = path.partition("?")
@@ -210,7 +210,7 @@ responses = pytest.mark.parametrize("way", [streamed, buffered])
 @every_way
 async def test_a_record_says_what_happened(seen: Observed, way: Answer, upstream: Upstream) -> None:
     record = await seen.record(way(seen, "/item?size=1000"))
-    assert record == Record(
+    assert record == ExchangeRecord(
         client="client",
         method="GET",
         host=f"127.0.0.1:{upstream.port}",
@@ -218,21 +218,21 @@ async def test_a_record_says_what_happened(seen: Observed, way: Answer, upstream
         status=200,
         outcome=Outcome.COMPLETED,
         exception=None,
-        seconds=record.seconds,
-        seconds_to_headers=record.seconds_to_headers,
-        seconds_to_first_byte=record.seconds_to_first_byte,
+        duration=record.duration,
+        time_to_headers=record.time_to_headers,
+        time_to_first_byte=record.time_to_first_byte,
         bytes_sent=0,
         bytes_received=1000,
-        reused=None if seen.own is None else False,
+        connection_reused=None if seen.own is None else False,
     )
-    assert record.seconds_to_first_byte is not None
+    assert record.time_to_first_byte is not None
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.status = 500  # type: ignore[misc]
 
 
 @every_way
 async def test_a_reused_connection_is_told_from_a_new_one(seen: Observed, way: Answer) -> None:
-    reused = [(await seen.record(way(seen, "/item"))).reused for _ in range(3)]
+    reused = [(await seen.record(way(seen, "/item"))).connection_reused for _ in range(3)]
     assert reused == ([None] * 3 if seen.own is None else [False, True, True])
 
 
@@ -250,8 +250,8 @@ async def test_the_first_byte_is_timed_and_not_the_last(seen: Observed, way: Ans
 
     record = await seen.record(slow_at_first)
     assert record.outcome is Outcome.COMPLETED
-    assert record.seconds_to_first_byte is not None
-    assert record.seconds - record.seconds_to_first_byte >= 0.2
+    assert record.time_to_first_byte is not None
+    assert record.duration - record.time_to_first_byte >= 0.2
 
 
 @every_way
@@ -260,8 +260,8 @@ async def test_the_headers_are_timed_before_on_response(seen: Observed, way: Ans
         await anyio.sleep(0.2)
 
     record = await seen.record(way(seen, "/item", on_response=slow))
-    assert record.seconds_to_headers is not None
-    assert record.seconds - record.seconds_to_headers >= 0.2
+    assert record.time_to_headers is not None
+    assert record.duration - record.time_to_headers >= 0.2
 
 
 @every_way
@@ -271,7 +271,7 @@ async def test_an_answer_without_a_body_has_no_first_byte(
 ) -> None:
     record = await seen.record(way(seen, f"/status?code={status}"))
     assert (record.outcome, record.status) == (Outcome.COMPLETED, status)
-    assert (record.bytes_received, record.seconds_to_first_byte) == (0, None)
+    assert (record.bytes_received, record.time_to_first_byte) == (0, None)
 
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
@@ -377,7 +377,7 @@ async def test_no_connection_is_connect_failed(
     record = await seen.record(way(seen, f"{scheme}://127.0.0.1:{port}/"))
     assert (record.outcome, record.host) == (Outcome.CONNECT_FAILED, f"127.0.0.1:{port}")
     assert isinstance(record.exception, httpx.ConnectError)
-    assert (record.status, record.bytes_sent, record.reused) == (None, 0, None)
+    assert (record.status, record.bytes_sent, record.connection_reused) == (None, 0, None)
 
 
 @every_way
@@ -427,7 +427,7 @@ async def test_an_error_frame_does_not_change_the_outcome(seen: Observed, way: A
         raise KeyError("no such frame")
 
     for frame in (lambda exc: b"end", raising, lambda exc: "no bytes"):
-        record = await seen.record(way(seen, "/short", error_frame=frame))
+        record = await seen.record(way(seen, "/short", on_stream_error=frame))
         assert (record.outcome, record.bytes_received) == (Outcome.BODY_FAILED, 100)
         assert isinstance(record.exception, httpx.TransportError)
 
@@ -437,7 +437,7 @@ async def test_a_caller_who_leaves_at_the_error_frame_does_not_change_the_outcom
 ) -> None:
     # The head, an empty part, and the only chunk are sent; then the frame is not.
     caller = Caller(send_fails_after=3)
-    app = streamed(seen, "/short_chunked", error_frame=lambda exc: b"end")
+    app = streamed(seen, "/short_chunked", on_stream_error=lambda exc: b"end")
     assert (await seen.record(app, caller)).outcome is Outcome.BODY_FAILED
 
 
@@ -471,7 +471,7 @@ async def test_a_connection_that_takes_too_long_is_connect_timeout(
         record = await seen.record(way(seen, url, timeout=httpx.Timeout(10, connect=0.2)))
     assert record.outcome is Outcome.CONNECT_TIMEOUT
     assert isinstance(record.exception, httpx.ConnectTimeout)
-    assert record.seconds >= 0.2
+    assert record.duration >= 0.2
 
 
 @every_way
@@ -537,7 +537,7 @@ async def test_a_deadline_that_passes_is_deadline(
     record = await seen.record(way(seen, f"/{path}", deadline=0.3))
     assert (record.outcome, record.status) == (Outcome.DEADLINE, status)
     assert isinstance(record.exception, UpstreamTimeout)
-    assert record.seconds >= 0.3
+    assert record.duration >= 0.3
 
 
 @every_way
@@ -555,7 +555,7 @@ async def test_a_deadline_that_passes_in_on_response_is_deadline(
 async def test_no_place_in_time_is_pool_exhausted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await aeventually(lambda: seen.upstream.open == 1)
+        await aeventually(lambda: seen.upstream.open_exchanges == 1)
         app = way(seen, "/item", timeout=httpx.Timeout(10, pool=0.2))
         caller = Caller()
         with contextlib.suppress(PoolExhausted):
@@ -660,14 +660,14 @@ async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
 ) -> None:
     """Only AsyncioTransport takes an answer before the upload's end."""
     answered = anyio.Event()
-    upstream.post("/early").content(b"in the end").stalls(after=2).early()
+    upstream.post("/early").content(b"in the end").stall(after=2).respond_early()
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"one"
         await answered.wait()
         raise HTTPException(400)
 
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     async with httpx.AsyncClient(transport=AsyncioTransport()) as client:
         app = StreamedResponse(
             client,
@@ -784,7 +784,7 @@ async def test_a_caller_who_leaves_before_its_answer_started(
 ) -> None:
     options = {"max_bytes": 1 << 40} if way is buffered else {}
     record = await seen.record(way(seen, path, **options), Caller(leaves_after=0.3))
-    assert record.outcome is Outcome.CALLER_LEFT_BEFORE_HEADERS
+    assert record.outcome is Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS
     assert record.status == (200 if path == "/pour" else None)
     assert record.exception is None
 
@@ -793,7 +793,7 @@ async def test_a_caller_who_leaves_before_its_answer_started(
 @pytest.mark.parametrize("path", ["/silent_after_head", "/silent_mid_body", "/pour"])
 async def test_a_caller_who_leaves_in_the_body(seen: Observed, way: Answer, path: str) -> None:
     record = await seen.record(way(seen, path), Caller(leaves_after=0.3))
-    assert (record.outcome, record.status) == (Outcome.CALLER_LEFT_MID_BODY, 200)
+    assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_MID_BODY, 200)
     assert record.exception is None
     assert (record.bytes_received > 0) == (path != "/silent_after_head")
 
@@ -803,7 +803,7 @@ async def test_a_caller_who_leaves_in_the_last_part_has_left_in_the_body(
     seen: Observed, way: Answer
 ) -> None:
     record = await seen.record(way(seen, "/item?size=9"), Caller(send_fails_after=1))
-    assert (record.outcome, record.status) == (Outcome.CALLER_LEFT_MID_BODY, 200)
+    assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_MID_BODY, 200)
     assert (record.exception, record.bytes_received) == (None, 9)
 
 
@@ -818,7 +818,7 @@ async def test_a_caller_who_leaves_in_its_upload(seen: Observed, upload: str) ->
         body = Request(caller.scope, caller.receive).stream()
         app = cls(seen.client, seen.get("/echo", "POST", content=body))
     record = await seen.record(app, caller)
-    assert (record.outcome, record.status) == (Outcome.CALLER_LEFT_BEFORE_HEADERS, None)
+    assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS, None)
     assert (record.exception, record.bytes_sent) == (None, 6)
 
 
@@ -850,11 +850,11 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_place(
 ) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
-        await aeventually(lambda: seen.upstream.open == 1)
+        await aeventually(lambda: seen.upstream.open_exchanges == 1)
         with anyio.move_on_after(0.2):
             await way(seen, "/item")(Caller().scope, Caller().receive, Caller().send)
         record = seen.only
-        assert open_exchanges(seen.client) == 1
+        assert count_open_exchanges(seen.client) == 1
         group.cancel_scope.cancel()
     assert (record.outcome, record.status) == (Outcome.CANCELLED, None)
     assert seen.only.outcome is Outcome.CANCELLED
@@ -867,7 +867,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_place(
 async def test_observers_of_a_response_are_told_besides_the_clients(
     seen: Observed, way: Answer
 ) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     record = await seen.record(way(seen, "/item", observers=[own.append, own.append]))
     assert own == [record, record]
     assert own[0] is record
@@ -875,19 +875,19 @@ async def test_observers_of_a_response_are_told_besides_the_clients(
 
 
 async def test_observers_of_a_forward_app_are_told(seen: Observed) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     record = await seen.record(forwarded(seen, "/item", observers=[own.append]))
     assert own == [record]
 
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_a_client_of_ones_own_has_no_name(upstream: Upstream, cls: Any) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     async with httpx.AsyncClient(base_url=upstream.url) as client:
         await Caller().call(
             cls(client, client.build_request("GET", "/item"), observers=[own.append])
         )
-        assert open_exchanges(client) == 0
+        assert count_open_exchanges(client) == 0
     assert [(r.client, r.outcome, r.bytes_received) for r in own] == [
         (None, Outcome.COMPLETED, 1024)
     ]
@@ -895,10 +895,10 @@ async def test_a_client_of_ones_own_has_no_name(upstream: Upstream, cls: Any) ->
 
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_an_adopted_response_tells_its_own_observers(seen: Observed, cls: Any) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     for read in (False, True):
         upstream = await seen.client.send(seen.get("/item?size=20"), stream=not read)
-        await seen.call(cls.adopt(upstream, observers=[own.append]))
+        await seen.call(cls.from_response(upstream, observers=[own.append]))
         record = own.pop()
         is_in_order(record)
         assert (record.outcome, record.status, record.bytes_received) == (
@@ -908,7 +908,7 @@ async def test_an_adopted_response_tells_its_own_observers(seen: Observed, cls: 
         )
         assert (record.client, record.host) == (None, f"127.0.0.1:{seen.upstream.port}")
     upstream = await seen.client.send(seen.get("/short"), stream=True)
-    await seen.call(cls.adopt(upstream, observers=[own.append]))
+    await seen.call(cls.from_response(upstream, observers=[own.append]))
     assert own.pop().outcome is Outcome.BODY_FAILED
 
 
@@ -916,9 +916,9 @@ async def test_an_adopted_response_tells_its_own_observers(seen: Observed, cls: 
 async def test_an_observer_that_raises_is_logged_and_changes_nothing(
     seen: Observed, way: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
 
-    def broken(record: Record) -> None:
+    def broken(record: ExchangeRecord) -> None:
         raise Raised
 
     caller = await seen.call(way(seen, "/item?size=3", observers=[broken, own.append]))
@@ -937,17 +937,17 @@ async def test_a_slow_observer_holds_back_no_answer_and_is_not_in_the_seconds(
 ) -> None:
     caller, complete = Caller(), list[bool]()
 
-    def slow(record: Record) -> None:
+    def slow(record: ExchangeRecord) -> None:
         complete.append(caller.complete)
         time.sleep(0.5)
 
     record = await seen.record(way(seen, "/item", observers=[slow]), caller)
     assert complete == [True]
-    assert record.seconds < 0.5
+    assert record.duration < 0.5
 
 
 async def test_an_observer_does_not_hide_a_failure(seen: Observed) -> None:
-    def broken(record: Record) -> None:
+    def broken(record: ExchangeRecord) -> None:
         raise Raised
 
     with pytest.raises(UpstreamError):
@@ -959,7 +959,7 @@ async def test_an_observer_does_not_hide_a_failure(seen: Observed) -> None:
 async def test_an_observer_that_ends_the_process_is_let_through_and_nothing_stays_open(
     seen: Observed, way: Answer
 ) -> None:
-    def ending(record: Record) -> None:
+    def ending(record: ExchangeRecord) -> None:
         raise SystemExit
 
     app, caller = way(seen, "/item", observers=[ending]), Caller()
@@ -974,8 +974,8 @@ async def test_an_observer_that_ends_the_process_is_let_through_and_nothing_stay
 async def test_when_an_observer_is_called_nothing_is_open(seen: Observed, way: Answer) -> None:
     opened: list[int] = []
 
-    def look(record: Record) -> None:
-        opened.append(open_exchanges(seen.client))
+    def look(record: ExchangeRecord) -> None:
+        opened.append(count_open_exchanges(seen.client))
         if seen.own is not None:
             state = seen.own.pool_state()
             opened.append(state.open - state.idle)
@@ -985,7 +985,7 @@ async def test_when_an_observer_is_called_nothing_is_open(seen: Observed, way: A
     assert set(opened) == {0}
 
 
-async def observing_in_vain(record: Record) -> None:
+async def observing_in_vain(record: ExchangeRecord) -> None:
     raise AssertionError("it is never awaited")
 
 
@@ -1001,7 +1001,7 @@ async def test_what_cannot_observe_is_told_of_at_once(observers: Any) -> None:
     with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
         client_lifespan(observers=observers)
     with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
-        ForwardApp(observers=observers)
+        ReverseProxy(observers=observers)
     async with httpx.AsyncClient() as client:
         request = client.build_request("GET", "http://upstream/")
         with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
@@ -1032,7 +1032,7 @@ async def test_a_client_that_is_no_key_is_closed_all_the_same() -> None:
 
     client = Unhashable()
     async with client_lifespan(lambda: client)(None):
-        assert open_exchanges(client) == 0
+        assert count_open_exchanges(client) == 0
     assert client.closed
 
 
@@ -1072,11 +1072,11 @@ async def test_without_an_observer_nothing_is_made(
 @every_way
 @pytest.mark.parametrize("path", ["/never", "/silent_after_head", "/silent_mid_body"])
 async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: str) -> None:
-    assert open_exchanges(seen.client) == 0
+    assert count_open_exchanges(seen.client) == 0
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, path))
-        await aeventually(lambda: seen.upstream.open == 1)
-        assert open_exchanges(seen.client) == 1
+        await aeventually(lambda: seen.upstream.open_exchanges == 1)
+        assert count_open_exchanges(seen.client) == 1
         if seen.own is not None:
             one = PoolState(open=1, idle=0, connecting=0, waiting=0)
             address = f"http://127.0.0.1:{seen.upstream.port}"
@@ -1090,9 +1090,9 @@ async def test_an_open_exchange_is_counted(seen: Observed, way: Answer, path: st
 async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way: Answer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(Caller().call, way(seen, "/never"))
-        await aeventually(lambda: seen.upstream.open == 1)
+        await aeventually(lambda: seen.upstream.open_exchanges == 1)
         group.start_soon(Caller().call, way(seen, "/item"))
-        await aeventually(lambda: open_exchanges(seen.client) == 2)
+        await aeventually(lambda: count_open_exchanges(seen.client) == 2)
         if seen.own is not None:
             own = seen.own
             await aeventually(lambda: own.pool_state().waiting == 1)
@@ -1118,7 +1118,7 @@ async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
                 one = PoolState(open=0, idle=0, connecting=1, waiting=1)
                 state = own.pool_state()
                 assert state == dataclasses.replace(one, origins={url.removesuffix("/"): one})
-                assert open_exchanges(seen.client) == 1
+                assert count_open_exchanges(seen.client) == 1
                 group.cancel_scope.cancel()
             await own.aclose()  # it would serve the next request, and is given up only here
             await aeventually(lambda: own.pool_state().connecting == 0)
@@ -1141,7 +1141,7 @@ async def test_the_route_is_the_template_and_not_the_path(seen: Observed) -> Non
     fast.add_api_route("/sync/{item_id}", sync, response_model=None)
     router.add_api_route("/goods/{item_id:int}", endpoint, response_model=None)
     fast.include_router(router, prefix="/v1")
-    fast.mount("/api/{tenant}", ForwardApp())
+    fast.mount("/api/{tenant}", ReverseProxy())
     star = Starlette(routes=[Route("/things/{name:path}", endpoint), Mount("/sub", fast)])
     for app, path, template in [
         (fast, "/items/7", "/items/{item_id}"),
@@ -1159,7 +1159,7 @@ async def test_the_route_is_the_template_and_not_the_path(seen: Observed) -> Non
 
 
 async def test_the_host_is_as_in_the_url(seen: Observed) -> None:
-    own: list[Record] = []
+    own: list[ExchangeRecord] = []
     for url, host in [
         ("http://upstream.example/a", "upstream.example"),
         ("https://upstream.example:443/a", "upstream.example"),
@@ -1192,7 +1192,7 @@ def documented() -> Iterator[dict[str, Any]]:
 
 def test_the_page_has_each_outcome_and_each_field() -> None:
     named = re.findall(r"^\| `(\w+)` \|", page(), re.M)
-    fields = [field.name for field in dataclasses.fields(Record)]
+    fields = [field.name for field in dataclasses.fields(ExchangeRecord)]
     assert named == [*fields, *(named[len(fields) :])]
     assert sorted(named[len(fields) :]) == sorted(Outcome)
 

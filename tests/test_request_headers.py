@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from asgi_upstream.headers import forwarded_request_headers, overridden, with_cookies
+from asgi_upstream.headers import apply_changes, build_request_headers, merge_cookies
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -37,7 +37,7 @@ def scope_of(raw: Fields, **other: Any) -> dict[str, Any]:
 
 
 def forwarded(raw: Fields, *, trust: bool = False, **scope: Any) -> Fields:
-    return forwarded_request_headers(scope_of(raw, **scope), trust_forwarded=trust)
+    return build_request_headers(scope_of(raw, **scope), trust_forwarded_headers=trust)
 
 
 def less_what_was_seen(fields: Fields) -> Fields:
@@ -326,7 +326,7 @@ def test_a_unix_socket_has_no_peer_to_name(scope: dict[str, Any]) -> None:
 def test_a_server_that_knows_no_peer_at_all_is_as_a_unix_socket() -> None:
     scope = scope_of([])
     del scope["client"]
-    assert forwarded_request_headers(scope, trust_forwarded=False) == [
+    assert build_request_headers(scope, trust_forwarded_headers=False) == [
         (b"x-forwarded-proto", b"https")
     ]
 
@@ -408,7 +408,7 @@ def test_other_odd_bytes_are_no_reason_to_refuse() -> None:
 
 def test_the_authors_fields_replace_each_of_their_name_and_none_removes() -> None:
     fields = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"c", b"4")]
-    assert overridden(fields, {"A": "x", "B": None, "d": "caf\xe9", "e": None}) == [
+    assert apply_changes(fields, {"A": "x", "B": None, "d": "caf\xe9", "e": None}) == [
         (b"c", b"4"),
         (b"a", b"x"),
         (b"d", b"caf\xe9"),
@@ -417,14 +417,14 @@ def test_the_authors_fields_replace_each_of_their_name_and_none_removes() -> Non
 
 def test_the_authors_cookies_replace_those_of_their_name_and_join_the_others() -> None:
     fields = [(b"cookie", b"a=1; b = 2;;c"), (b"x", b"1"), (b"cookie", b" a=3; d=4;a")]
-    assert with_cookies(fields, b"a=own; e=5") == [
+    assert merge_cookies(fields, b"a=own; e=5") == [
         (b"x", b"1"),
         (b"cookie", b"b = 2; c; d=4; a=own; e=5"),
     ]
 
 
 def test_the_authors_cookies_are_sent_where_the_caller_has_none() -> None:
-    assert with_cookies([(b"x", b"1")], b"a=own") == [(b"x", b"1"), (b"cookie", b"a=own")]
+    assert merge_cookies([(b"x", b"1")], b"a=own") == [(b"x", b"1"), (b"cookie", b"a=own")]
 
 
 # --- what always holds ---------------------------------------------------------------------
@@ -602,8 +602,8 @@ def test_what_crossed_one_hop_crosses_the_next_but_for_what_that_one_says(
 def test_an_author_who_says_it_twice_says_the_same(
     fields: Fields, changes: dict[str, str | None]
 ) -> None:
-    once = overridden(fields, changes)
-    assert overridden(once, changes) == once
+    once = apply_changes(fields, changes)
+    assert apply_changes(once, changes) == once
     for name, value in changes.items():
         expected = [] if value is None else [value.encode()]
         assert values(once, name.lower().encode()) == expected

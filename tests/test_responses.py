@@ -468,7 +468,7 @@ async def test_a_bound_of_nothing_is_refused(max_bytes: Any) -> None:
 
 async def test_a_buffered_answer_has_no_error_frame() -> None:
     with pytest.raises(TypeError, match="StreamedResponse"):
-        answer_of(answering(), BufferedResponse, error_frame=lambda exc: b"")
+        answer_of(answering(), BufferedResponse, on_stream_error=lambda exc: b"")
 
 
 @both
@@ -976,7 +976,7 @@ async def test_the_app_may_say_that_it_aborts_and_no_server_needs_to_know() -> N
     assert told[-1] != "http.response.body" or caller.messages[-1]["more_body"]
 
 
-# --- error_frame ---------------------------------------------------------------------------
+# --- on_stream_error ---------------------------------------------------------------------------
 
 
 async def test_an_error_frame_ends_the_body_of_an_upstream_that_dies(
@@ -990,7 +990,7 @@ async def test_an_error_frame_ends_the_body_of_an_upstream_that_dies(
         return b"event: error\n\n"
 
     upstream = answering(b"data: 1\n\n", death, headers=[("content-length", "500")])
-    caller = await called(upstream, error_frame=frame)
+    caller = await called(upstream, on_stream_error=frame)
     assert caller.body == b"data: 1\n\nevent: error\n\n"
     assert caller.complete
     assert caller.values("content-length") == []
@@ -1008,7 +1008,7 @@ async def test_an_error_frame_ends_the_body_of_a_transform_that_raises_and_the_l
             raise LookupError("own")
 
     caller = await called(
-        answering(b"a", b"b"), transform=fails, error_frame=lambda exc: repr(exc).encode()
+        answering(b"a", b"b"), transform=fails, on_stream_error=lambda exc: repr(exc).encode()
     )
     assert caller.body == b"aLookupError('own')"
     assert caller.complete
@@ -1022,7 +1022,7 @@ async def test_an_error_frame_after_the_deadline_tells_of_a_timeout() -> None:
     caller = await called(
         answering(b"a", 30.0),
         deadline=0.1,
-        error_frame=lambda exc: type(exc).__name__.encode(),
+        on_stream_error=lambda exc: type(exc).__name__.encode(),
     )
     assert caller.body == b"aUpstreamTimeout"
     assert caller.complete
@@ -1032,7 +1032,7 @@ async def test_an_error_frame_can_be_read_in_a_body_that_was_compressed() -> Non
     coded = gzip.compress(os.urandom(1000))
     caller = await called(
         answering(coded[:500], httpx.ReadError("reset"), headers=[("content-encoding", "gzip")]),
-        error_frame=lambda exc: b"the frame",
+        on_stream_error=lambda exc: b"the frame",
     )
     assert caller.body.endswith(b"the frame")
     assert caller.values("content-encoding") == []
@@ -1040,13 +1040,13 @@ async def test_an_error_frame_can_be_read_in_a_body_that_was_compressed() -> Non
 
 async def test_an_error_frame_is_not_for_failures_before_the_start() -> None:
     upstream = answering(failing=httpx.ConnectError("refused"))
-    caller, _ = await failing(upstream, UpstreamConnectError, error_frame=lambda exc: b"frame")
+    caller, _ = await failing(upstream, UpstreamConnectError, on_stream_error=lambda exc: b"frame")
     assert caller.messages == []
 
 
 async def test_a_body_that_ends_well_has_no_error_frame() -> None:
     upstream = answering(b"all", headers=[("content-length", "3")])
-    caller = await called(upstream, error_frame=lambda exc: b"frame")
+    caller = await called(upstream, on_stream_error=lambda exc: b"frame")
     assert caller.body == b"all"
     assert caller.complete
 
@@ -1158,7 +1158,7 @@ async def test_the_bound_is_ten_mebibytes_where_none_is_given() -> None:
     await failing(answering(*[chunk] * 10, b"x"), UpstreamBodyTooLarge, BufferedResponse)
 
 
-# --- adopt ---------------------------------------------------------------------------------
+# --- from_response -------------------------------------------------------------------------------
 
 
 async def opened_by_hand(upstream: Upstream) -> httpx.Response:
@@ -1169,7 +1169,7 @@ async def opened_by_hand(upstream: Upstream) -> httpx.Response:
 @both
 async def test_an_open_response_is_adopted_and_closed(cls: AnyClass) -> None:
     upstream = answering(b"a", b"b", status=201, headers=[("x-own", "1")])
-    response = cls.adopt(await opened_by_hand(upstream), headers={"x-new": "1"})
+    response = cls.from_response(await opened_by_hand(upstream), headers={"x-new": "1"})
     assert isinstance(response, cls)
     assert upstream.open == 1
     caller = await Caller().call(response)
@@ -1180,7 +1180,7 @@ async def test_an_open_response_is_adopted_and_closed(cls: AnyClass) -> None:
 
 @both
 async def test_an_adopted_response_can_be_sent_once(cls: AnyClass) -> None:
-    response = cls.adopt(await opened_by_hand(answering(b"a")))
+    response = cls.from_response(await opened_by_hand(answering(b"a")))
     await Caller().call(response)
     caller = Caller()
     with pytest.raises(RuntimeError, match=r"StreamedResponse\(client, request\)"):
@@ -1191,7 +1191,7 @@ async def test_an_adopted_response_can_be_sent_once(cls: AnyClass) -> None:
 @both
 async def test_an_open_response_that_is_adopted_twice_is_sent_once(cls: AnyClass) -> None:
     upstream = await opened_by_hand(answering(b"a"))
-    first, second = cls.adopt(upstream), cls.adopt(upstream)
+    first, second = cls.from_response(upstream), cls.from_response(upstream)
     await Caller().call(first)
     caller = Caller()
     with pytest.raises(RuntimeError, match="the upstream's body is gone"):
@@ -1205,7 +1205,7 @@ async def test_a_response_whose_body_is_gone_is_not_adopted(cls: AnyClass) -> No
     async for _ in upstream.aiter_raw():
         pass
     with pytest.raises(RuntimeError, match="stream=True"):
-        cls.adopt(upstream)
+        cls.from_response(upstream)
 
 
 @both
@@ -1213,7 +1213,7 @@ async def test_a_closed_response_is_not_adopted(cls: AnyClass) -> None:
     upstream = await opened_by_hand(answering(b"a"))
     await upstream.aclose()
     with pytest.raises(RuntimeError, match="stream=True"):
-        cls.adopt(upstream)
+        cls.from_response(upstream)
 
 
 @both
@@ -1223,7 +1223,7 @@ async def test_a_response_read_whole_is_adopted_as_it_was_read(cls: AnyClass) ->
         answering(coded, headers=[("content-encoding", "gzip"), ("content-length", "24")])
     )
     await upstream.aread()
-    caller = await Caller().call(cls.adopt(upstream))
+    caller = await Caller().call(cls.from_response(upstream))
     assert caller.body == b"text"
     assert caller.values("content-encoding") == []
     assert caller.values("content-length") in ([], ["4"])
@@ -1233,16 +1233,16 @@ async def test_options_of_an_adopted_response_are_checked_too() -> None:
     upstream = answering(b"a")
     opened = await opened_by_hand(upstream)
     with pytest.raises(ValueError, match="deadline=0"):
-        StreamedResponse.adopt(opened, deadline=0)
+        StreamedResponse.from_response(opened, deadline=0)
     with pytest.raises(ValueError, match="max_bytes=0"):
-        BufferedResponse.adopt(opened, max_bytes=0)
+        BufferedResponse.from_response(opened, max_bytes=0)
     await opened.aclose()
 
 
 @both
 async def test_a_caller_who_leaves_frees_an_adopted_response(cls: AnyClass) -> None:
     upstream = answering(b"a", 30.0)
-    response = cls.adopt(await opened_by_hand(upstream))
+    response = cls.from_response(await opened_by_hand(upstream))
     with anyio.fail_after(5):
         await Caller(leaves_after=0.05).call(response)
     assert upstream.open == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asgi_upstream.rewriting import rewritten_cookies, rewritten_locations
+from asgi_upstream.rewriting import rewrite_cookies, rewrite_locations
 
 PLAIN = httpx.URL("http://up.example:8080")
 WITH_PATH = httpx.URL("http://up.example:8080/v1/")
@@ -17,13 +17,13 @@ MOUNT = b"/api"
 
 
 def location(value: bytes, base: httpx.URL = PLAIN, mount: bytes = MOUNT) -> bytes:
-    [(name, mapped)] = rewritten_locations([(b"location", value)], base, mount)
+    [(name, mapped)] = rewrite_locations([(b"location", value)], base, mount)
     assert name == b"location"
     return mapped
 
 
 def cookie(value: bytes, base: httpx.URL = PLAIN, mount: bytes = MOUNT) -> bytes:
-    [(name, mapped)] = rewritten_cookies([(b"set-cookie", value)], base, mount)
+    [(name, mapped)] = rewrite_cookies([(b"set-cookie", value)], base, mount)
     assert name == b"set-cookie"
     return mapped
 
@@ -200,7 +200,7 @@ def test_content_location_is_mapped_too_and_no_other_field() -> None:
         (b"refresh", b"0; url=/a"),
         (b"location", b"/c"),
     ]
-    assert rewritten_locations(fields, PLAIN, MOUNT) == [
+    assert rewrite_locations(fields, PLAIN, MOUNT) == [
         (b"Location", b"/api/a"),
         (b"link", b"</a>; rel=next"),
         (b"content-location", b"/api/b"),
@@ -279,7 +279,7 @@ def test_several_cookies_are_mapped_one_by_one_and_other_fields_stay() -> None:
         (b"location", b"/a"),
         (b"set-cookie", b"a=1; Path=/b"),
     ]
-    assert rewritten_cookies(fields, PLAIN, MOUNT) == [
+    assert rewrite_cookies(fields, PLAIN, MOUNT) == [
         (b"Set-Cookie", b"a=1; Path=/api/a"),
         (b"cookie", b"a=1; Path=/a; Domain=x"),
         (b"set-cookie", b"b=2"),
@@ -377,8 +377,8 @@ def test_fields_keep_their_names_number_and_order(
     fields: list[tuple[bytes, bytes]], base: httpx.URL, mount: bytes
 ) -> None:
     for rewritten, own in (
-        (rewritten_locations, (b"location", b"content-location")),
-        (rewritten_cookies, (b"set-cookie",)),
+        (rewrite_locations, (b"location", b"content-location")),
+        (rewrite_cookies, (b"set-cookie",)),
     ):
         result = rewritten(list(fields), base, mount)
         assert [name for name, _ in result] == [name for name, _ in fields]

@@ -25,16 +25,16 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import asgi_upstream
 from asgi_upstream import (
-    ForwardApp,
+    ExchangeRecord,
     Outcome,
-    Record,
+    ReverseProxy,
     UpstreamError,
     UpstreamProtocolError,
     client_lifespan,
     get_client,
     relay_websocket,
 )
-from asgi_upstream.handshakes import check_upgrade, handshake
+from asgi_upstream.handshakes import build_handshake, validate_upgrade
 from tests import ON_HTTPX2
 
 if TYPE_CHECKING or not ON_HTTPX2:
@@ -98,7 +98,7 @@ async def called(app: Any, coming: list[Message] | None = None, **scope: Any) ->
 
 def test_an_app_that_is_mounted_relays() -> None:
     with (
-        in_front(Mount("/api", ForwardApp())) as caller,
+        in_front(Mount("/api", ReverseProxy())) as caller,
         caller.websocket_connect("/api/a/b", subprotocols=["one"]) as websocket,
     ):
         assert websocket.accepted_subprotocol == "one"
@@ -125,7 +125,7 @@ def test_the_client_is_chosen_by_a_function_of_the_connection() -> None:
         return "client"
 
     with (
-        in_front(Mount("/api", ForwardApp(name))) as caller,
+        in_front(Mount("/api", ReverseProxy(name))) as caller,
         caller.websocket_connect("/api/x") as websocket,
     ):
         assert websocket.receive_text() == "/x"
@@ -136,7 +136,7 @@ def test_on_request_may_answer_instead() -> None:
         return PlainTextResponse(f"no {request.headers['upgrade']}", 418)
 
     with (
-        in_front(Mount("/api", ForwardApp(on_request=answers))) as caller,
+        in_front(Mount("/api", ReverseProxy(on_request=answers))) as caller,
         pytest.raises(WebSocketDenialResponse) as denied,
     ):
         caller.websocket_connect("/api/x").__enter__()
@@ -148,7 +148,7 @@ def test_a_failure_at_the_handshake_is_for_the_apps_own_handler() -> None:
         return PlainTextResponse(type(exc).__name__, 555)
 
     app = Starlette(
-        routes=[Mount("/api", ForwardApp())],
+        routes=[Mount("/api", ReverseProxy())],
         lifespan=client_lifespan(base_url="http://x", transport=httpx.MockTransport(refusing)),
         exception_handlers={UpstreamError: handled},
     )
@@ -158,7 +158,7 @@ def test_a_failure_at_the_handshake_is_for_the_apps_own_handler() -> None:
 
 
 def test_a_path_outside_the_prefix_is_404_and_one_with_dots_400() -> None:
-    routes = [WebSocketRoute("/{path:path}", ForwardApp(prefix="/api"))]
+    routes = [WebSocketRoute("/{path:path}", ReverseProxy(prefix="/api"))]
     with in_front(*routes) as caller:
         for path, status in (("/other", 404), ("/api/%2e%2e/x", 400)):
             with pytest.raises(WebSocketDenialResponse) as denied:
@@ -173,12 +173,12 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
         base_url="http://x", transport=httpx.MockTransport(refusing)
     ) as client:
         state = {"client": client}
-        assert await called(ForwardApp(), state=state) == closed
-        assert await called(ForwardApp(), state=state, raw_path=b"/../x") == closed
-        assert await called(ForwardApp(prefix="/y"), state=state) == closed
+        assert await called(ReverseProxy(), state=state) == closed
+        assert await called(ReverseProxy(), state=state, raw_path=b"/../x") == closed
+        assert await called(ReverseProxy(prefix="/y"), state=state) == closed
     forbids = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
     async with httpx.AsyncClient(base_url="http://x", transport=forbids) as client:
-        assert await called(ForwardApp(), state={"client": client}) == closed
+        assert await called(ReverseProxy(), state={"client": client}) == closed
 
 
 @pytest.mark.anyio
@@ -192,7 +192,7 @@ async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "httpx_ws", None)
     with caplog.at_level(logging.WARNING, "asgi_upstream"):
-        sent = await called(ForwardApp())
+        sent = await called(ReverseProxy())
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
     assert "pip install 'asgi-upstream[ws]'" in caplog.text
 
@@ -210,9 +210,9 @@ def test_the_library_imports_httpx_ws_with_relay_websocket_and_not_before() -> N
 
 
 def test_observers_of_the_client_and_of_the_app_get_a_record() -> None:
-    records: list[Record] = []
-    mine: list[Record] = []
-    app = ForwardApp(observers=[mine.append])
+    records: list[ExchangeRecord] = []
+    mine: list[ExchangeRecord] = []
+    app = ReverseProxy(observers=[mine.append])
     with (
         in_front(Mount("/api", app), observers=[records.append]) as caller,
         caller.websocket_connect("/api/x") as websocket,
@@ -239,7 +239,7 @@ async def test_a_handshake_says_by_which_scheme_the_caller_came(scheme: str, sai
     ]
     scope = SCOPE | {"scheme": scheme, "headers": fields, "subprotocols": ["a", "b"]}
     async with httpx.AsyncClient(base_url="http://x") as client:
-        request = handshake(client, HTTPConnection(scope), trust_forwarded=False)
+        request = build_handshake(client, HTTPConnection(scope), trust_forwarded_headers=False)
     key = request.headers.pop("sec-websocket-key")
     assert len(base64.b64decode(key)) == 16
     assert (request.method, request.extensions["target"]) == ("GET", b"/x")
@@ -290,7 +290,7 @@ class Scripted(httpcore.AsyncNetworkStream, httpx.AsyncBaseTransport):
             {"type": "websocket.connect"},
         ]
         async with httpx.AsyncClient(base_url="http://x", transport=self) as client:
-            return await called(ForwardApp(), coming, state={"client": client})
+            return await called(ReverseProxy(), coming, state={"client": client})
 
 
 HEARD = [
@@ -313,7 +313,7 @@ async def test_what_the_upstream_said_last_is_heard_although_a_write_fails_first
 async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
     error: type[Exception],
 ) -> None:
-    records: list[Record] = []
+    records: list[ExchangeRecord] = []
 
     async def receive() -> Message:
         if not coming:
@@ -330,9 +330,9 @@ async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
     ]
     upstream = Scripted(write_error=httpcore.WriteError("gone"))
     async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
-        app = ForwardApp(observers=[records.append])
+        app = ReverseProxy(observers=[records.append])
         await app(SCOPE | {"state": {"client": client}}, receive, send)
-    assert [record.outcome for record in records] == [Outcome.CALLER_LEFT_MID_BODY]
+    assert [record.outcome for record in records] == [Outcome.CALLER_DISCONNECTED_MID_BODY]
 
 
 @pytest.mark.anyio
@@ -349,14 +349,14 @@ async def test_a_server_that_cannot_refuse_says_that_the_caller_has_left(
         raise error("broken pipe")
 
     connecting: list[Message] = [{"type": "websocket.connect"}]
-    records: list[Record] = []
+    records: list[ExchangeRecord] = []
     scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
     transport = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
     async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
         websocket = WebSocket(scope, receive, send)
         await relay_websocket(client, websocket, observers=[records.append])
     (record,) = records
-    assert record.outcome.startswith("caller_left")
+    assert record.outcome.startswith("caller_disconnected")
     assert record.exception is None
 
 
@@ -475,7 +475,7 @@ async def test_the_record_of_a_refusal_says_how_the_refusal_went(broken: bool) -
 
     left = anyio.Event()
     connecting: list[Message] = [{"type": "websocket.connect"}]
-    records: list[Record] = []
+    records: list[ExchangeRecord] = []
     scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
     transport = httpx.MockTransport(lambda request: httpx.Response(401, stream=Body()))
     async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
@@ -494,7 +494,7 @@ async def test_the_record_of_a_refusal_says_how_the_refusal_went(broken: bool) -
         assert record.outcome is Outcome.BODY_FAILED
         assert isinstance(record.exception, httpx.ReadError)
     else:
-        assert record.outcome is Outcome.CALLER_LEFT_BEFORE_HEADERS
+        assert record.outcome is Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS
 
 
 def test_an_acceptance_must_be_of_this_handshake() -> None:
@@ -508,7 +508,7 @@ def test_an_acceptance_must_be_of_this_handshake() -> None:
         fields |= {name.replace("_", "-"): value for name, value in changes.items()}
         request = httpx.Request("GET", "http://x", headers={"sec-websocket-key": "KEY"})
         answer = {name: value for name, value in fields.items() if value is not None}
-        check_upgrade(httpx.Response(101, headers=answer, request=request), ["a", "b"])
+        validate_upgrade(httpx.Response(101, headers=answer, request=request), ["a", "b"])
 
     check()
     check(sec_websocket_protocol="b")

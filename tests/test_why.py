@@ -104,13 +104,13 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
     with Upstream() as upstream, serving(tmp_path, upstream.url) as serve:
         for code, left_over in ((AFTER, 0), (BEFORE, 1)):
             caller = Caller(serve(code, **patient), "/never")
-            eventually(lambda: upstream.open == 1, 5)
+            eventually(lambda: upstream.open_exchanges == 1, 5)
             caller.leave()
             if left_over:
                 with pytest.raises(AssertionError, match="what was waited for"):
-                    eventually(lambda: upstream.open == 0, 2)
+                    eventually(lambda: upstream.open_exchanges == 0, 2)
             else:
-                eventually(lambda: upstream.open == 0, 5)
+                eventually(lambda: upstream.open_exchanges == 0, 5)
 
 
 def test_5_what_raises_between_send_and_return_leaks_a_connection(serve: Serve) -> None:

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket
 
 from asgi_upstream import (
     BufferedResponse,
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     client_dependency,
     client_lifespan,
@@ -56,10 +56,10 @@ def with_httpx2(client: httpx2.AsyncClient, other: httpx.AsyncClient, request: R
 
 
 async def the_rest(upstream: httpx2.Response, request: Request) -> None:
-    StreamedResponse.adopt(upstream, on_response=on_httpx2)
-    StreamedResponse.adopt(upstream, on_response=on_httpx)  # type: ignore[arg-type]
-    ForwardApp(on_request=request_of_httpx, on_response=on_httpx)
-    ForwardApp(on_request=request_of_httpx2, on_response=on_httpx2)
+    StreamedResponse.from_response(upstream, on_response=on_httpx2)
+    StreamedResponse.from_response(upstream, on_response=on_httpx)  # type: ignore[arg-type]
+    ReverseProxy(on_request=request_of_httpx, on_response=on_httpx)
+    ReverseProxy(on_request=request_of_httpx2, on_response=on_httpx2)
     transport = AsyncioTransport(limits=httpx2.Limits())
     client_lifespan(httpx2.AsyncClient, transport=transport)
     assert_type(await client_dependency("a")(request), httpx.AsyncClient)

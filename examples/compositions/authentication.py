@@ -11,7 +11,7 @@ import httpx
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from fastapi import FastAPI
 
-from asgi_upstream import ForwardApp, UpstreamError, client_lifespan, combine_lifespans
+from asgi_upstream import ReverseProxy, UpstreamError, client_lifespan, combine_lifespans
 from examples.compositions.network import network
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
@@ -63,4 +63,4 @@ app = FastAPI(
         client_lifespan(base_url=UPSTREAM_URL, transport=network(), auth=Bearer(tokens)),
     )
 )
-app.mount("/api", ForwardApp())
+app.mount("/api", ReverseProxy())

@@ -16,7 +16,13 @@ from fastapi import Depends, FastAPI, Header, Request
 from hishel import AsyncBaseStorage, AsyncRedisStorage, AsyncSqliteStorage, CacheOptions
 from hishel.httpx import AsyncCacheTransport
 
-from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan, forward_request, get_client
+from asgi_upstream import (
+    ReverseProxy,
+    StreamedResponse,
+    client_lifespan,
+    forward_request,
+    get_client,
+)
 from examples.compositions.network import network
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
@@ -95,7 +101,7 @@ def cached_client() -> httpx.AsyncClient:
 
 
 app = FastAPI(lifespan=client_lifespan(cached_client))
-app.mount("/api", ForwardApp())
+app.mount("/api", ReverseProxy())
 
 
 @app.get("/mine/{path:path}")

@@ -16,7 +16,7 @@ from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import ExcludeType, OpenedState
 from starlette.requests import ClientDisconnect
 
-from asgi_upstream import ForwardApp, UpstreamError, client_lifespan, combine_lifespans
+from asgi_upstream import ReverseProxy, UpstreamError, client_lifespan, combine_lifespans
 from examples.compositions.network import network
 
 ORDERS_URL = os.environ.get("ORDERS_URL", "http://127.0.0.1:9000")
@@ -77,5 +77,5 @@ app = FastAPI(
         client_lifespan(name="items", base_url=ITEMS_URL, transport=Breaking("items", network())),
     )
 )
-app.mount("/orders", ForwardApp("orders"))
-app.mount("/items", ForwardApp("items"))
+app.mount("/orders", ReverseProxy("orders"))
+app.mount("/items", ReverseProxy("items"))

@@ -44,7 +44,7 @@ def error_event(exc: Exception) -> bytes:
 @app.get("/shouted/{path}")
 async def shouted(client: Client, path: str) -> StreamedResponse:
     request = client.build_request("GET", f"/{path}", timeout=PATIENT)
-    return StreamedResponse(client, request, transform=shout, error_frame=error_event)
+    return StreamedResponse(client, request, transform=shout, on_stream_error=error_event)
 
 
 # Kept alive: the answer begins at once, before the upstream's, so that it is 200 in any case.

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_upstream import BufferedResponse, ForwardApp, client_lifespan, get_client
+from asgi_upstream import BufferedResponse, ReverseProxy, client_lifespan, get_client
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 TIMEOUT = float(os.environ.get("TIMEOUT", "10"))  # seconds
@@ -84,7 +84,7 @@ async def buffered(request: Request) -> Response:
 
 def behind(*middleware: Middleware) -> ASGIApp:
     """An app with this middleware that relays, streamed and buffered."""
-    routes = [Mount("/api", ForwardApp()), Route("/buffered/{path}", buffered)]
+    routes = [Mount("/api", ReverseProxy()), Route("/buffered/{path}", buffered)]
     return Starlette(routes=routes, middleware=middleware)
 
 

@@ -13,7 +13,7 @@ from slowapi import Limiter, _rate_limit_exceeded_handler
 from slowapi.errors import RateLimitExceeded
 from slowapi.util import get_remote_address
 
-from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan, get_client
+from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan, get_client
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 LIMIT = os.environ.get("LIMIT", "5/minute")
@@ -41,7 +41,7 @@ async def events(
 
 
 # slowapi limits endpoints, and not what is mounted, so the relay is called from one.
-forward = ForwardApp(prefix="/api")
+forward = ReverseProxy(prefix="/api")
 
 
 @app.api_route("/api/{path:path}", methods=METHODS)

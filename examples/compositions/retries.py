@@ -12,7 +12,7 @@ import httpx
 from fastapi import Depends, FastAPI, Request
 from httpx_retries import Retry, RetryTransport
 
-from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan, get_client
+from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan, get_client
 from examples.compositions.network import network
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
@@ -45,7 +45,7 @@ app = FastAPI(
         event_hooks={"request": [send_streams_once]},
     )
 )
-app.mount("/api", ForwardApp(deadline=30))
+app.mount("/api", ReverseProxy(deadline=30))
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from asgi_upstream import (
     BufferedResponse,
-    Record,
+    ExchangeRecord,
     StreamedResponse,
     UpstreamProtocolError,
     UpstreamTimeout,
@@ -126,7 +126,7 @@ async def chat(request: Request, caller: LimitedCaller) -> Response:
         outgoing,
         on_response=only_events,
         transform=usage.counted if options.get("include_usage") else usage.counted_and_hidden,
-        error_frame=error_event,
+        on_stream_error=error_event,
         deadline=DEADLINE,
         observers=[ended],
     )
@@ -164,7 +164,7 @@ def only_events(upstream: httpx.Response) -> None:
         raise UpstreamProtocolError
 
 
-def account_for(listed: Listed, caller: Caller, record: Record) -> None:
+def account_for(listed: Listed, caller: Caller, record: ExchangeRecord) -> None:
     """An observer: the exchange is over, however it ended, and what it took is known."""
     listed.record = record
     used = {"prompt": listed.usage.prompt_tokens, "completion": listed.usage.completion_tokens}

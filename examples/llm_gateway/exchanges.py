@@ -5,7 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from asgi_upstream import Record
+from asgi_upstream import ExchangeRecord
 
 from .usage import Usage
 
@@ -19,7 +19,7 @@ class Listed:
     model: str
     usage: Usage
     began: float = field(default_factory=time.time)
-    record: Record | None = None
+    record: ExchangeRecord | None = None
 
     def told(self) -> dict[str, object]:
         """What the caller may know of it: no host, and nothing of an exception."""
@@ -29,8 +29,8 @@ class Listed:
             "model": self.model,
             "began": self.began,
             "tokens": self.usage.completion_tokens,
-            "seconds": record.seconds if record else time.time() - self.began,
-            "seconds_to_first_byte": record.seconds_to_first_byte if record else None,
+            "seconds": record.duration if record else time.time() - self.began,
+            "time_to_first_byte": record.time_to_first_byte if record else None,
             "status": record.status if record else None,
             "outcome": record.outcome if record else None,
             "failed": record.outcome.is_failure if record else False,

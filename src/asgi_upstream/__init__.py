@@ -17,10 +17,10 @@ from .errors import (
     UpstreamTimeout,
     upstream_errors,
 )
-from .forward_app import ForwardApp
+from .forward_app import ReverseProxy
 from .forwarding import forward_request
 from .lifespan import client_lifespan, combine_lifespans
-from .records import Outcome, Record, open_exchanges
+from .records import ExchangeRecord, Outcome, count_open_exchanges
 from .responses import BufferedResponse, StreamedResponse
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferedResponse",
     "ExchangeCancelled",
-    "ForwardApp",
+    "ExchangeRecord",
     "Outcome",
     "PoolExhausted",
-    "Record",
+    "ReverseProxy",
     "StreamedResponse",
     "UpstreamBodyTooLarge",
     "UpstreamConnectError",
@@ -42,9 +42,9 @@ __all__ = [
     "client_dependency",
     "client_lifespan",
     "combine_lifespans",
+    "count_open_exchanges",
     "forward_request",
     "get_client",
-    "open_exchanges",
     "upstream_errors",
 ]
 

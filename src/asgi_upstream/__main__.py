@@ -14,16 +14,16 @@ PACKAGES = (
 )
 
 
-def lines() -> Iterator[str]:
+def report_lines() -> Iterator[str]:
     """Python and the platform; what is required; what is optional; what decodes; servers."""
-    yield _line("Python", sys.version)
-    yield _line("platform", platform.platform())
+    yield _format_row("Python", sys.version)
+    yield _format_row("platform", platform.platform())
     for group in PACKAGES:
         yield ""
         for name in group:
-            yield _line(name, _version(name))
+            yield _format_row(name, _version(name))
     yield ""
-    yield _line("errors", "docs/errors.md has the cause and the fix of each message")
+    yield _format_row("errors", "docs/errors.md has the cause and the fix of each message")
 
 
 def _version(name: str) -> str:
@@ -33,9 +33,9 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _line(name: str, value: str) -> str:
+def _format_row(name: str, value: str) -> str:
     return f"{name:<18} {' '.join(value.split())}"
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print("\n".join(report_lines()))

@@ -6,10 +6,10 @@ import httpx
 
 from .errors import UpstreamBodyTooLarge
 from .libraries import Library
-from .watch import Watch
+from .watch import ExchangeScope
 
 
-def as_read(
+def with_content(
     upstream: httpx.Response, content: bytes, library: Library, *, decoded: bool
 ) -> httpx.Response:
     """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
@@ -29,12 +29,12 @@ def as_read(
     return response
 
 
-async def once(content: bytes) -> AsyncIterator[bytes]:
+async def iter_single(content: bytes) -> AsyncIterator[bytes]:
     """`content` as a stream."""
     yield content
 
 
-def as_bytes(chunk: object) -> bytes:
+def ensure_bytes(chunk: object) -> bytes:
     """`chunk`, of a type like that of bytes, as bytes.
 
     Raises:
@@ -47,7 +47,7 @@ def as_bytes(chunk: object) -> bytes:
     return bytes(chunk)  # pyright: ignore[reportUnknownArgumentType]
 
 
-async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> bytes:
+async def read_limited(body: AsyncIterator[bytes], max_bytes: int, watch: ExchangeScope) -> bytes:
     """All of `body`.
 
     Raises:
@@ -55,12 +55,12 @@ async def read(body: AsyncIterator[bytes], max_bytes: int, watch: Watch) -> byte
     """
     content: bytes | bytearray = b""
     async for chunk in body:
-        watch.check()
-        content = grown(content, as_bytes(chunk), max_bytes)
+        watch.raise_if_cancelled()
+        content = append_limited(content, ensure_bytes(chunk), max_bytes)
     return bytes(content)
 
 
-def grown(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
+def append_limited(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
     """`content` with `chunk` behind it; raises as `read`."""
     if not content:
         content = chunk  # as it mostly stays

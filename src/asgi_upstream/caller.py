@@ -8,15 +8,15 @@ from .headers import RawHeaders
 from .log import logger
 from .records import Outcome
 
-CALLER_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
 
 
-class CallerLeft(Exception):
+class CallerDisconnected(Exception):
     """The server could not send, for the caller is gone."""
 
 
-class BodyBrokenOff(dict[str, object]):
+class TruncatedBody(dict[str, object]):
     """A part of a body that no server takes; its name stands in the server's error."""
 
     def __bytes__(self) -> bytes:
@@ -40,40 +40,43 @@ class Caller:
         self.started: bool = False
 
     @property
-    def outcome_of_leaving(self) -> Outcome:
-        left_before, left_in = Outcome.CALLER_LEFT_BEFORE_HEADERS, Outcome.CALLER_LEFT_MID_BODY
+    def disconnect_outcome(self) -> Outcome:
+        left_before, left_in = (
+            Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS,
+            Outcome.CALLER_DISCONNECTED_MID_BODY,
+        )
         return left_in if self.started else left_before
 
-    async def start(self, status: int, headers: RawHeaders) -> None:
+    async def send_head(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers."""
         self.started = True
         try:
             await self._send({"type": self._start, "status": status, "headers": headers})
         except (OSError, ClientDisconnect) as exc:
-            raise CallerLeft from exc
+            raise CallerDisconnected from exc
 
-    async def body(self, chunk: bytes, *, more: bool) -> None:
+    async def send_body(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the body; returns when the server wants the next (back-pressure)."""
         try:
             await self._send({"type": self._body, "body": chunk, "more_body": more})
         except (OSError, ClientDisconnect) as exc:
-            raise CallerLeft from exc
+            raise CallerDisconnected from exc
 
-    async def end_and_read_on(self, chunk: bytes) -> None:
+    async def send_last_chunk_and_drain(self, chunk: bytes) -> None:
         """Send the last part, and meanwhile read what is left of the request.
 
         On hypercorn the end waits for a place in the queue of an upload, and so for its reader.
         """
-        left: CallerLeft | None = None
+        disconnected: CallerDisconnected | None = None
         async with anyio.create_task_group() as group:
-            group.start_soon(leaves, self._receive)
+            group.start_soon(wait_for_disconnect, self._receive)
             try:
-                await self.body(chunk, more=False)
-            except CallerLeft as exc:  # in a group it would become one
-                left = exc
+                await self.send_body(chunk, more=False)
+            except CallerDisconnected as exc:  # in a group it would become one
+                disconnected = exc
             group.cancel_scope.cancel()
-        if left is not None:
-            raise left
+        if disconnected is not None:
+            raise disconnected
 
     async def abort(self) -> None:
         """Make sure that the exception which leaves the app next cuts the connection.
@@ -84,21 +87,21 @@ class Caller:
         """
         try:
             if getattr(self._receive, "__module__", "") == "starlette.middleware.base":
-                await self._break_off()
+                await self._abort_through_base_middleware()
             else:
                 kind = self._prefix + "http.response.abort"
                 await self._send({"type": kind, "reason": "broken off"})
         except Exception:
             logger.debug("the server refused the abort message", exc_info=True)
 
-    async def _break_off(self) -> None:
+    async def _abort_through_base_middleware(self) -> None:
         """Send what each of several such middlewares passes on, and no server takes.
 
         Each refuses an unknown message itself, and then the next one hides that. But a part which
         is a message is passed on as it is, so this one holds itself. GZipMiddleware fails to
         compress it; it passes on a file's path, which a server that did not announce it refuses.
         """
-        part = BodyBrokenOff(type=self._body, more_body=True)
+        part = TruncatedBody(type=self._body, more_body=True)
         part["body"] = part
         try:
             await self._send(part)
@@ -107,18 +110,18 @@ class Caller:
                 raise
             await self._send({"type": "http.response.pathsend", "path": ""})
 
-    async def dismiss(self) -> None:
+    async def send_client_closed(self) -> None:
         """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
         if self.started:
             return
         try:
-            await self.start(CALLER_LEFT, [(b"content-length", b"0")])
-            await self.body(b"", more=False)
+            await self.send_head(CLIENT_CLOSED_REQUEST, [(b"content-length", b"0")])
+            await self.send_body(b"", more=False)
         except Exception:
             logger.debug("the server takes nothing for a caller who left", exc_info=True)
 
 
-async def leaves(receive: Receive, pause: float = 0) -> bool:
+async def wait_for_disconnect(receive: Receive, pause: float = 0) -> bool:
     """Read on until the caller leaves, with so many seconds between two parts; False where that
     cannot be known."""
     more = True

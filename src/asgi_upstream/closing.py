@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import httpx
 
-from .httpcore_pool import close_if_more_came
+from .httpcore_pool import discard_trailing_data
 from .log import logger
 
 CLOSE_TIMEOUT = 5.0
@@ -20,44 +20,44 @@ async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]
 
     async def close() -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            for one in (upstream, *bodies):
+            for resource in (upstream, *bodies):
                 try:
-                    if one is upstream:
-                        close_if_more_came(upstream)
+                    if resource is upstream:
+                        discard_trailing_data(upstream)
                         await upstream.aclose()
-                    elif isinstance(one, AsyncGenerator):
-                        await one.aclose()
+                    elif isinstance(resource, AsyncGenerator):
+                        await resource.aclose()
                 except Exception:
                     logger.warning("closing an upstream response failed", exc_info=True)
         if scope.cancelled_caught:
             logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
-    await uninterrupted(close())
+    await defer_cancellation(close())
 
 
 @types.coroutine
-def uninterrupted(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+def defer_cancellation(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Await it, and put off a cancellation that comes while it only lets others run.
 
     A shielded scope does not hold off `task.cancel()` of asyncio, which servers and timeouts use.
     In the one turn of the event loop that closing takes in httpcore, it would leave the connection
     in the pool for good. Closing in a task of its own would cost each exchange more.
     """
-    put_off: asyncio.CancelledError | None = None
+    deferred: asyncio.CancelledError | None = None
     thrown: BaseException | None = None
     sent: Any = None
     while True:
         try:
-            waits_for = coroutine.throw(thrown) if thrown is not None else coroutine.send(sent)
+            yielded = coroutine.throw(thrown) if thrown is not None else coroutine.send(sent)
         except StopIteration:
-            if put_off is not None:
-                raise put_off from None
+            if deferred is not None:
+                raise deferred from None
             return
         sent, thrown = None, None
         try:
-            sent = yield waits_for
+            sent = yield yielded
         except BaseException as exc:
-            if waits_for is None and isinstance(exc, asyncio.CancelledError):
-                put_off = exc
+            if yielded is None and isinstance(exc, asyncio.CancelledError):
+                deferred = exc
             else:
                 thrown = exc

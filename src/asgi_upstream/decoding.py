@@ -10,21 +10,21 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
 import httpx
 
-from .errors import invalid_response
-from .libraries import Library, cached
+from .errors import protocol_error
+from .libraries import Library, small_cache
 
-_PIECE = 65536
-_SLICE = 64  # bytes, which br may turn into some tens of megabytes
+_MAX_OUTPUT = 65536
+_INPUT_SLICE = 64  # bytes, which br may turn into some tens of megabytes
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-def codings_of(response: httpx.Response) -> list[str]:
+def content_encodings(response: httpx.Response) -> list[str]:
     """The content codings of a response, in the order they were applied."""
     names = response.headers.get_list("content-encoding", split_commas=True)
     return [name for name in map(str.lower, map(str.strip, names)) if name not in ("", "identity")]
 
 
-@cached
+@small_cache
 def can_decode(coding: str, library: Library = httpx) -> bool:
     """Whether the coding can be undone, here or by httpx with what is installed."""
     probe = b"not coded"
@@ -35,7 +35,7 @@ def can_decode(coding: str, library: Library = httpx) -> bool:
     return coding in _WBITS or response.content != probe
 
 
-def decoded(
+def decode_body(
     body: AsyncIterable[bytes], codings: list[str], library: Library = httpx
 ) -> AsyncIterator[bytes]:
     """`body` with its codings undone, the last applied first, in pieces of at most 64 KiB.
@@ -46,13 +46,13 @@ def decoded(
     """
     for coding in reversed(codings):
         if not can_decode(coding, library):
-            raise invalid_response(f"a body in {coding!r}, which cannot be decoded")
-        undone = _inflated if coding in _WBITS else _by_httpx
-        body = undone(aiter(body), coding, library)
+            raise protocol_error(f"a body in {coding!r}, which cannot be decoded")
+        decode = _inflate if coding in _WBITS else _decode_with_httpx
+        body = decode(aiter(body), coding, library)
     return aiter(body)
 
 
-async def _inflated(
+async def _inflate(
     body: AsyncIterator[bytes], coding: str, library: Library
 ) -> AsyncIterator[bytes]:
     inflate, head = zlib.decompressobj(_WBITS[coding]), b""
@@ -70,7 +70,7 @@ async def _inflated(
                     if not (data := data.lstrip(b"\0")):
                         break
                     inflate = zlib.decompressobj(_WBITS[coding])
-                if piece := inflate.decompress(data, _PIECE):
+                if piece := inflate.decompress(data, _MAX_OUTPUT):
                     yield piece
                 data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
         if head and not inflate.eof:
@@ -82,11 +82,13 @@ async def _inflated(
             await body.aclose()
 
 
-def _by_httpx(body: AsyncIterator[bytes], coding: str, library: Library) -> AsyncIterator[bytes]:
+def _decode_with_httpx(
+    body: AsyncIterator[bytes], coding: str, library: Library
+) -> AsyncIterator[bytes]:
     async def slices() -> AsyncIterator[bytes]:
         async for chunk in body:
-            for start in range(0, len(chunk), _SLICE):
-                yield chunk[start : start + _SLICE]
+            for start in range(0, len(chunk), _INPUT_SLICE):
+                yield chunk[start : start + _INPUT_SLICE]
 
     fields = {"content-encoding": coding}
     return library.Response(200, headers=fields, content=slices()).aiter_bytes()

@@ -20,39 +20,39 @@ async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
         RuntimeError: there is no such client; the message tells the likely causes, and more is in
             [docs/errors.md][when-the-app-is-written-or-started].
     """
-    return client_of(connection, "client")
+    return find_client(connection, "client")
 
 
 @overload
 def client_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]: ...
 @overload
 def client_dependency(
-    name: str, kind: type[ClientT]
+    name: str, client_type: type[ClientT]
 ) -> Callable[[HTTPConnection], Awaitable[ClientT]]: ...
-def client_dependency(name: str, kind: type[object] = httpx.AsyncClient) -> object:
+def client_dependency(name: str, client_type: type[object] = httpx.AsyncClient) -> object:
     """What `get_client` is for "client", for a client of another name, or of another class.
 
     The same name gives the same function, so that `app.dependency_overrides` finds it.
 
     Arguments:
         name: what `client_lifespan(name=...)` was given.
-        kind: the client's class, for type checkers: `httpx2.AsyncClient`, `httpx.Client`.
+        client_type: the client's class, for type checkers: `httpx2.AsyncClient`, `httpx.Client`.
     """
-    return _dependency(name)
+    return _cached_dependency(name)
 
 
 @cache
-def _dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]:
+def _cached_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.AsyncClient]]:
     if name == "client":
         return get_client
 
     async def dependency(connection: HTTPConnection) -> httpx.AsyncClient:
-        return client_of(connection, name)
+        return find_client(connection, name)
 
     return dependency
 
 
-def client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
+def find_client(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
     """The client of that name in the lifespan state of the connection's app."""
     state: dict[str, Any] = connection.scope.get("state") or {}
     if name in state:
@@ -61,11 +61,12 @@ def client_of(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
     argument = "" if name == "client" else f"name={name!r}, "
     import difflib  # for this message only
 
-    alike = difflib.get_close_matches(name, state, 1)
+    close_matches = difflib.get_close_matches(name, state, 1)
     raise RuntimeError(
         f"there is no client named {name!r} in this app's lifespan state, which holds "
         f"{', '.join(map(repr, state)) or 'nothing'}. "
-        f"{f'Did you mean {alike[0]!r}? ' if alike else ''}Likely causes: (1) the app has no such "
+        f"{f'Did you mean {close_matches[0]!r}? ' if close_matches else ''}Likely "
+        f"causes: (1) the app has no such "
         f"lifespan: write app = FastAPI(lifespan=client_lifespan({argument}...)), or beside "
         f"another combine_lifespans(the_other, client_lifespan({argument}...)); (2) only a "
         f"mounted sub-app has it, and Starlette runs the lifespan of the outermost app alone: "

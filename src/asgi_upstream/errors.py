@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeGuard, TypeVar
 import httpx
 from starlette.exceptions import HTTPException
 
-from .libraries import is_a
+from .libraries import is_httpx_error
 from .log import logger
 
 _QUOTED = re.compile(r" b['\"]")
@@ -92,15 +92,15 @@ class PoolExhausted(UpstreamError):
 class ExchangeCancelled(UpstreamError):
     """The server, as it stops, or a middleware cancelled the exchange in the middle of its body.
 
-    It is not raised: the cancellation is. `error_frame` gets it, to tell the caller to come again.
-    See [docs/errors.md][the-server-ended-the-response].
+    It is not raised: the cancellation is. `on_stream_error` gets it, to tell the caller to come
+    again. See [docs/errors.md][the-server-ended-the-response].
     """
 
     status_code = 503
     detail = "The server ended the response"
 
 
-_OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits decides
+_ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first that fits decides
     httpx.PoolTimeout: PoolExhausted,
     httpx.TimeoutException: UpstreamTimeout,
     httpx.ConnectError: UpstreamConnectError,
@@ -110,21 +110,21 @@ _OURS: dict[type[Exception], type[UpstreamError]] = {  # the first that fits dec
 }
 
 
-def as_upstream_error(exc: Exception) -> UpstreamError | None:
+def map_exception(exc: Exception) -> UpstreamError | None:
     """One of the errors above for one of httpx's, its `__cause__`; None for any other."""
-    if _slipped_through(exc):
+    if _is_unmapped_connect_error(exc):
         error: UpstreamError = UpstreamConnectError()
         error.__cause__ = exc
         return error
-    for theirs, ours in _OURS.items():
-        if is_a(exc, theirs):
-            error = ours()
+    for httpx_type, upstream_type in _ERROR_MAP.items():
+        if is_httpx_error(exc, httpx_type):
+            error = upstream_type()
             error.__cause__ = exc
             return error
     return exc if isinstance(exc, UpstreamError) else None
 
 
-def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
+def _is_unmapped_connect_error(exc: BaseException | None) -> TypeGuard[Exception]:
     """What httpx's own transport lets pass of a failure to connect.
 
     On uvloop, anyio 4 asks a socket for its peer that is closed already, where the upstream resets
@@ -137,14 +137,14 @@ def _slipped_through(exc: BaseException | None) -> TypeGuard[Exception]:
     return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
 
 
-def deadline_passed(seconds: float | None) -> UpstreamTimeout:
+def deadline_error(seconds: float | None) -> UpstreamTimeout:
     """The failure of an exchange that took so many seconds; the caller is not told how many."""
     error = UpstreamTimeout()
     error.add_note(f"the deadline of {seconds} s passed")
     return error
 
 
-def invalid_response(what: str) -> UpstreamProtocolError:
+def protocol_error(what: str) -> UpstreamProtocolError:
     """The failure of an upstream that sent this; the log is told what, and the caller is not."""
     error = UpstreamProtocolError()
     error.add_note(what)
@@ -157,16 +157,18 @@ def log_failure(
     """Write the one WARNING line of an upstream failure, with the app's route where it is known."""
     host, method = (request.url.netloc.decode(), request.method) if request else ("(unknown)", None)
     asked = " ".join(filter(None, (method, route)))
-    what = described(error.__cause__ or error)
+    what = describe_exception(error.__cause__ or error)
     logger.warning("upstream %s failed: %s", host, f"{what} ({asked})" if asked else what)
 
 
-def described(exc: BaseException) -> str:
+def describe_exception(exc: BaseException) -> str:
     """Its type, and its text if it has one, on one line, for a log."""
     text = str(exc)
-    if is_a(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
+    if is_httpx_error(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
         text = f"status {exc.response.status_code}"
-    elif is_a(exc, httpx.LocalProtocolError):  # it quotes a field's value, which may be a secret
+    elif is_httpx_error(
+        exc, httpx.LocalProtocolError
+    ):  # it quotes a field's value, which may be a secret
         text = _QUOTED.split(text, 1)[0]
     elif isinstance(exc, UpstreamError):  # its text begins with the status
         text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
@@ -192,11 +194,11 @@ class upstream_errors:
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         if (
-            is_a(exc, httpx.RequestError)
-            or is_a(exc, httpx.HTTPStatusError)
-            or _slipped_through(exc)
+            is_httpx_error(exc, httpx.RequestError)
+            or is_httpx_error(exc, httpx.HTTPStatusError)
+            or _is_unmapped_connect_error(exc)
         ):
-            error = as_upstream_error(exc) or UpstreamError()
+            error = map_exception(exc) or UpstreamError()
             try:
                 log_failure(error, getattr(exc, "request", None))
             except RuntimeError:  # it was raised by code that set no request on it

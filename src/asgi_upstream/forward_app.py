@@ -12,13 +12,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from .dependencies import client_of
-from .forwarding import HeaderChange, forward_request
-from .libraries import RequestT, ResponseT, kind_of, library_of
+from . import rewriting
+from .dependencies import find_client
+from .forwarding import HeaderOverrides, forward_request
+from .libraries import RequestT, ResponseT, describe_type, get_library
 from .log import logger
-from .responses import RelayOptions, StreamedResponse, check_options
-from .rewriting import rewritten_cookies, rewritten_locations
-from .targets import OutsidePrefix, split
+from .responses import SharedOptions, StreamedResponse, validate_options
+from .targets import PrefixMismatch, split_prefix
 
 OnRequest = Callable[
     [RequestT],
@@ -26,19 +26,19 @@ OnRequest = Callable[
 ]
 ClientName = str | Callable[[HTTPConnection], str | Awaitable[str]]
 
-_NEVER = frozenset(("CONNECT", "TRACE"))
-_USUAL = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+_BLOCKED_METHODS = frozenset(("CONNECT", "TRACE"))
+_DEFAULT_ALLOW = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 
 
-class ForwardApp:
+class ReverseProxy:
     """An ASGI app that forwards each request to an upstream, to mount or to route to.
 
-        app.mount("/api", ForwardApp())
+        app.mount("/api", ReverseProxy())
 
     Arguments:
         name: of the client in the lifespan state, or a function of the connection that returns it,
             async or not: one of several upstreams, chosen for each request.
-        prefix, headers, trust_forwarded: as of `forward_request`.
+        prefix, headers, trust_forwarded_headers: as of `forward_request`.
         methods: those that are forwarded, and HEAD with GET; others are answered 405. Default: all
             but CONNECT and TRACE, which never are (RFC 9110 9.3.6, 9.3.8).
         on_request: called with the request to the upstream before it is sent, async or not. It may
@@ -65,12 +65,12 @@ class ForwardApp:
         *,
         prefix: str | None = None,
         methods: Collection[str] | None = None,
-        headers: HeaderChange | None = None,
-        trust_forwarded: bool = False,
+        headers: HeaderOverrides | None = None,
+        trust_forwarded_headers: bool = False,
         on_request: OnRequest[httpx.Request] | None = None,
         rewrite_redirects: bool = False,
         rewrite_cookies: bool = False,
-        **options: Unpack[RelayOptions[httpx.Response]],
+        **options: Unpack[SharedOptions[httpx.Response]],
     ) -> None: ...
     @overload
     def __init__(
@@ -79,12 +79,12 @@ class ForwardApp:
         *,
         prefix: str | None = None,
         methods: Collection[str] | None = None,
-        headers: HeaderChange | None = None,
-        trust_forwarded: bool = False,
+        headers: HeaderOverrides | None = None,
+        trust_forwarded_headers: bool = False,
         on_request: OnRequest[RequestT] | None = None,
         rewrite_redirects: bool = False,
         rewrite_cookies: bool = False,
-        **options: Unpack[RelayOptions[ResponseT]],
+        **options: Unpack[SharedOptions[ResponseT]],
     ) -> None: ...
     def __init__(
         self,
@@ -92,33 +92,33 @@ class ForwardApp:
         *,
         prefix: str | None = None,
         methods: Collection[str] | None = None,
-        headers: HeaderChange | None = None,
-        trust_forwarded: bool = False,
+        headers: HeaderOverrides | None = None,
+        trust_forwarded_headers: bool = False,
         on_request: OnRequest[Any] | None = None,
         rewrite_redirects: bool = False,
         rewrite_cookies: bool = False,
-        **options: Unpack[RelayOptions[Any]],
+        **options: Unpack[SharedOptions[Any]],
     ) -> None:
-        if unknown := options.keys() - RelayOptions.__annotations__.keys():
+        if unknown := options.keys() - SharedOptions.__annotations__.keys():
             raise TypeError(
-                f"ForwardApp has no option {sorted(unknown)[0]!r}; what is the client's, such as "
+                f"ReverseProxy has no option {sorted(unknown)[0]!r}; what is the client's, such as "
                 f"base_url=, is given to client_lifespan(...)"
             )
         _check_name(name)
         if isinstance(methods, str):
             raise TypeError(f"methods={methods!r}: give a list of methods")
-        check_options(options)
+        validate_options(options)
         self._name = name
         self._prefix = prefix
-        self._methods = None if methods is None else _with_head(methods)
+        self._methods = None if methods is None else _add_head(methods)
         self._headers = headers
-        self._trust_forwarded = trust_forwarded
+        self._trust_forwarded = trust_forwarded_headers
         self._on_request = on_request
         self._rewrites = [
             rewrite
             for rewrite, wanted in (
-                (rewritten_locations, rewrite_redirects),
-                (rewritten_cookies, rewrite_cookies),
+                (rewriting.rewrite_locations, rewrite_redirects),
+                (rewriting.rewrite_cookies, rewrite_cookies),
             )
             if wanted
         ]
@@ -126,29 +126,31 @@ class ForwardApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _no_lifespan(receive, send)
+            await _handle_lifespan(receive, send)
         else:
-            app = self._answer if "starlette.exception_handlers" in scope else self._answer_alone
+            app = (
+                self._handle if "starlette.exception_handlers" in scope else self._handle_standalone
+            )
             await app(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._relay_websocket(WebSocket(scope, receive, send))
             return
         response = await self.respond(Request(scope, receive, send))
         await response(scope, receive, send)
 
-    async def _answer_alone(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle_standalone(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer errors too, where no app around this one does."""
         started = False
 
-        async def sending(message: Message) -> None:
+        async def send_wrapper(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._answer(scope, receive, sending)
+            await self._handle(scope, receive, send_wrapper)
         except HTTPException as exc:
             if started:
                 raise
@@ -162,11 +164,13 @@ class ForwardApp:
         Raises:
             HTTPException: 400, 404 or 405, for what is not forwarded.
         """
-        only = self._methods
-        if request.method in _NEVER or (only is not None and request.method not in only):
-            allowed = sorted((_USUAL if only is None else only) - _NEVER)
+        methods = self._methods
+        if request.method in _BLOCKED_METHODS or (
+            methods is not None and request.method not in methods
+        ):
+            allowed = sorted((_DEFAULT_ALLOW if methods is None else methods) - _BLOCKED_METHODS)
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
-        client, outgoing = await self._outgoing(request, forward_request)
+        client, outgoing = await self._build_request(request, forward_request)
         if isinstance(outgoing, Response):
             return outgoing
         options = self._options.copy()
@@ -174,21 +178,21 @@ class ForwardApp:
             options["on_response"] = partial(self._rewrite, client.base_url, request.scope)
         return StreamedResponse(client, outgoing, **options)  # pyright: ignore
 
-    async def _outgoing(
+    async def _build_request(
         self, connection: HTTPConnection, forward: Callable[..., httpx.Request]
     ) -> tuple[httpx.AsyncClient, httpx.Request | Response]:
         """The client, and what to send by it, or what to answer instead."""
         name = self._name(connection) if callable(self._name) else self._name
-        client = client_of(connection, await name if inspect.isawaitable(name) else name)
+        client = find_client(connection, await name if inspect.isawaitable(name) else name)
         try:
             outgoing = forward(
                 client,
                 connection,
                 prefix=self._prefix,
                 headers=self._headers,
-                trust_forwarded=self._trust_forwarded,
+                trust_forwarded_headers=self._trust_forwarded,
             )
-        except OutsidePrefix as exc:
+        except PrefixMismatch as exc:
             raise HTTPException(404) from exc
         if self._on_request is None:
             return client, outgoing
@@ -204,10 +208,10 @@ class ForwardApp:
             logger.warning("a WebSocket handshake was refused: %s", exc)
             await websocket.close(1008)
             return
-        async with handshakes.refusals(websocket):
-            client, outgoing = await self._outgoing(websocket, handshakes.handshake)
+        async with handshakes.close_on_http_exception(websocket):
+            client, outgoing = await self._build_request(websocket, handshakes.build_handshake)
             if isinstance(outgoing, Response):
-                await handshakes.deny(websocket, outgoing)
+                await handshakes.send_denial_response(websocket, outgoing)
             else:
                 observers = self._options.get("observers", ())
                 await WebSocketRelay(client, websocket, outgoing, observers=observers).run()
@@ -219,10 +223,10 @@ class ForwardApp:
         answer = on_response(upstream) if on_response is not None else None
         answer = await answer if inspect.isawaitable(answer) else answer
         fields = upstream.headers.raw
-        mount = split(scope, self._prefix)[0]
+        mount = split_prefix(scope, self._prefix)[0]
         for rewrite in self._rewrites:
             fields = rewrite(fields, base, mount)
-        upstream.headers = library_of(type(upstream)).Headers(fields)
+        upstream.headers = get_library(type(upstream)).Headers(fields)
         return answer
 
 
@@ -232,26 +236,27 @@ def _check_name(name: object) -> None:
         return
     if not isinstance(name, str):
         raise TypeError(
-            f"ForwardApp needs the name of a client, not {kind_of(name)}: write ForwardApp() for "
-            f"the one of client_lifespan(), or ForwardApp('billing') for another"
+            f"ReverseProxy needs the name of a client, not {describe_type(name)}: write "
+            f"ReverseProxy() for "
+            f"the one of client_lifespan(), or ReverseProxy('billing') for another"
         )
     if "://" in name:
         raise ValueError(
-            f"ForwardApp({name!r}): the first argument names a client, and the upstream is the "
+            f"ReverseProxy({name!r}): the first argument names a client, and the upstream is the "
             f"client's: client_lifespan(base_url={name!r})"
         )
     if name.startswith("/"):
         raise ValueError(
-            f"ForwardApp({name!r}): the first argument names a client, and the path is the "
-            f"mount's: app.mount({name!r}, ForwardApp()), or else ForwardApp(prefix={name!r})"
+            f"ReverseProxy({name!r}): the first argument names a client, and the path is the "
+            f"mount's: app.mount({name!r}, ReverseProxy()), or else ReverseProxy(prefix={name!r})"
         )
 
 
-def _with_head(methods: Collection[str]) -> frozenset[str]:
+def _add_head(methods: Collection[str]) -> frozenset[str]:
     return frozenset((*methods, "HEAD") if "GET" in methods else methods)
 
 
-async def _no_lifespan(receive: Receive, send: Send) -> None:
+async def _handle_lifespan(receive: Receive, send: Send) -> None:
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": message["type"] + ".complete"})
     await send({"type": "lifespan.shutdown.complete"})

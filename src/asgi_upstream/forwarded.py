@@ -8,10 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 
 from .headers import RawHeaders
-from .libraries import ByteStreamOfEither, Library, RequestOfEither
+from .libraries import ByteStreamBase, Library, RequestBase
 
 
-class ForwardedRequest(RequestOfEither):
+class ForwardedRequest(RequestBase):
     """A request whose exact target goes with its URL.
 
     Whoever sets another URL means to send it there. What most exchanges do not look at, and what
@@ -43,7 +43,7 @@ class ForwardedRequest(RequestOfEither):
         self._headers: httpx.Headers | None = None
 
     @property
-    def raw_fields(self) -> RawHeaders:
+    def raw_headers(self) -> RawHeaders:
         return self._fields if self._headers is None else self._headers.raw
 
     @property
@@ -75,7 +75,7 @@ class ForwardedRequest(RequestOfEither):
         self._headers = headers
 
 
-def origin_of(request: httpx.Request) -> httpx.URL:
+def request_origin(request: httpx.Request) -> httpx.URL:
     """A URL of the scheme, host and port that a request goes to; none is made for it."""
     return request.origin_url if isinstance(request, ForwardedRequest) else request.url
 
@@ -90,7 +90,7 @@ class _Extensions(dict[str, Any]):
         return iter(self.keys())
 
 
-class CallersBody(ByteStreamOfEither):
+class RequestBodyStream(ByteStreamBase):
     """The body of the caller's request, part by part as it arrives; torn where the caller's is."""
 
     def __init__(self, library: Library, request: HTTPConnection, length: int | None) -> None:

@@ -7,24 +7,33 @@ import httpx
 from starlette.requests import HTTPConnection
 
 from . import headers as fields_of
-from .forwarded import CallersBody, ForwardedRequest
+from .forwarded import ForwardedRequest, RequestBodyStream
 from .headers import RawHeaders
-from .libraries import URLT, AnyBuilder, Library, RequestT, cached, derived, kind_of, library_of
-from .targets import target_of
+from .libraries import (
+    URLT,
+    Library,
+    RequestT,
+    SupportsBuildRequest,
+    describe_type,
+    get_library,
+    small_cache,
+    subclass_for,
+)
+from .targets import build_target
 
-HeaderChange = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
+HeaderOverrides = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
 
 _BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 
 
 def forward_request(
-    client: AnyBuilder[RequestT, URLT],
+    client: SupportsBuildRequest[RequestT, URLT],
     request: HTTPConnection,
     *,
     prefix: str | None = None,
     url: URLT | str | None = None,
-    headers: HeaderChange | None = None,
-    trust_forwarded: bool = False,
+    headers: HeaderOverrides | None = None,
+    trust_forwarded_headers: bool = False,
 ) -> RequestT:
     """The caller's request as a request to the upstream under the client's `base_url`.
 
@@ -42,8 +51,8 @@ def forward_request(
             `httpx.URL`. Without a query of its own it gets the caller's.
         headers: sets fields, or with None removes them; or a function from the raw header list
             that would be sent to the one to send.
-        trust_forwarded: believe the caller's X-Forwarded-* and Forwarded, and append to them. Only
-            behind a proxy of your own that sets them.
+        trust_forwarded_headers: believe the caller's X-Forwarded-* and Forwarded, and append to
+            them. Only behind a proxy of your own that sets them.
 
     Raises:
         HTTPException: 400 for a path with a dot segment in any disguise, or a field with a line
@@ -55,48 +64,49 @@ def forward_request(
     if not (hasattr(client, "base_url") and hasattr(request, "scope")):
         raise TypeError(
             f"forward_request needs an httpx.AsyncClient and the caller's Request, not "
-            f"{kind_of(client)} and {kind_of(request)}: write forward_request(client, request)"
+            f"{describe_type(client)} and {describe_type(request)}: write "
+            f"forward_request(client, request)"
         )
     its: Any = client
     other: Any = url
-    scope, library = request.scope, library_of(type(client))
-    target, base = target_of(library, its, scope, prefix, other)
-    fields = fields_of.forwarded_request_headers(scope, trust_forwarded=trust_forwarded)
-    fields = _with_the_clients_own(library, its, fields, base)
+    scope, library = request.scope, get_library(type(client))
+    target, base = build_target(library, its, scope, prefix, other)
+    fields = fields_of.build_request_headers(scope, trust_forwarded_headers=trust_forwarded_headers)
+    fields = _apply_client_defaults(library, its, fields, base)
     if headers is not None:
         if callable(headers):
             fields = [(name.lower(), value) for name, value in headers(fields)]
         else:
-            fields = fields_of.overridden(fields, headers)
-        fields_of.check(fields)
+            fields = fields_of.apply_changes(fields, headers)
+        fields_of.validate(fields)
     stream: httpx.AsyncByteStream
     names = dict(fields)
     if b"content-length" in names or b"transfer-encoding" in names:
-        stream = _body(library)(library, request, fields_of.content_length(fields))
+        stream = _body_class(library)(library, request, fields_of.content_length(fields))
     elif scope["http_version"] in ("2", "3") and scope["method"] not in _BODYLESS:
         fields.append((b"transfer-encoding", b"chunked"))
-        stream = _body(library)(library, request, None)
+        stream = _body_class(library)(library, request, None)
     else:
-        stream = _nothing(library)
-    kind, timeout = derived(ForwardedRequest, library.Request), its.timeout.as_dict()
+        stream = _empty_body(library)
+    kind, timeout = subclass_for(ForwardedRequest, library.Request), its.timeout.as_dict()
     outgoing = kind(library, scope["method"], base, target, fields, stream, timeout)
     return cast(RequestT, outgoing)
 
 
-@cached
-def _nothing(library: Library) -> httpx.ByteStream:
+@small_cache
+def _empty_body(library: Library) -> httpx.ByteStream:
     return library.ByteStream(b"")
 
 
-def _body(library: Library) -> type[CallersBody]:
-    return derived(CallersBody, library.AsyncByteStream)
+def _body_class(library: Library) -> type[RequestBodyStream]:
+    return subclass_for(RequestBodyStream, library.AsyncByteStream)
 
 
-def _with_the_clients_own(
+def _apply_client_defaults(
     library: Library, client: httpx.AsyncClient, fields: RawHeaders, url: httpx.URL
 ) -> RawHeaders:
     """What the author put on the client on purpose wins, also over an underscore twin."""
-    own, defaults = client.headers.raw, _defaults(library)
+    own, defaults = client.headers.raw, _httpx_default_headers(library)
     names: set[bytes] = set()
     if own != defaults:
         own = [(name.lower(), value) for name, value in own if (name, value) not in defaults]
@@ -109,12 +119,12 @@ def _with_the_clients_own(
         probe = library.Request("GET", url)
         client.cookies.set_cookie_header(probe)
         if cookie := probe.headers.get("cookie"):
-            fields = fields_of.with_cookies(fields, cookie.encode("latin-1"))
+            fields = fields_of.merge_cookies(fields, cookie.encode("latin-1"))
     return fields
 
 
-@cached
-def _defaults(library: Library) -> RawHeaders:
+@small_cache
+def _httpx_default_headers(library: Library) -> RawHeaders:
     """The fields that httpx puts on every client by itself."""
     nowhere = library.MockTransport(lambda request: library.Response(200))
     return library.Client(transport=nowhere).headers.raw

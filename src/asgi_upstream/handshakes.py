@@ -13,18 +13,18 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from .errors import invalid_response
+from .errors import protocol_error
 from .forwarding import forward_request
-from .headers import RawHeaders, relayed_response_headers
+from .headers import RawHeaders, end_to_end_response_headers
 
-_OF_EACH_HOP = b"sec-websocket-"
+_HANDSHAKE_PREFIX = b"sec-websocket-"
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_NO_BODY = (b"content-length", b"transfer-encoding")
+_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 _SCHEMES = {"ws": "http", "wss": "https"}  # as X-Forwarded-Proto mostly has it
 _DENIAL = "websocket.http.response"  # the extension of ASGI to refuse with any response
 
 
-def handshake(
+def build_handshake(
     client: httpx.AsyncClient, websocket: HTTPConnection, **options: Any
 ) -> httpx.Request:
     """The caller's handshake as a request to the upstream; `options` are `forward_request`'s."""
@@ -32,7 +32,10 @@ def handshake(
     fields = [
         field
         for field in scope["headers"]
-        if not field[0].replace(b"_", b"-").lower().startswith((_OF_EACH_HOP, *_NO_BODY))
+        if not field[0]
+        .replace(b"_", b"-")
+        .lower()
+        .startswith((_HANDSHAKE_PREFIX, *_FRAMING_HEADERS))
     ]
     scheme = _SCHEMES.get(scope["scheme"], scope["scheme"])
     version = scope.get("http_version", "1.1")  # Starlette's test client gives none
@@ -40,11 +43,11 @@ def handshake(
         {**scope, "method": "GET", "scheme": scheme, "headers": fields, "http_version": version}
     )
     request = forward_request(client, seen, **options)
-    ask_for_upgrade(request, scope.get("subprotocols") or ())
+    set_upgrade_headers(request, scope.get("subprotocols") or ())
     return request
 
 
-def ask_for_upgrade(request: httpx.Request, subprotocols: Sequence[str]) -> None:
+def set_upgrade_headers(request: httpx.Request, subprotocols: Sequence[str]) -> None:
     """RFC 6455 4.1."""
     request.headers["connection"], request.headers["upgrade"] = "Upgrade", "websocket"
     request.headers["sec-websocket-version"] = "13"
@@ -53,7 +56,7 @@ def ask_for_upgrade(request: httpx.Request, subprotocols: Sequence[str]) -> None
         request.headers["sec-websocket-protocol"] = ", ".join(subprotocols)
 
 
-def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None:
+def validate_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None:
     """Refuse a 101 that answers something else (RFC 6455 4.1)."""
     fields = upstream.headers
     key = upstream.request.headers["sec-websocket-key"]
@@ -66,18 +69,20 @@ def check_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> None
         or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
         or "sec-websocket-extensions" in fields  # none was offered
     ):
-        raise invalid_response("a 101 that is not the answer to the handshake")
+        raise protocol_error("a 101 that is not the answer to the handshake")
 
 
-def answered(upstream: httpx.Response) -> RawHeaders:
+def handshake_response_headers(upstream: httpx.Response) -> RawHeaders:
     """The fields of the upstream's answer that the caller gets; a refusal's length is set anew."""
-    fields = relayed_response_headers(upstream.headers.raw)
+    fields = end_to_end_response_headers(upstream.headers.raw)
     # RFC 9110 8.6: no Content-Length with a 101, which has no content.
-    return [field for field in fields if not field[0].startswith((_OF_EACH_HOP, *_NO_BODY))]
+    return [
+        field for field in fields if not field[0].startswith((_HANDSHAKE_PREFIX, *_FRAMING_HEADERS))
+    ]
 
 
 @asynccontextmanager
-async def refusals(websocket: WebSocket) -> AsyncGenerator[None]:
+async def close_on_http_exception(websocket: WebSocket) -> AsyncGenerator[None]:
     """Let the app answer an `HTTPException`; close, where the server takes no other answer."""
     try:
         yield
@@ -87,7 +92,7 @@ async def refusals(websocket: WebSocket) -> AsyncGenerator[None]:
         await websocket.close(1008)
 
 
-async def deny(websocket: WebSocket, response: Response) -> None:
+async def send_denial_response(websocket: WebSocket, response: Response) -> None:
     """Answer the handshake with a response; close, where the server takes none."""
     if _DENIAL in (websocket.scope.get("extensions") or ()):
         await response(websocket.scope, websocket.receive, websocket.send)

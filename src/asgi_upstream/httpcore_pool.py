@@ -29,11 +29,11 @@ def _pool_of(client: Any, url: object) -> Any:
 
 async def clear_up(client: Any, url: object) -> None:
     """What httpcore leaves undone when an exchange ends before its own end."""
-    await reclaim_stranded(client, url)
-    await reset_orphans(client, url)
+    await close_stranded_connections(client, url)
+    await reset_abandoned_streams(client, url)
 
 
-async def reclaim_stranded(client: Any, url: object) -> None:
+async def close_stranded_connections(client: Any, url: object) -> None:
     """Close stranded connections, and give their places to the requests that wait for them.
 
     A mend for httpcore 1.0.9: a request that is cancelled, or times out, in the moment in which the
@@ -59,7 +59,7 @@ async def reclaim_stranded(client: Any, url: object) -> None:
             await connection.aclose()
 
 
-def close_if_more_came(upstream: Any) -> None:
+def discard_trailing_data(upstream: Any) -> None:
     """Make sure that bytes behind a body are not taken for the next response (RFC 9112 6.3).
 
     httpcore 1.0.9 keeps such a connection, and its next exchange begins with what h11 has left.
@@ -74,7 +74,7 @@ def close_if_more_came(upstream: Any) -> None:
         state.send_failed()  # to h11 the connection is in error, so httpcore closes it
 
 
-async def reset_orphans(client: Any, url: object) -> None:
+async def reset_abandoned_streams(client: Any, url: object) -> None:
     """Reset the HTTP/2 streams that httpcore has left without a word (RFC 9113 5.4.2).
 
     It forgets a stream whose response is closed before its end: the upstream goes on to produce it,
@@ -105,7 +105,7 @@ async def _reset_orphans_of(connection: Any) -> None:
                 await connection._network_stream.write(data)
 
 
-class EarlyAnswer:
+class EarlyResponseDetector:
     """Whether the upstream has refused a request whose body is still going up.
 
     httpcore reads nothing before all of the body is sent, unless the connection does not take it.
@@ -113,7 +113,7 @@ class EarlyAnswer:
 
     def __init__(self, client: Any, url: object, stream: object) -> None:
         self._socket: Any = None
-        self.stops_sending: type[Exception] = OSError
+        self.write_error: type[Exception] = OSError
         try:
             pool: Any = _pool_of(client, url)
             httpcore = sys.modules[type(pool).__module__.partition(".")[0]]
@@ -122,13 +122,13 @@ class EarlyAnswer:
             while hasattr(connection, "_connection"):
                 connection = connection._connection
             self._socket = connection._network_stream.get_extra_info("socket")
-            self.stops_sending = httpcore.WriteError
+            self.write_error = httpcore.WriteError
         except (AttributeError, StopIteration):  # another transport, another version, or HTTP/2
             return
         except (OSError, ValueError):  # anyio asks the socket for its names, and it is gone
             return
 
-    def has_come(self) -> bool:
+    def available(self) -> bool:
         """True where a status of 300 or more waits to be read; never with TLS."""
         if self._socket is None or self._socket.fileno() < 0:  # closed
             return False

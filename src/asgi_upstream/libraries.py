@@ -54,7 +54,7 @@ class AnyClient(Protocol[RequestT_contra, ResponseT_co]):
     async def aclose(self) -> None: ...
 
 
-class AnyBuilder(Protocol[RequestT_co, URLT_contra]):
+class SupportsBuildRequest(Protocol[RequestT_co, URLT_contra]):
     """The same, as it makes requests."""
 
     def build_request(self, method: str, url: URLT_contra | str) -> RequestT_co: ...
@@ -98,41 +98,44 @@ class Library(Protocol):
     def create_ssl_context(self) -> Callable[..., SSLContext]: ...
 
 
-NAMES: frozenset[str] = frozenset(("httpx", "httpx2"))
-_WITH_CORES = NAMES | {"httpcore", "httpcore2"}  # whose exceptions have the same names
+MODULE_NAMES: frozenset[str] = frozenset(("httpx", "httpx2"))
+_EXCEPTION_MODULES = MODULE_NAMES | {
+    "httpcore",
+    "httpcore2",
+}  # whose exceptions have the same names
 
 
-def cached(function: F) -> F:
+def small_cache(function: F) -> F:
     """Remember what it returned; not for ever, for apps may make classes, and upstreams names."""
     return cast(F, lru_cache(64)(function))
 
 
-def _name_in(kind: type[Any]) -> str | None:
+def _defining_module(kind: type[Any]) -> str | None:
     """The library that a class itself is of."""
     name: str = kind.__module__.partition(".")[0]
-    return name if name in NAMES else None
+    return name if name in MODULE_NAMES else None
 
 
-@cached
-def _own_library(kind: type[Any]) -> Library | None:
-    name = next(filter(None, map(_name_in, kind.__mro__)), None)
+@small_cache
+def _find_library(kind: type[Any]) -> Library | None:
+    name = next(filter(None, map(_defining_module, kind.__mro__)), None)
     return None if name is None else cast(Library, sys.modules[name])
 
 
-@cached
-def library_of(kind: type[Any]) -> Library:
+@small_cache
+def get_library(kind: type[Any]) -> Library:
     """The library of a class or of its bases; httpx for what is of neither."""
-    return _own_library(kind) or httpx
+    return _find_library(kind) or httpx
 
 
-@cached
-def common_library(client: type[Any], request: type[Any]) -> Library:
+@small_cache
+def match_library(client: type[Any], request: type[Any]) -> Library:
     """The library of a request, and of the client that is to send it.
 
     Raises:
         TypeError: they are of different ones.
     """
-    ours, theirs = _own_library(client), _own_library(request)
+    ours, theirs = _find_library(client), _find_library(request)
     if ours is not theirs and ours is not None and theirs is not None:
         raise TypeError(
             f"the client is of {ours.__name__} and the request of {theirs.__name__}: make it with "
@@ -141,21 +144,21 @@ def common_library(client: type[Any], request: type[Any]) -> Library:
     return theirs or ours or httpx
 
 
-@cached
-def derived(kind: type[T], base: type[object]) -> type[T]:
+@small_cache
+def subclass_for(kind: type[T], base: type[object]) -> type[T]:
     """The class `kind`, derived from `base`, which is of one of the libraries."""
     return cast(type[T], types.new_class(kind.__name__, (kind, base)))
 
 
 # The bases of those until then.
 if TYPE_CHECKING:
-    RequestOfEither = httpx.Request
-    ByteStreamOfEither = httpx.AsyncByteStream
+    RequestBase = httpx.Request
+    ByteStreamBase = httpx.AsyncByteStream
 else:
-    RequestOfEither = ByteStreamOfEither = object
+    RequestBase = ByteStreamBase = object
 
 
-def kind_of(value: object) -> str:
+def describe_type(value: object) -> str:
     """What an argument is, as an error names it."""
     if inspect.iscoroutine(value):
         return "a coroutine that nobody awaited"
@@ -163,24 +166,26 @@ def kind_of(value: object) -> str:
     return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
-def is_a(exc: object, kind: type[E]) -> TypeGuard[E]:
+def is_httpx_error(exc: object, kind: type[E]) -> TypeGuard[E]:
     """Whether an exception is one of httpx's class `kind`, or of httpx2's class of that name."""
     return isinstance(exc, kind) or issubclass(_httpx_class(type(exc)), kind)
 
 
-@cached
+@small_cache
 def _httpx_class(kind: type[Any]) -> type[Any]:
     for base in kind.__mro__:
-        if _name_in(base) and isinstance(alike := getattr(httpx, base.__name__, None), type):
+        if _defining_module(base) and isinstance(
+            alike := getattr(httpx, base.__name__, None), type
+        ):
             return alike
     return kind
 
 
-@cached
-def own_kind(kind: type[Exception], library: Library) -> type[Exception] | None:
+@small_cache
+def map_httpcore_error(kind: type[Exception], library: Library) -> type[Exception] | None:
     """The library's class for an exception of its httpcore; None for one of another package."""
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in _WITH_CORES:
+        if base.__module__.partition(".")[0] in _EXCEPTION_MODULES:
             own: type[Exception] | None = getattr(library, base.__name__, None)
             return own
     return None

@@ -13,9 +13,15 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
-from .headers import has_controls
+from .headers import has_control_characters
 from .log import logger
-from .records import Observer, check_observers, enter, open_exchanges, strike
+from .records import (
+    Observer,
+    check_observers,
+    count_open_exchanges,
+    register_client,
+    unregister_client,
+)
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""
@@ -49,8 +55,8 @@ def client_lifespan(
             returns is taken as open, so it may have used the client.
         name: the key in the lifespan state, for `client_dependency(name)`; `get_client` is the one
             for "client".
-        observers: functions that get a `Record` of each exchange on this client, at its end.
-        options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
+        observers: functions that get a `ExchangeRecord` of each exchange on this client, at its
+        end. options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
 
     Raises:
         ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
@@ -85,7 +91,7 @@ def client_lifespan(
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
         client: Any = factory(**options)
-        if is_open := inspect.isawaitable(client):
+        if already_open := inspect.isawaitable(client):
             client = await client
         if not (hasattr(client, "aclose") or hasattr(client, "close")):
             raise TypeError(
@@ -93,20 +99,20 @@ def client_lifespan(
                 f"nor close(); it must return a client, such as httpx.AsyncClient()"
             )
         try:
-            if hasattr(client, "__aenter__") and not is_open:
+            if hasattr(client, "__aenter__") and not already_open:
                 await client.__aenter__()
-            elif hasattr(client, "__enter__") and not is_open:
+            elif hasattr(client, "__enter__") and not already_open:
                 client.__enter__()
             jar = getattr(getattr(client, "cookies", None), "jar", None)
             if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
-                jar.set_policy(_KeepNoCookies())
+                jar.set_policy(_RejectCookies())
                 jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
             _check_headers(client)
-            enter(client, name, observers, options.get("transport"))
+            register_client(client, name, observers, options.get("transport"))
             yield {name: client}
         finally:
             await _drain(name, client)
-            strike(client)
+            unregister_client(client)
             await _close(name, client)
 
     lifespan.__qualname__ = f"client_lifespan(name={name!r})"
@@ -163,14 +169,14 @@ def _check_base_url(base_url: object) -> None:
 def _check_headers(client: Any) -> None:
     """Secrets often end in a line break, and with that no request could be sent."""
     for name, value in getattr(getattr(client, "headers", None), "raw", ()):
-        if has_controls([(name, value)]):
+        if has_control_characters([(name, value)]):
             raise ValueError(
                 f"the client's header {name.decode('latin-1')!r} has a line break or another "
                 f"control character in its value: .strip() what it is made from"
             )
 
 
-class _KeepNoCookies(DefaultCookiePolicy):
+class _RejectCookies(DefaultCookiePolicy):
     """Lets the cookies in a jar be sent, and none be put there (RFC 6265 5.3)."""
 
     def set_ok(self, cookie: object, request: object) -> bool:
@@ -180,12 +186,12 @@ class _KeepNoCookies(DefaultCookiePolicy):
 async def _drain(name: str, client: Any) -> None:
     """Wait for exchanges that are ending, as uvicorn does not for those that it has cancelled."""
     with anyio.move_on_after(DRAIN_TIMEOUT, shield=True) as scope:
-        while open_exchanges(client):  # noqa: ASYNC110  an event would cost each exchange
+        while count_open_exchanges(client):  # noqa: ASYNC110  an event would cost each exchange
             await anyio.sleep(0.01)
     if scope.cancelled_caught:
         logger.warning(
             "closing %r with %d exchanges open, after %g s",
-            name, open_exchanges(client), DRAIN_TIMEOUT,
+            name, count_open_exchanges(client), DRAIN_TIMEOUT,
         )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ _OVERLONG = (
     (re.compile(rb"\xc0\xaf|\xe0\x80\xaf|\xf0\x80\x80\xaf"), b"/"),
     (re.compile(rb"\xc1\x9c|\xe0\x81\x9c|\xf0\x80\x81\x9c"), b"/"),
 )
-_PLAIN = re.compile(rb"[\w/.~-]*")
-_BLANKS = re.compile(rb"[\0-\x20\x7f+]")
-_OF_UNICODE = re.compile(rb"%u00([0-9a-fA-F]{2})")
+_SAFE_PATH = re.compile(rb"[\w/.~-]*")
+_WHITESPACE = re.compile(rb"[\0-\x20\x7f+]")
+_IIS_UNICODE = re.compile(rb"%u00([0-9a-fA-F]{2})")
 _HEX = re.compile(rb"%[0-9a-fA-F]{2}")
 
 
@@ -38,7 +38,7 @@ def raw_path_of(scope: Mapping[str, Any]) -> bytes:
     return raw
 
 
-def after_prefix(raw: bytes, prefix: bytes) -> bytes | None:
+def strip_prefix(raw: bytes, prefix: bytes) -> bytes | None:
     """What follows a decoded prefix in a raw path; None where the path does not start with it."""
     prefix, position = prefix.rstrip(b"/"), 0
     if raw.startswith(prefix) and raw[len(prefix) : len(prefix) + 1] in (b"", b"/"):
@@ -56,12 +56,12 @@ def after_prefix(raw: bytes, prefix: bytes) -> bytes | None:
     return rest if at_its_end else None
 
 
-def escapes(path: bytes) -> bool:
+def is_path_traversal(path: bytes) -> bool:
     """Whether an upstream that decodes once, twice or not at all could read a `..` in a path."""
-    if _PLAIN.fullmatch(path) and b".." not in path:
+    if _SAFE_PATH.fullmatch(path) and b".." not in path:
         return False
     for _ in range(4):
-        path = _OF_UNICODE.sub(rb"%\1", path)  # as old servers of Microsoft's read it
+        path = _IIS_UNICODE.sub(rb"%\1", path)  # as old servers of Microsoft's read it
         for overlong, plain in _OVERLONG:
             path = overlong.sub(plain, path)
         if not path.isascii():  # some take wide dots and slashes for narrow ones
@@ -70,7 +70,7 @@ def escapes(path: bytes) -> bool:
         for segment in path.replace(b"\\", b"/").split(b"/"):
             # Parameters (`..;a`) and what is behind a NUL are cut off by some, blanks left out.
             for ending in (rb"[;?#\0]", rb"[;?#]"):
-                if _BLANKS.sub(b"", re.split(ending, segment)[0]) == b"..":
+                if _WHITESPACE.sub(b"", re.split(ending, segment)[0]) == b"..":
                     return True
         decoded = unquote_to_bytes(path)
         if decoded == path:

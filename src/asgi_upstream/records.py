@@ -16,8 +16,8 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from . import errors
-from .forwarded import origin_of
-from .libraries import Library, is_a
+from .forwarded import request_origin
+from .libraries import Library, is_httpx_error
 from .log import logger
 
 
@@ -28,8 +28,8 @@ class Outcome(StrEnum):
     """The server took the whole response."""
     REPLACED = "replaced"
     """`on_response` answered instead, or refused with an `HTTPException`."""
-    CALLER_LEFT_BEFORE_HEADERS = "caller_left_before_headers"
-    CALLER_LEFT_MID_BODY = "caller_left_mid_body"
+    CALLER_DISCONNECTED_BEFORE_HEADERS = "caller_disconnected_before_headers"
+    CALLER_DISCONNECTED_MID_BODY = "caller_disconnected_mid_body"
     CONNECT_FAILED = "connect_failed"
     """No connection to the upstream: refused, unresolvable, a TLS or proxy failure."""
     PROTOCOL_FAILED = "protocol_failed"
@@ -54,22 +54,22 @@ class Outcome(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Whether the upstream or the app failed; callers may leave, and servers stop."""
-        return self not in _UNREMARKABLE
+        return self not in _NOT_FAILURES
 
 
-_UNREMARKABLE = frozenset(
+_NOT_FAILURES = frozenset(
     (
         Outcome.COMPLETED,
         Outcome.REPLACED,
-        Outcome.CALLER_LEFT_BEFORE_HEADERS,
-        Outcome.CALLER_LEFT_MID_BODY,
+        Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS,
+        Outcome.CALLER_DISCONNECTED_MID_BODY,
         Outcome.CANCELLED,
     )
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class ExchangeRecord:
     """What happened to one exchange.
 
     Attributes:
@@ -81,8 +81,8 @@ class Record:
         outcome: how the exchange ended.
         exception: what made it fail: httpx's exception, where there is one.
         seconds: from the beginning of the exchange to its end.
-        seconds_to_headers: until the upstream's headers were there; None where none came.
-        seconds_to_first_byte: until the first byte of its body was there; None where none came.
+        time_to_headers: until the upstream's headers were there; None where none came.
+        time_to_first_byte: until the first byte of its body was there; None where none came.
         bytes_sent: of the request's body, taken to be sent to the upstream.
         bytes_received: of the upstream's body, as it came: not decoded.
         reused: whether the connection had served another exchange before; None where not known.
@@ -95,55 +95,55 @@ class Record:
     status: int | None
     outcome: Outcome
     exception: BaseException | None
-    seconds: float
-    seconds_to_headers: float | None
-    seconds_to_first_byte: float | None
+    duration: float
+    time_to_headers: float | None
+    time_to_first_byte: float | None
     bytes_sent: int
     bytes_received: int
-    reused: bool | None
+    connection_reused: bool | None
 
 
-Observer = Callable[[Record], None]
+Observer = Callable[[ExchangeRecord], None]
 
 
-class UnderWay(Protocol):
+class OpenExchange(Protocol):
     """An exchange that is open."""
 
     request: httpx.Request
 
 
-class Ledger:
+class ClientState:
     """What is kept of a client: its name, who observes it, and which exchanges are open."""
 
-    __slots__ = ("name", "observers", "transport", "under_way")
+    __slots__ = ("name", "observers", "open_exchanges", "transport")
 
     def __init__(self) -> None:
         self.name: str | None = None  # where a lifespan has it open
         self.observers: Sequence[Observer] = ()
-        self.under_way: set[UnderWay] = set()
+        self.open_exchanges: set[OpenExchange] = set()
         self.transport: object = None  # where a lifespan was given one
 
     @property
-    def open(self) -> int:
+    def open_count(self) -> int:
         """How many exchanges are under way."""
-        return len(self.under_way)
+        return len(self.open_exchanges)
 
 
-_ledgers: weakref.WeakKeyDictionary[object, Ledger] = weakref.WeakKeyDictionary()
+_client_states: weakref.WeakKeyDictionary[object, ClientState] = weakref.WeakKeyDictionary()
 
 
-def ledger_of(client: object) -> Ledger:
+def get_client_state(client: object) -> ClientState:
     """The client's ledger, opened where it has none."""
     try:
-        ledger = _ledgers.get(client)
+        ledger = _client_states.get(client)
         if ledger is None:
-            ledger = _ledgers[client] = Ledger()
+            ledger = _client_states[client] = ClientState()
     except TypeError:  # no key of a dict, or not to be referred to weakly: nothing is kept of it
-        ledger = Ledger()
+        ledger = ClientState()
     return ledger
 
 
-def enter(
+def register_client(
     client: object, name: str, observers: Sequence[Observer], transport: object = None
 ) -> None:
     """Open the ledger of a client that has a name.
@@ -151,16 +151,16 @@ def enter(
     Raises:
         TypeError: this client cannot be observed.
     """
-    ledger = ledger_of(client)
+    ledger = get_client_state(client)
     ledger.name, ledger.observers, ledger.transport = name, observers, transport
-    if observers and ledger_of(client) is not ledger:
+    if observers and get_client_state(client) is not ledger:
         raise TypeError(
             f"client_lifespan(observers=...): exchanges on {type(client).__name__} cannot be told "
             f"apart, for it is not hashable or cannot be referred to weakly"
         )
 
 
-_TOOLS = f"{__package__}.instrumentation."
+_INSTRUMENTATION = f"{__package__}.instrumentation."
 
 
 def check_observers(observers: Sequence[Observer]) -> None:
@@ -177,43 +177,53 @@ def check_observers(observers: Sequence[Observer]) -> None:
     for each in observers:
         if (
             inspect.isfunction(each)
-            and (each.__module__ or "").startswith(_TOOLS)
+            and (each.__module__ or "").startswith(_INSTRUMENTATION)
             and (name := each.__qualname__).isidentifier()
         ):
             raise TypeError(f"observers=[{name}]: give what it returns, observers=[{name}()]")
 
 
-def strike(client: object) -> None:
+def unregister_client(client: object) -> None:
     """The client is closed: it has no name any more."""
-    ledger_of(client).name = None
+    get_client_state(client).name = None
 
 
-def open_exchanges(client: object) -> int:
+def count_open_exchanges(client: object) -> int:
     """How many exchanges are under way on a client, from their beginning to their end."""
-    return ledger_of(client).open
+    return get_client_state(client).open_count
 
 
-def all_ledgers() -> Iterator[tuple[Any, Ledger]]:
+def iter_client_states() -> Iterator[tuple[Any, ClientState]]:
     """Those of all clients that are there, with the clients; from any thread."""
-    for reference in _ledgers.keyrefs():
+    for reference in _client_states.keyrefs():
         client = reference()
-        if client is not None and (ledger := _ledgers.get(client)) is not None:
+        if client is not None and (ledger := _client_states.get(client)) is not None:
             yield client, ledger
 
 
-def open_ledgers() -> Iterator[tuple[str, Ledger]]:
+def iter_registered() -> Iterator[tuple[str, ClientState]]:
     """Those of the clients that a lifespan has opened and not closed yet, with their names."""
-    for ledger in list(_ledgers.values()):
+    for ledger in list(_client_states.values()):
         if ledger.name is not None:
             yield ledger.name, ledger
 
 
-class Tally:
+class ExchangeRecorder:
     """What becomes a record: kept while an exchange goes on, for its observers."""
 
     __slots__ = (
-        "_begun", "_client", "_first_byte", "_headers", "_library", "_observers", "_received",
-        "_request", "_reused", "_scope", "_status", "sent",
+        "_client",
+        "_first_byte",
+        "_headers_at",
+        "_library",
+        "_observers",
+        "_received",
+        "_request",
+        "_reused",
+        "_scope",
+        "_start",
+        "_status",
+        "sent",
     )  # fmt: skip
 
     def __init__(
@@ -231,74 +241,81 @@ class Tally:
         self._scope = scope
         self._status: int | None = None
         self._reused: bool | None = None
-        self._headers: float | None = None
+        self._headers_at: float | None = None
         self._first_byte: float | None = None
         self._received = 0
         self.sent: int = 0
-        self._begun = time.perf_counter()
+        self._start = time.perf_counter()
 
-    def answered(self, status: int, *, reused: bool | None) -> None:
+    def headers_received(self, status: int, *, reused: bool | None) -> None:
         """The upstream's headers are there."""
-        self._headers = time.perf_counter() - self._begun
+        self._headers_at = time.perf_counter() - self._start
         self._status = status
         self._reused = reused
 
-    def received(self, count: int) -> None:
+    def bytes_received(self, count: int) -> None:
         """So many bytes of the upstream's body are there."""
         if self._first_byte is None:
-            self._first_byte = time.perf_counter() - self._begun
+            self._first_byte = time.perf_counter() - self._start
         self._received += count
 
-    def read_by_others(self, upstream: httpx.Response) -> None:
+    def count_hook_read(self, upstream: httpx.Response) -> None:
         """An event hook or `on_response` may have read the body, or a part of it."""
         if self._first_byte is None and upstream.num_bytes_downloaded:
-            self.received(upstream.num_bytes_downloaded)
+            self.bytes_received(upstream.num_bytes_downloaded)
 
-    async def counted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def count_bytes(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """`body`, with its bytes counted."""
         async for chunk in body:
-            self.received(len(chunk))
+            self.bytes_received(len(chunk))
             yield chunk
 
-    def outcome_of(self, error: Exception, own: Outcome) -> Outcome:
+    def classify_failure(self, error: Exception, own: Outcome) -> Outcome:
         """How an exchange ended that failed so; `own` where that is the app's own failure."""
         if isinstance(error, errors.UpstreamTimeout):
             cause, read = error.__cause__, Outcome.READ_TIMEOUT
-            return next((is_ for kind, is_ in _TIMEOUTS.items() if is_a(cause, kind)), read)
-        for kind, outcome in _FAILURES.items():
+            return next(
+                (
+                    outcome
+                    for kind, outcome in _OUTCOME_BY_TIMEOUT.items()
+                    if is_httpx_error(cause, kind)
+                ),
+                read,
+            )
+        for kind, outcome in _OUTCOME_BY_ERROR.items():
             if isinstance(error, kind):
                 # What is not httpx's is this library's verdict, or the app's, on the whole answer.
-                theirs = is_a(error.__cause__, httpx.RequestError)
-                in_body = theirs and self._headers is not None
+                theirs = is_httpx_error(error.__cause__, httpx.RequestError)
+                in_body = theirs and self._headers_at is not None
                 return Outcome.BODY_FAILED if in_body and kind is _PROTOCOL else outcome
         if own is Outcome.REPLACED and not isinstance(error, HTTPException):
             return Outcome.APP_FAILED
         return own
 
-    def close(self, outcome: Outcome, failure: Exception | None) -> None:
+    def emit(self, outcome: Outcome, failure: Exception | None) -> None:
         """Tell the observers."""
         now, request = time.perf_counter(), self._request
-        url = origin_of(request)
+        url = request_origin(request)
         # Bytes go in one piece: whoever waited for an answer, or got one, had sent them.
-        waited = self._headers is not None or outcome is Outcome.READ_TIMEOUT
+        waited = self._headers_at is not None or outcome is Outcome.READ_TIMEOUT
         if waited and isinstance(request.stream, self._library.ByteStream):
             self.sent = sum(map(len, request.stream))
-        record = Record(
+        record = ExchangeRecord(
             client=self._client,
             method=request.method,
             host=url.netloc.decode("ascii", "replace"),
-            route=route_of(self._scope),
+            route=route_template(self._scope),
             status=self._status,
             outcome=outcome,
             exception=failure.__cause__ or failure
             if isinstance(failure, errors.UpstreamError)
             else failure,
-            seconds=now - self._begun,
-            seconds_to_headers=self._headers,
-            seconds_to_first_byte=self._first_byte,
+            duration=now - self._start,
+            time_to_headers=self._headers_at,
+            time_to_first_byte=self._first_byte,
             bytes_sent=self.sent,
             bytes_received=self._received,
-            reused=self._reused,
+            connection_reused=self._reused,
         )
         for observer in self._observers:
             try:
@@ -307,7 +324,7 @@ class Tally:
                 logger.exception("the observer %r failed", observer)
 
 
-def route_of(scope: Mapping[str, Any]) -> str | None:
+def route_template(scope: Mapping[str, Any]) -> str | None:
     """The template of the app's route that answers, where it is known."""
     route = scope.get("route")
     if route is None:  # FastAPI's router does not say which mount it took
@@ -321,13 +338,13 @@ def route_of(scope: Mapping[str, Any]) -> str | None:
 
 
 _PROTOCOL = errors.UpstreamProtocolError
-_FAILURES = {
+_OUTCOME_BY_ERROR = {
     errors.PoolExhausted: Outcome.POOL_EXHAUSTED,
     errors.UpstreamBodyTooLarge: Outcome.TOO_LARGE,
     errors.UpstreamConnectError: Outcome.CONNECT_FAILED,
     _PROTOCOL: Outcome.PROTOCOL_FAILED,
 }
-_TIMEOUTS: dict[type[Exception], Outcome] = {
+_OUTCOME_BY_TIMEOUT: dict[type[Exception], Outcome] = {
     httpx.ConnectTimeout: Outcome.CONNECT_TIMEOUT,
     httpx.WriteTimeout: Outcome.WRITE_TIMEOUT,
 }

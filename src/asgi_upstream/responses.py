@@ -9,34 +9,34 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .exchange import Exchange
-from .forwarded import origin_of
-from .libraries import AnyClient, RequestT, ResponseT, common_library, kind_of, library_of
+from .forwarded import request_origin
+from .libraries import AnyClient, RequestT, ResponseT, describe_type, get_library, match_library
 from .records import Observer, check_observers
-from .terms import ErrorFrame, OnResponse, SendsRequests, Terms, Transform
+from .terms import BodyTransform, ResponseHook, StreamErrorHook, SupportsSend, Terms
 
 
-class RelayOptions(TypedDict, Generic[ResponseT], total=False):
+class SharedOptions(TypedDict, Generic[ResponseT], total=False):
     """The keyword arguments that an app may hold for all its responses."""
 
     status_code: int | None
     media_type: str | None
     decode: bool
-    transform: Transform | None
-    on_response: OnResponse[ResponseT] | None
+    transform: BodyTransform | None
+    on_response: ResponseHook[ResponseT] | None
     deadline: float | None
-    error_frame: ErrorFrame | None
+    on_stream_error: StreamErrorHook | None
     observers: Sequence[Observer]
 
 
-class ResponseOptions(RelayOptions[ResponseT], total=False):
-    """The keyword arguments of both responses; `error_frame` is for streamed ones."""
+class ResponseOptions(SharedOptions[ResponseT], total=False):
+    """The keyword arguments of both responses; `on_stream_error` is for streamed ones."""
 
     headers: Mapping[str, str] | None
     background: BackgroundTask | None
 
 
-class AdoptOptions(ResponseOptions[ResponseT], total=False):
-    """The keyword arguments of `adopt`; `max_bytes` is for buffered responses."""
+class FromResponseOptions(ResponseOptions[ResponseT], total=False):
+    """The keyword arguments of `from_response`; `max_bytes` is for buffered responses."""
 
     max_bytes: int
 
@@ -67,43 +67,46 @@ class _UpstreamResponse(Response):
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
         decode: bool = False,
-        transform: Transform | None = None,
-        on_response: OnResponse[Any] | None = None,
+        transform: BodyTransform | None = None,
+        on_response: ResponseHook[Any] | None = None,
         deadline: float | None = None,
-        error_frame: ErrorFrame | None = None,
+        on_stream_error: StreamErrorHook | None = None,
         observers: Sequence[Observer] = (),
         background: BackgroundTask | None = None,
     ) -> None:
         name = type(self).__name__
         if not hasattr(client, "aclose"):
             raise TypeError(
-                f"{name} needs an httpx.AsyncClient, not {kind_of(client)}: write {name}(client, "
+                f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
+                f"{name}(client, "
                 f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
                 f"endpoint and return a Response"
             )
         if not (hasattr(request, "extensions") and hasattr(request, "method")):
             raise TypeError(
-                f"{name} needs the httpx.Request to send, not {kind_of(request)}: write "
+                f"{name} needs the httpx.Request to send, not {describe_type(request)}: write "
                 f"{name}(client, client.build_request('GET', url)), or for a response that is open "
-                f"{name}.adopt(response)"
+                f"{name}.from_response(response)"
             )
-        if not origin_of(request).raw_host:
+        if not request_origin(request).raw_host:
             raise ValueError(
                 f"the request for {str(request.url)!r} has no host: give the client a base_url= "
                 f"such as 'https://api.example', or the request a full URL"
             )
-        if transform or on_response or error_frame:
-            _check_functions(transform=transform, on_response=on_response, error_frame=error_frame)
-        _check_values(status_code, deadline, observers)
-        self._terms = Terms(
-            cast(SendsRequests, client),
+        if transform or on_response or on_stream_error:
+            _validate_callables(
+                transform=transform, on_response=on_response, on_stream_error=on_stream_error
+            )
+        _validate_values(status_code, deadline, observers)
+        self._options = Terms(
+            cast(SupportsSend, client),
             request,
-            common_library(type(client), type(request)),  # pyright: ignore
+            match_library(type(client), type(request)),  # pyright: ignore
             decode,
             transform,
             on_response,
             deadline,
-            error_frame,
+            on_stream_error,
             observers,
         )
         # An attribute that may be set later, as of any Response; None is for the upstream's.
@@ -116,7 +119,9 @@ class _UpstreamResponse(Response):
             self.init_headers(headers)
 
     @classmethod
-    def adopt(cls, upstream: ResponseT, **options: Unpack[AdoptOptions[ResponseT]]) -> Self:
+    def from_response(
+        cls, upstream: ResponseT, **options: Unpack[FromResponseOptions[ResponseT]]
+    ) -> Self:
         """The same for a response that you opened yourself, with `client.send(stream=True)`.
 
         It is yours to close until the server calls this response, so return it at once.
@@ -125,27 +130,29 @@ class _UpstreamResponse(Response):
             RuntimeError: at once, if its body is gone; when called, if it was relayed before.
         """
         adopted = cast(httpx.Response, upstream)
-        client = cast("AnyClient[httpx.Request, ResponseT]", _Adopted(adopted))
+        client = cast("AnyClient[httpx.Request, ResponseT]", _OpenResponseClient(adopted))
         return cls(client, adopted.request, **options)  # type: ignore
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._terms, self.status_code, self.raw_headers)
+        exchange = Exchange(self._options, self.status_code, self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
 
 
-def check_options(options: RelayOptions[Any]) -> None:
+def validate_options(options: SharedOptions[Any]) -> None:
     """Refuse what makes no sense, before there is a request to use it on.
 
     Raises:
         TypeError, ValueError: as of `StreamedResponse`.
     """
-    functions = ("transform", "on_response", "error_frame")
-    _check_functions(**{name: options.get(name) for name in functions})
-    _check_values(options.get("status_code"), options.get("deadline"), options.get("observers", ()))
+    functions = ("transform", "on_response", "on_stream_error")
+    _validate_callables(**{name: options.get(name) for name in functions})
+    _validate_values(
+        options.get("status_code"), options.get("deadline"), options.get("observers", ())
+    )
 
 
-def _check_values(
+def _validate_values(
     status_code: int | None, deadline: float | None, observers: Sequence[Observer]
 ) -> None:
     if observers:
@@ -158,7 +165,7 @@ def _check_values(
         raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
 
 
-def _check_functions(**functions: object) -> None:
+def _validate_callables(**functions: object) -> None:
     for argument, value in functions.items():
         if value is not None and not callable(value):
             raise TypeError(f"{argument}={value!r}: give a function")
@@ -186,11 +193,11 @@ class StreamedResponse(_UpstreamResponse):
             not. It may raise, change `upstream.headers`, or return a response to send instead, as
             it is: the arguments here do not apply to that.
         deadline: seconds for the whole exchange, the caller's reading included.
-        error_frame: a function from the exception to the last bytes of a body that fails after
+        on_stream_error: a function from the exception to the last bytes of a body that fails after
             its start; the body then ends properly. Implies `decode`, and no `content-length`.
             Without it the connection to the caller is cut, which is how HTTP shows truncation.
-        observers: functions that get the `Record` of the exchange at its end, besides those of the
-            client.
+        observers: functions that get the `ExchangeRecord` of the exchange at its end, besides
+            those of the client.
         background: runs when the server took the whole response; not after an exception, and not
             for a caller who left.
 
@@ -209,7 +216,7 @@ class BufferedResponse(_UpstreamResponse):
         return BufferedResponse(client, client.build_request("GET", "/item"))
 
     So every failure of the upstream is a clean error status, and `content-length` is always set.
-    The arguments are those of `StreamedResponse`, without `error_frame`, and with these:
+    The arguments are those of `StreamedResponse`, without `on_stream_error`, and with these:
 
     Arguments:
         max_bytes: the longest body that is read, in bytes, decoded where it is decoded. Past that
@@ -244,27 +251,29 @@ class BufferedResponse(_UpstreamResponse):
         max_bytes: int = 10 * 1024 * 1024,
         **options: Unpack[ResponseOptions[Any]],
     ) -> None:
-        if options.get("error_frame") is not None:
+        if options.get("on_stream_error") is not None:
             raise TypeError(
-                "BufferedResponse has no error_frame, for it sends nothing before the whole body "
-                "is there: handle UpstreamError, or use StreamedResponse(error_frame=...)"
+                "BufferedResponse has no on_stream_error, for it sends nothing before "
+                "the whole body "
+                "is there: handle UpstreamError, or use StreamedResponse(on_stream_error=...)"
             )
         if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
         super().__init__(client, request, **options)
-        self._terms.max_bytes = max_bytes
+        self._options.max_bytes = max_bytes
 
 
-class _Adopted:
+class _OpenResponseClient:
     """In place of a client: hands out a response that is open already, once."""
 
     def __init__(self, upstream: httpx.Response) -> None:
         if upstream.is_stream_consumed or upstream.is_closed:
             try:
                 _ = upstream.content
-            except library_of(type(upstream)).ResponseNotRead:
+            except get_library(type(upstream)).ResponseNotRead:
                 raise RuntimeError(
-                    "adopt() needs a response that is open and not read, or read whole, and this "
+                    "from_response() needs a response that is open and not read, or "
+                    "read whole, and this "
                     "one's body is gone: open it with client.send(request, stream=True)"
                 ) from None
         self._upstream: httpx.Response | None = upstream

@@ -15,12 +15,12 @@ from typing import Any
 
 import httpx
 
-from .forwarded import origin_of
-from .libraries import Library, cached, library_of
+from .forwarded import request_origin
+from .libraries import Library, get_library, small_cache
 from .log import client_loggers
 
 # As these are before anybody wraps them. What somebody has wrapped is from another file.
-_LAYERS = frozenset(
+_SEND_METHODS = frozenset(
     [
         "send",
         "_send_handling_auth",
@@ -32,7 +32,7 @@ _LAYERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Stock:
+class _OriginalMethods:
     """A library's client and its methods, as they are before anybody wraps them; or None."""
 
     client: type[Any]
@@ -43,10 +43,10 @@ class _Stock:
     for_url: object
 
 
-@cached
-def _stock(kind: type[Any]) -> _Stock | None:
+@small_cache
+def _original_methods(kind: type[Any]) -> _OriginalMethods | None:
     """What is known of a client's class; None where it is not a library's own."""
-    if kind is not library_of(kind).AsyncClient:
+    if kind is not get_library(kind).AsyncClient:
         return None
     file = inspect.unwrap(kind.__init__).__code__.co_filename  # `no_leaks` may have wrapped it
 
@@ -55,7 +55,7 @@ def _stock(kind: type[Any]) -> _Stock | None:
         is_own = isinstance(method, types.FunctionType) and method.__code__.co_filename == file
         return method if is_own else None
 
-    return _Stock(
+    return _OriginalMethods(
         kind,
         own("send"),
         own("_send_handling_auth"),
@@ -65,40 +65,40 @@ def _stock(kind: type[Any]) -> _Stock | None:
     )
 
 
-_stock(httpx.AsyncClient)  # httpx2's when one is first met
+_original_methods(httpx.AsyncClient)  # httpx2's when one is first met
 
 
 def shortcut(client: Any, request: httpx.Request) -> httpx.AsyncBaseTransport | None:
     """The transport to hand a request to; None where that would not be the same."""
-    stock = _stock(type(client))  # pyright: ignore
+    stock = _original_methods(type(client))  # pyright: ignore
     if stock is None:
         return None
-    layers = stock.client
+    client_class = stock.client
     attributes: dict[str, Any] = client.__dict__
     try:
-        has_nothing_to_do = not (
-            layers.send is not stock.send
-            or layers._send_handling_auth is not stock.auth
-            or layers._send_handling_redirects is not stock.redirects
-            or layers._send_single_request is not stock.single
-            or layers._transport_for_url is not stock.for_url
-            or not _LAYERS.isdisjoint(attributes)
+        can_bypass = not (
+            client_class.send is not stock.send
+            or client_class._send_handling_auth is not stock.auth
+            or client_class._send_handling_redirects is not stock.redirects
+            or client_class._send_single_request is not stock.single
+            or client_class._transport_for_url is not stock.for_url
+            or not _SEND_METHODS.isdisjoint(attributes)
             or client.is_closed
             or attributes["_mounts"]
             or attributes["_auth"]
             or attributes["follow_redirects"]
             or any(attributes["_event_hooks"].values())
             or not getattr(attributes["_cookies"].jar, "keeps_none", False)
-            or origin_of(request).userinfo
+            or request_origin(request).userinfo
             or "timeout" not in request.extensions
         )
         transport: httpx.AsyncBaseTransport = attributes["_transport"]
     except (AttributeError, KeyError):
         return None
-    return transport if has_nothing_to_do else None
+    return transport if can_bypass else None
 
 
-def sent(
+def log_request(
     library: Library, request: httpx.Request, version: bytes, status: int, reason: bytes
 ) -> None:
     """Log what the client logs of a request that it hands to its transport."""

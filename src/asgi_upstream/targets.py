@@ -8,17 +8,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from .libraries import Library
-from .paths import after_prefix, escapes, raw_path_of
+from .paths import is_path_traversal, raw_path_of, strip_prefix
 
-_NOT_FORWARDED = "The path is not one that is forwarded"
+_PATH_REJECTED = "The path is not one that is forwarded"
 _ILLEGAL = re.compile(rb"[^!-~]")  # in a request line (RFC 9112 3.2), though some servers pass it
 
 
-class OutsidePrefix(ValueError):
+class PrefixMismatch(ValueError):
     """A path that does not start with the prefix."""
 
 
-def target_of(
+def build_target(
     library: Library,
     client: httpx.AsyncClient,
     scope: Scope,
@@ -35,14 +35,14 @@ def target_of(
     base_path = base.raw_path.partition(b"?")[0].rstrip(b"/")
     query: bytes = scope["query_string"]
     if url is None:
-        path = split(scope, prefix)[1]
-        if path[:1] not in (b"", b"/") or escapes(path):
-            raise HTTPException(400, _NOT_FORWARDED)
+        path = split_prefix(scope, prefix)[1]
+        if path[:1] not in (b"", b"/") or is_path_traversal(path):
+            raise HTTPException(400, _PATH_REJECTED)
         path = base_path + path
     else:
         other = library.URL(url)
         path, _, own_query = other.raw_path.partition(b"?")
-        if escapes(path):
+        if is_path_traversal(path):
             raise ValueError(f"url={url!r} has a dot segment: give the path that you mean")
         if other.scheme or other.host:
             if isinstance(url, str) and not _is_under(other, base, base_path):
@@ -54,14 +54,14 @@ def target_of(
         else:
             path = base_path + b"/" + path.lstrip(b"/")
         query = own_query if b"?" in other.raw_path else query
-    query = _with_params(query, client.params)
+    query = _merge_params(query, client.params)
     target = (path or b"/") + (b"?" + query if query else b"")
     if _ILLEGAL.search(target):
-        raise HTTPException(400, _NOT_FORWARDED)
+        raise HTTPException(400, _PATH_REJECTED)
     return target, base
 
 
-def split(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
+def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     """The raw path: the part under which callers reach the upstream, and what is behind it."""
     raw = raw_path_of(scope)
     # With a root_path of the server's, some servers put that before the path and some do not.
@@ -71,14 +71,14 @@ def split(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     if prefix in ("", "/"):
         servers = ""
     before = b""
-    rest = after_prefix(raw, servers.encode() + own)
+    rest = strip_prefix(raw, servers.encode() + own)
     if rest is None and servers:
-        before, rest = quote(servers).encode(), after_prefix(raw, own)
+        before, rest = quote(servers).encode(), strip_prefix(raw, own)
     if rest is not None:
         return before + raw[: len(raw) - len(rest)].rstrip(b"/"), rest
     if not raw.startswith(b"/"):
-        raise HTTPException(400, _NOT_FORWARDED)
-    raise OutsidePrefix(
+        raise HTTPException(400, _PATH_REJECTED)
+    raise PrefixMismatch(
         f"the path {raw!r} does not start with the prefix {own.decode(errors='replace')!r}: give "
         f"prefix= as the part of the path that is your app's own"
     )
@@ -86,10 +86,10 @@ def split(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
 
 def _is_under(url: httpx.URL, base: httpx.URL, base_path: bytes) -> bool:
     same = (url.scheme, url.host, url.port) == (base.scheme, base.host, base.port)
-    return same and after_prefix(url.raw_path.partition(b"?")[0], base_path) is not None
+    return same and strip_prefix(url.raw_path.partition(b"?")[0], base_path) is not None
 
 
-def _with_params(query: bytes, params: httpx.QueryParams) -> bytes:
+def _merge_params(query: bytes, params: httpx.QueryParams) -> bytes:
     """The caller's query less what the author's names, and the author's."""
     if not params:
         return query

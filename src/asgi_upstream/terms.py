@@ -11,12 +11,12 @@ from .headers import RawHeaders
 from .libraries import Library, ResponseT
 from .records import Observer
 
-Transform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
-OnResponse = Callable[[ResponseT], Response | Awaitable[Response | None] | None]
-ErrorFrame = Callable[[Exception], bytes]
+BodyTransform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+ResponseHook = Callable[[ResponseT], Response | Awaitable[Response | None] | None]
+StreamErrorHook = Callable[[Exception], bytes]
 
 
-class SendsRequests(Protocol):
+class SupportsSend(Protocol):
     """All that an exchange needs of a client."""
 
     async def send(
@@ -24,7 +24,7 @@ class SendsRequests(Protocol):
     ) -> httpx.Response: ...
 
 
-class Head(Protocol):
+class ResponseHead(Protocol):
     """Status and fields of a response."""
 
     @property
@@ -37,38 +37,38 @@ class Head(Protocol):
     def reason(self) -> bytes: ...
 
 
-class Relayed(Protocol):
+class RawResponse(Protocol):
     """A response that was never made an `httpx.Response`; it ends with `keep` or `finish`."""
 
     @property
-    def head(self) -> Head: ...
+    def head(self) -> ResponseHead: ...
     @property
-    def exchanges(self) -> int: ...
-    def take(self) -> bytes | None: ...
+    def request_count(self) -> int: ...
+    def read_nowait(self) -> bytes | None: ...
     async def read(self) -> bytes: ...
-    def keep(self) -> bool: ...
-    async def finish(self) -> None: ...
+    def release(self) -> bool: ...
+    async def aclose(self) -> None: ...
 
 
-Relay = Callable[[httpx.Request], Awaitable[Relayed] | None]
+SendRaw = Callable[[httpx.Request], Awaitable[RawResponse] | None]
 
 
 @dataclass(slots=True)
 class Terms:
     """What the endpoint asked for."""
 
-    client: SendsRequests
+    client: SupportsSend
     request: httpx.Request
     library: Library  # of both
     decode: bool
-    transform: Transform | None
-    on_response: OnResponse[httpx.Response] | None
+    transform: BodyTransform | None
+    on_response: ResponseHook[httpx.Response] | None
     deadline: float | None
-    error_frame: ErrorFrame | None
+    on_stream_error: StreamErrorHook | None
     observers: Sequence[Observer]
     max_bytes: int | None = None  # read the body, up to so many bytes, before anything is sent
 
     @property
-    def changes_body(self) -> bool:
+    def modifies_body(self) -> bool:
         """Whether bytes are added, as they can be only to a body that is not compressed."""
-        return self.transform is not None or self.error_frame is not None
+        return self.transform is not None or self.on_stream_error is not None

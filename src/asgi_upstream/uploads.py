@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator
 import anyio
 import httpx
 
-from .httpcore_pool import EarlyAnswer
-from .libraries import ByteStreamOfEither
-from .records import Tally
-from .watch import Watch
+from .httpcore_pool import EarlyResponseDetector
+from .libraries import ByteStreamBase
+from .records import ExchangeRecorder
+from .watch import ExchangeScope
 
-LOOK_EVERY = 0.1
+POLL_INTERVAL = 0.1
 """Seconds between two looks for an early answer while the caller is slow to send."""
 
 
-class Upload(ByteStreamOfEither):
+class UploadStream(ByteStreamBase):
     """Begins the watch when the last byte was read; ends early when the upstream has refused.
 
     Then the rest is not read from the caller, and the connection is not used again (RFC 9112 9.5).
@@ -25,44 +25,44 @@ class Upload(ByteStreamOfEither):
         client: object,
         url: httpx.URL,
         body: httpx.AsyncByteStream,
-        watch: Watch,
-        tally: Tally | None,
+        watch: ExchangeScope,
+        tally: ExchangeRecorder | None,
     ) -> None:
         self._client = client
         self._url = url
         self._body = body
         self._watch = watch
         self._tally = tally
-        self.under_way: bool = False  # so that nobody else may read `receive`
+        self.in_progress: bool = False  # so that nobody else may read `receive`
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        early = EarlyAnswer(self._client, self._url, self)
-        waiting = anyio.CancelScope()
+        detector = EarlyResponseDetector(self._client, self._url, self)
+        read_scope = anyio.CancelScope()
         parts = aiter(self._body)
 
-        def look() -> bool:
-            if early.has_come():
-                waiting.cancel()
-            return not waiting.cancel_called
+        def check_early_response() -> bool:
+            if detector.available():
+                read_scope.cancel()
+            return not read_scope.cancel_called
 
-        self._watch.every(LOOK_EVERY, look)
-        self.under_way = True
+        self._watch.poll(POLL_INTERVAL, check_early_response)
+        self.in_progress = True
         try:
-            while look():
+            while check_early_response():
                 part = None
-                with waiting:
+                with read_scope:
                     part = await anext(parts, None)
                 if part is not None:
                     if self._tally is not None:
                         self._tally.sent += len(part)
                     yield part
-                    waiting = anyio.CancelScope()
-                elif not waiting.cancel_called:
-                    self._watch.begin()
+                    read_scope = anyio.CancelScope()
+                elif not read_scope.cancel_called:
+                    self._watch.start_listening()
                     return
-            raise early.stops_sending("the upstream has answered")
+            raise detector.write_error("the upstream has answered")
         finally:
-            self.under_way = False
+            self.in_progress = False
 
     async def aclose(self) -> None:
         await self._body.aclose()

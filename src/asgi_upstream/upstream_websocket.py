@@ -30,14 +30,14 @@ except ImportError as _exc:
     ) from _exc
 
 from .errors import UpstreamBodyTooLarge
-from .libraries import Library, own_kind
+from .libraries import Library, map_httpcore_error
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that either side may take for its part of the closing handshake (RFC 6455 7.1.1)."""
 
-_PIECE = 65536  # bytes in one read or write
-_TURN = 64  # frames that are dealt with before others have their turn
-_PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
+_IO_SIZE = 65536  # bytes in one read or write
+_CHECKPOINT_EVERY = 64  # frames that are dealt with before others have their turn
+_MAX_PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
 
 
 class UpstreamWebSocket:
@@ -57,18 +57,22 @@ class UpstreamWebSocket:
     ) -> None:
         self._stream = _Stream(library, upstream.extensions["network_stream"], write_timeout)
         self._library = library
-        self._gone = library.NetworkError, LocalProtocolError
+        self._connection_errors = library.NetworkError, LocalProtocolError
         session = AsyncWebSocketSession(self._stream, response=upstream)
         self._session, self._connection = session, session.connection
         self.subprotocol: str | None = session.subprotocol
         self.farewell: tuple[int, str] = CloseReason.GOING_AWAY, ""  # unless it ends otherwise
-        self._group, self._max, self._ping_interval = group, max_message_bytes, ping_interval
+        self._group, self._max_message_bytes, self._ping_interval = (
+            group,
+            max_message_bytes,
+            ping_interval,
+        )
         self._events: Iterator[Event] = iter(())
-        self._dealt_with = 0
+        self._event_count = 0
         self._fragments: BytesIO | None = None  # of a message
         self._size = 0  # bytes in them
-        self._pongs: deque[Event] = deque(maxlen=_PONGS)
-        self._answering = False
+        self._pongs: deque[Event] = deque(maxlen=_MAX_PONGS)
+        self._control_task_running = False
 
     async def send(self, message: str | bytes) -> None:
         """Send a message. That the upstream is gone is for `receive` to say.
@@ -89,11 +93,13 @@ class UpstreamWebSocket:
         while True:
             # No more is read before all of it is dealt with.
             for event in self._events:
-                self._dealt_with += 1
-                if self._dealt_with % _TURN == 0:  # neither reading nor sending need ever wait
+                self._event_count += 1
+                if (
+                    self._event_count % _CHECKPOINT_EVERY == 0
+                ):  # neither reading nor sending need ever wait
                     await anyio.lowlevel.checkpoint()
                 if isinstance(event, Ping):
-                    self._answer(event.response())
+                    self._send_control(event.response())
                 elif isinstance(event, CloseConnection):
                     self.farewell = event.code, event.reason or ""
                     if self._connection.state is ConnectionState.OPEN:  # it is wsproto's verdict
@@ -102,14 +108,14 @@ class UpstreamWebSocket:
                         )
                     return None
                 elif isinstance(event, TextMessage | BytesMessage):
-                    message = self._whole(event)
+                    message = self._assemble(event)
                     if message is not None:
                         return message
             await self._read()
 
-    def _whole(self, event: TextMessage | BytesMessage) -> str | bytes | bytearray | None:
-        self._size += size_of(event.data)
-        if self._size > self._max:
+    def _assemble(self, event: TextMessage | BytesMessage) -> str | bytes | bytearray | None:
+        self._size += byte_length(event.data)
+        if self._size > self._max_message_bytes:
             self.farewell = CloseReason.MESSAGE_TOO_BIG, ""
             raise UpstreamBodyTooLarge
         if event.message_finished and self._fragments is None:
@@ -129,12 +135,12 @@ class UpstreamWebSocket:
         pinged = False
         while True:
             try:
-                data = await self._stream.read(_PIECE, self._ping_interval)
+                data = await self._stream.read(_IO_SIZE, self._ping_interval)
             except self._library.TimeoutException as exc:
                 if pinged:
                     raise self._library.ReadTimeout("it answers no ping") from exc
                 pinged = True
-                self._answer(Ping())
+                self._send_control(Ping())
                 continue
             if not data:
                 raise self._library.RemoteProtocolError("it left without a Close frame")
@@ -143,14 +149,14 @@ class UpstreamWebSocket:
             return
 
     async def _send(self, event: Event) -> None:
-        with suppress(*self._gone):  # how it ended is for whoever reads to find
+        with suppress(*self._connection_errors):  # how it ended is for whoever reads to find
             await self._session.send(event)
 
-    def _answer(self, event: Event) -> None:
+    def _send_control(self, event: Event) -> None:
         """Send a ping or pong, and read on: the write may wait for the upstream to be read."""
         self._pongs.append(event)
-        if not self._answering:
-            self._answering = True
+        if not self._control_task_running:
+            self._control_task_running = True
             self._group.start_soon(self._send_pongs)
 
     async def _send_pongs(self) -> None:
@@ -160,14 +166,16 @@ class UpstreamWebSocket:
         except self._library.TimeoutException as exc:
             self.failure = exc
             self._group.cancel_scope.cancel()
-        self._answering = False
+        self._control_task_running = False
 
-    async def part(self) -> None:
+    async def close_handshake(self) -> None:
         """Say farewell, and wait for the upstream's: a close with bytes unread is a reset."""
         with (
             anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope,
             suppress(
-                *self._gone, self._library.TimeoutException, self._library.RemoteProtocolError
+                *self._connection_errors,
+                self._library.TimeoutException,
+                self._library.RemoteProtocolError,
             ),
         ):
             for _ in self._connection.events():  # its Close may be among what was read already
@@ -182,14 +190,14 @@ class UpstreamWebSocket:
                 self._connection.state is ConnectionState.LOCAL_CLOSING
                 and anyio.current_time() < scope.deadline
             ):
-                self._connection.receive_data(await self._stream.read(_PIECE) or None)
+                self._connection.receive_data(await self._stream.read(_IO_SIZE) or None)
                 for _ in self._connection.events():
                     pass
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection, where that of the response has not: httpx-ws's transport for tests
         has none."""
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*self._gone):
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*self._connection_errors):
             await self._stream.close()
 
 
@@ -209,25 +217,25 @@ class _Stream(httpcore.AsyncNetworkStream):
         try:
             return await self._stream.read(max_bytes, timeout)
         except Exception as exc:
-            self._raise_own(exc)
+            self._raise_mapped(exc)
             raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """In pieces: the timeout is for an upstream that takes none, not for a long message."""
         self.in_frame = True
         try:
-            if len(buffer) <= _PIECE:
+            if len(buffer) <= _IO_SIZE:
                 await self._stream.write(buffer, self._write_timeout)
             else:
-                for at in range(0, len(buffer), _PIECE):
-                    await self._stream.write(buffer[at : at + _PIECE], self._write_timeout)
+                for at in range(0, len(buffer), _IO_SIZE):
+                    await self._stream.write(buffer[at : at + _IO_SIZE], self._write_timeout)
         except Exception as exc:
-            self._raise_own(exc)
+            self._raise_mapped(exc)
             raise
         self.in_frame = False
 
-    def _raise_own(self, exc: Exception) -> None:
-        kind = own_kind(type(exc), self._library)
+    def _raise_mapped(self, exc: Exception) -> None:
+        kind = map_httpcore_error(type(exc), self._library)
         if kind is not None:
             raise kind(str(exc)) from exc
 
@@ -238,11 +246,11 @@ class _Stream(httpcore.AsyncNetworkStream):
         try:
             await self._stream.aclose()
         except Exception as exc:
-            self._raise_own(exc)
+            self._raise_mapped(exc)
             raise
 
 
-def size_of(data: str | bytes | bytearray) -> int:
+def byte_length(data: str | bytes | bytearray) -> int:
     """In bytes, as sent."""
     return (
         len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())

@@ -14,21 +14,21 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive
 
-from .caller import CallerLeft, leaves
+from .caller import CallerDisconnected, wait_for_disconnect
 
-WATCH_AFTER = 0.1
+LISTEN_DELAY = 0.1
 """Seconds, one to two times, until a caller is watched on asyncio. Most exchanges end before."""
 
-SPARINGLY = 0.1
+DRAIN_INTERVAL = 0.1
 """Seconds between two parts of an upload that are read only to see whether its caller leaves."""
 
-MUCH = 1024 * 1024
+LISTEN_AFTER_BYTES = 1024 * 1024
 """Bytes after which a caller is watched at once: hypercorn keeps what it cannot send any more."""
 
-_UNBOUND = nullcontext()
+_NO_TIMEOUT = nullcontext()
 
 
-class Watch:
+class ExchangeScope:
     """Bounds an exchange: ends it when the caller has left, or when its deadline passes.
 
     Servers tell of a disconnect to whoever waits in `receive`; few fail a `send`, and none while
@@ -42,23 +42,23 @@ class Watch:
     `Task.cancel()`, which costs a fifth (as `asyncio.timeout` does; no shield holds it off).
     """
 
-    left: bool = False
-    expired: bool = False
-    cut: bool = False  # the exchange was ended before its own end
-    _until: float = math.inf  # the deadline, by the loop's clock
-    _begun = False
-    _sparingly = False
+    disconnected: bool = False
+    deadline_passed: bool = False
+    cancelled_caught: bool = False  # the exchange was ended before its own end
+    _deadline_at: float = math.inf  # the deadline, by the loop's clock
+    _listening = False
+    _draining = False
     _relayed = 0
     _context: contextvars.Context | None = None  # of who begins
     _loop: asyncio.AbstractEventLoop | None = None  # None on trio
-    _host: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
-    _cancelling = 0
+    _host_task: asyncio.Task[Any] | None = None  # to be cancelled, where there is no scope
+    _initial_cancelling = 0
     _cancelled = False
     _stack: AsyncExitStack | None = None  # of the scope, and on trio the group in it
     _group: TaskGroup | None = None
-    _too_late: asyncio.TimerHandle | None = None
-    _ticks: asyncio.TimerHandle | None = None
-    _task: asyncio.Task[None] | None = None
+    _deadline_handle: asyncio.TimerHandle | None = None
+    _poll_handle: asyncio.TimerHandle | None = None
+    _listener_task: asyncio.Task[None] | None = None
 
     def __init__(self, receive: Receive, deadline: float | None, *, plain: bool) -> None:
         self._receive = receive
@@ -68,16 +68,16 @@ class Watch:
     async def __aenter__(self) -> Self:
         self._loop = running_loop()
         if self._scope is None and self._loop is not None:
-            self._host = asyncio.current_task(self._loop)
-            assert self._host is not None
-            self._cancelling = self._host.cancelling()
+            self._host_task = asyncio.current_task(self._loop)
+            assert self._host_task is not None
+            self._initial_cancelling = self._host_task.cancelling()
             if self._deadline is not None:
-                self._until = self._loop.time() + self._deadline
-                self._too_late = self._loop.call_at(self._until, self._expire)
+                self._deadline_at = self._loop.time() + self._deadline
+                self._deadline_handle = self._loop.call_at(self._deadline_at, self._expire)
             return self
         self._scope = self._scope or anyio.CancelScope()
         if self._deadline is not None:
-            self._until = self._scope.deadline = anyio.current_time() + self._deadline
+            self._deadline_at = self._scope.deadline = anyio.current_time() + self._deadline
         self._stack = AsyncExitStack()
         self._stack.enter_context(self._scope)
         if self._loop is None:
@@ -85,26 +85,26 @@ class Watch:
         return self
 
     @property
-    def leaves_unread(self) -> bool:
+    def has_unread_request(self) -> bool:
         """Whether there may be more of the caller's request than was read."""
-        return not self._begun or self._sparingly
+        return not self._listening or self._draining
 
-    def begin(self, *, sparingly: bool = False) -> None:
+    def start_listening(self, *, sparingly: bool = False) -> None:
         """Start to read `receive`, which from here on nobody else may.
 
         Arguments:
             sparingly: take little of the body that is still to come, for nobody wants it.
         """
-        if self._begun:
+        if self._listening:
             return
-        self._begun, self._sparingly = True, sparingly
+        self._listening, self._draining = True, sparingly
         if self._group is not None:
             self._group.start_soon(self._listen)
         elif self._loop is not None:
             self._context = contextvars.copy_context()
-            _here.clock.add(self, self._loop)
+            _thread_state.clock.add(self, self._loop)
 
-    def every(self, seconds: float, look: Callable[[], bool]) -> None:
+    def poll(self, seconds: float, look: Callable[[], bool]) -> None:
         """Call `look` so often, as long as it says True and the watch is not over."""
 
         async def repeat() -> None:
@@ -113,40 +113,40 @@ class Watch:
 
         def tick() -> None:
             if look():
-                self._ticks = asyncio.get_running_loop().call_later(seconds, tick)
+                self._poll_handle = asyncio.get_running_loop().call_later(seconds, tick)
 
         if self._group is not None:
             self._group.start_soon(repeat)
         else:
             tick()
 
-    def spawn(self) -> None:
+    def start_listener_task(self) -> None:
         """The exchange goes on for long: wait for the caller's leaving."""
-        if self._task is None and self._loop is not None:
-            self._task = self._loop.create_task(self._listen(), context=self._context)
+        if self._listener_task is None and self._loop is not None:
+            self._listener_task = self._loop.create_task(self._listen(), context=self._context)
 
     async def _listen(self) -> None:
-        if await leaves(self._receive, SPARINGLY if self._sparingly else 0):
-            self.left = True
-            self._end()
+        if await wait_for_disconnect(self._receive, DRAIN_INTERVAL if self._draining else 0):
+            self.disconnected = True
+            self._cancel()
 
     def _expire(self) -> None:
-        self.expired = True
-        self._end()
+        self.deadline_passed = True
+        self._cancel()
 
-    def relayed(self, count: int) -> None:
+    def count_sent(self, count: int) -> None:
         """So many bytes more went to the caller."""
         self._relayed += count
-        if self._relayed > MUCH and self._begun:
-            self.spawn()
+        if self._relayed > LISTEN_AFTER_BYTES and self._listening:
+            self.start_listener_task()
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """End it here and now, where the cancellation has not arrived yet.
 
         anyio cancels no task whose future is done, as it always is when the event loop is full.
         """
-        if self.left or self.expired or (self._scope and self._scope.cancel_called):
-            raise CallerLeft
+        if self.disconnected or self.deadline_passed or (self._scope and self._scope.cancel_called):
+            raise CallerDisconnected
 
     def goes_on(self, at_least: float) -> AbstractContextManager[object]:
         """Bound what follows the watch by the same deadline, but leave it so many seconds.
@@ -155,14 +155,14 @@ class Watch:
             TimeoutError: it passed.
         """
         if self._deadline is None:
-            return _UNBOUND
-        return anyio.fail_after(max(self._until - anyio.current_time(), at_least))
+            return _NO_TIMEOUT
+        return anyio.fail_after(max(self._deadline_at - anyio.current_time(), at_least))
 
-    def _end(self) -> None:
+    def _cancel(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
-        elif self._host is not None and not self._cancelled:
-            self._cancelled = self._host.cancel()
+        elif self._host_task is not None and not self._cancelled:
+            self._cancelled = self._host_task.cancel()
 
     async def __aexit__(
         self,
@@ -170,79 +170,79 @@ class Watch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if self._loop is not None and self._begun:
-            _here.clock.discard(self)
-        if self._ticks is not None:
-            self._ticks.cancel()
-        if self._too_late is not None:
-            self._too_late.cancel()
+        if self._loop is not None and self._listening:
+            _thread_state.clock.discard(self)
+        if self._poll_handle is not None:
+            self._poll_handle.cancel()
+        if self._deadline_handle is not None:
+            self._deadline_handle.cancel()
         if self._group is not None:
             self._group.cancel_scope.cancel()
         try:
-            if self._task is not None and not self._task.done():
-                self._task.cancel()
+            if self._listener_task is not None and not self._listener_task.done():
+                self._listener_task.cancel()
                 with anyio.CancelScope(shield=True):
-                    await asyncio.wait([self._task], timeout=1)
+                    await asyncio.wait([self._listener_task], timeout=1)
         finally:  # also where `task.cancel()` breaks off the wait
             if self._stack is not None and self._scope is not None:
-                self.cut = bool(await self._stack.__aexit__(kind, exc, traceback))
-                self.expired = self._scope.cancel_called and not self.left
+                self.cancelled_caught = bool(await self._stack.__aexit__(kind, exc, traceback))
+                self.deadline_passed = self._scope.cancel_called and not self.disconnected
             elif self._cancelled:
-                self.cut = await self._absorb(exc)
-        return self.cut
+                self.cancelled_caught = await self._uncancel(exc)
+        return self.cancelled_caught
 
-    async def _absorb(self, exc: BaseException | None) -> bool:
+    async def _uncancel(self, exc: BaseException | None) -> bool:
         """Take back the cancellation of `_end`; True where it is what ended the exchange."""
-        assert self._host is not None
+        assert self._host_task is not None
         late: asyncio.CancelledError | None = None
         if exc is None:  # it may not have arrived yet
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError as now:
                 late = now
-        if self._host.uncancel() > self._cancelling:  # somebody else cancels too
+        if self._host_task.uncancel() > self._initial_cancelling:  # somebody else cancels too
             if late is not None:
                 raise late
             return False
         return isinstance(exc, asyncio.CancelledError)
 
 
-class _Clock:
+class _ListenerTimer:
     """Starts the watching of exchanges that go on for a while: one timer for all of a loop."""
 
     def __init__(self) -> None:
-        self._young: dict[Watch, None] = {}
-        self._old: dict[Watch, None] = {}
+        self._current: dict[ExchangeScope, None] = {}
+        self._previous: dict[ExchangeScope, None] = {}
         self._ticks = False
 
-    def add(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
-        self._young[watch] = None
+    def add(self, watch: ExchangeScope, loop: asyncio.AbstractEventLoop) -> None:
+        self._current[watch] = None
         if not self._ticks:
             self._ticks = True
-            loop.call_later(WATCH_AFTER, self._tick, loop, context=contextvars.Context())
+            loop.call_later(LISTEN_DELAY, self._tick, loop, context=contextvars.Context())
 
-    def discard(self, watch: Watch) -> None:
-        if self._young.pop(watch, self) is self:
-            self._old.pop(watch, None)
+    def discard(self, watch: ExchangeScope) -> None:
+        if self._current.pop(watch, self) is self:
+            self._previous.pop(watch, None)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        due, self._old, self._young = self._old, self._young, {}
+        due, self._previous, self._current = self._previous, self._current, {}
         for watch in due:
-            watch.spawn()
-        self._ticks = bool(self._old)
+            watch.start_listener_task()
+        self._ticks = bool(self._previous)
         if self._ticks:
-            loop.call_later(WATCH_AFTER, self._tick, loop)
+            loop.call_later(LISTEN_DELAY, self._tick, loop)
 
 
-class _Here(threading.local):
+class _ThreadState(threading.local):
     """What a thread knows of its event loop."""
 
     def __init__(self) -> None:
         self.loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
-        self.clock = _Clock()
+        self.clock = _ListenerTimer()
 
 
-_here = _Here()
+_thread_state = _ThreadState()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -250,9 +250,9 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
     Remembered, for asyncio asks the kernel for the process's number each time, up to Python 3.11.
     """
-    loop = _here.loop()
+    loop = _thread_state.loop()
     if loop is None or not loop.is_running():
         loop = asyncio._get_running_loop()
-        _here.clock = _Clock()
-        _here.loop = (lambda: None) if loop is None else weakref.ref(loop)
+        _thread_state.clock = _ListenerTimer()
+        _thread_state.loop = (lambda: None) if loop is None else weakref.ref(loop)
     return loop

@@ -10,27 +10,34 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from . import errors, handshakes
-from .caller import CallerLeft
-from .closing import close_upstream, uninterrupted
-from .forwarding import HeaderChange
+from .caller import CallerDisconnected
+from .closing import close_upstream, defer_cancellation
+from .forwarding import HeaderOverrides
 from .httpcore_pool import clear_up
-from .libraries import URLT, AnyBuilder, Library, RequestT, common_library, is_a
-from .records import Observer, Outcome, Record, Tally, ledger_of, route_of
+from .libraries import URLT, Library, RequestT, SupportsBuildRequest, is_httpx_error, match_library
+from .records import (
+    ExchangeRecord,
+    ExchangeRecorder,
+    Observer,
+    Outcome,
+    get_client_state,
+    route_template,
+)
 from .responses import BufferedResponse
-from .upstream_websocket import CLOSE_TIMEOUT, UpstreamWebSocket, size_of
+from .upstream_websocket import CLOSE_TIMEOUT, UpstreamWebSocket, byte_length
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 PING_INTERVAL = 20.0
 
 
 async def relay_websocket(
-    client: AnyBuilder[RequestT, URLT],
+    client: SupportsBuildRequest[RequestT, URLT],
     websocket: WebSocket,
     url: URLT | str | None = None,
     *,
     prefix: str | None = None,
-    headers: HeaderChange | None = None,
-    trust_forwarded: bool = False,
+    headers: HeaderOverrides | None = None,
+    trust_forwarded_headers: bool = False,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     ping_interval: float | None = PING_INTERVAL,
     observers: Sequence[Observer] = (),
@@ -45,29 +52,31 @@ async def relay_websocket(
     as by `forward_request`, and so are subprotocols, messages, close codes and reasons.
 
     Arguments:
-        url, prefix, headers, trust_forwarded: as of `forward_request`.
+        url, prefix, headers, trust_forwarded_headers: as of `forward_request`.
         max_message_bytes: the longest message that is taken of the upstream. The server bounds the
             caller's.
         ping_interval: seconds of the upstream's silence until it is pinged; after as many again it
             counts as gone. None for no pings.
-        observers: functions that get the `Record` at the end, besides those of the client.
+        observers: functions that get the `ExchangeRecord` at the end, besides those of the client.
 
     Raises:
         HTTPException: 400, or an `UpstreamError` before the WebSocket was accepted, for the app to
             answer. Where the server has no denial response it is a close instead, which is a 403.
         ValueError: as of `forward_request`. Causes and fixes: [docs/errors.md][on-websockets].
     """
-    async with handshakes.refusals(websocket):
-        its: Any = client
-        request = handshakes.handshake(
-            its,
+    async with handshakes.close_on_http_exception(websocket):
+        http_client: Any = client
+        request = handshakes.build_handshake(
+            http_client,
             websocket,
             url=url,
             prefix=prefix,
             headers=headers,
-            trust_forwarded=trust_forwarded,
+            trust_forwarded_headers=trust_forwarded_headers,
         )
-        relay = WebSocketRelay(its, websocket, request, max_message_bytes, ping_interval, observers)
+        relay = WebSocketRelay(
+            http_client, websocket, request, max_message_bytes, ping_interval, observers
+        )
         await relay.run()
 
 
@@ -89,17 +98,17 @@ class WebSocketRelay:
     ) -> None:
         self._client, self._websocket = client, websocket
         self.request: httpx.Request = request
-        self._library: Library = common_library(type(client), type(request))
+        self._library: Library = match_library(type(client), type(request))
         self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # `on_request` made another request
-            handshakes.ask_for_upgrade(request, self._subprotocols)
+            handshakes.set_upgrade_headers(request, self._subprotocols)
         self._max, self._ping_interval = max_message_bytes, ping_interval
         self._observers = observers
-        self._left = False
+        self._caller_gone = False
         self._failure: Exception | None = None
-        self._to_caller: tuple[int, str] = 1011, ""
+        self._caller_close: tuple[int, str] = 1011, ""
         self._outcome = Outcome.CANCELLED
-        self._tally: Tally | None = None
+        self._tally: ExchangeRecorder | None = None
 
     async def run(self) -> None:
         """Relay until the end; nothing is open upstream after it.
@@ -107,47 +116,49 @@ class WebSocketRelay:
         Raises:
             UpstreamError: before the caller was accepted.
         """
-        ledger = ledger_of(self._client)
+        ledger = get_client_state(self._client)
         if ledger.observers or self._observers:
             observers, scope = (*ledger.observers, *self._observers), self._websocket.scope
-            self._tally = Tally(observers, ledger.name, self.request, self._library, scope)
-        ledger.under_way.add(self)
+            self._tally = ExchangeRecorder(
+                observers, ledger.name, self.request, self._library, scope
+            )
+        ledger.open_exchanges.add(self)
         try:
             try:
-                await self._both_ways()
+                await self._relay_messages()
                 if self._response is not None and self._upstream is None and not self._failure:
                     await self._deny(self._response)
             finally:
                 if self._response is not None:
-                    await self._leave(self._response)
-            await self._end()
+                    await self._close_upstream(self._response)
+            await self._close_caller()
         finally:
-            ledger.under_way.discard(self)
+            ledger.open_exchanges.discard(self)
             if self._tally is not None:
-                self._tally.close(self._outcome, self._failure)
+                self._tally.emit(self._outcome, self._failure)
 
-    async def _both_ways(self) -> None:
+    async def _relay_messages(self) -> None:
         if self._websocket.client_state is WebSocketState.CONNECTING:
             await self._websocket.receive()  # websocket.connect
         async with anyio.create_task_group() as self._group:
-            self._group.start_soon(self._from_caller)
+            self._group.start_soon(self._caller_to_upstream)
             try:
-                await self._open()
+                await self._connect()
                 if self._upstream is not None:
-                    await self._from_upstream(self._upstream)
-            except CallerLeft:
-                self._caller_left(lost=True)
+                    await self._upstream_to_caller(self._upstream)
+            except CallerDisconnected:
+                self._note_disconnect(abnormal=True)
             except Exception as exc:  # raised in here, the group would make it a group
                 self._failure = exc
             self._group.cancel_scope.cancel()
         if self._upstream is not None and self._upstream.failure is not None:
             self._failure = self._upstream.failure
 
-    async def _open(self) -> None:
+    async def _connect(self) -> None:
         try:
             response = await self._client.send(self.request, stream=True, follow_redirects=False)
         except BaseException:
-            await uninterrupted(clear_up(self._client, self.request.url))
+            await defer_cancellation(clear_up(self._client, self.request.url))
             raise
         self._response = response
         if response.http_version == "HTTP/2":  # to which it was a GET (RFC 9113 8.6)
@@ -156,10 +167,10 @@ class WebSocketRelay:
             )
         if self._tally is not None:
             reused = response.extensions.get("connection_reused")
-            self._tally.answered(response.status_code, reused=reused)
+            self._tally.headers_received(response.status_code, reused=reused)
         if response.status_code != 101:
             return
-        handshakes.check_upgrade(response, self._subprotocols)
+        handshakes.validate_upgrade(response, self._subprotocols)
         self.request.stream = self._library.AsyncByteStream()  # what is sent counts from here on
         timeouts: Mapping[str, float | None] = self.request.extensions.get("timeout", {})
         self._upstream = UpstreamWebSocket(
@@ -170,27 +181,27 @@ class WebSocketRelay:
             self._max,
             self._ping_interval,
         )
-        fields = handshakes.answered(response)
-        await self._tell(self._websocket.accept(self._upstream.subprotocol, fields))
+        fields = handshakes.handshake_response_headers(response)
+        await self._send_to_caller(self._websocket.accept(self._upstream.subprotocol, fields))
 
     async def _deny(self, response: httpx.Response) -> None:
         """Answer the handshake as the upstream did."""
 
-        def went(record: Record) -> None:
+        def on_record(record: ExchangeRecord) -> None:
             self._outcome, failure = record.outcome, record.exception
             self._failure = failure if isinstance(failure, Exception) else None
 
-        self._left, self._outcome = True, Outcome.COMPLETED
-        response.headers = self._library.Headers(handshakes.answered(response))
+        self._caller_gone, self._outcome = True, Outcome.COMPLETED
+        response.headers = self._library.Headers(handshakes.handshake_response_headers(response))
         # In one part, for granian takes no other, and uvicorn collects them.
-        whole = BufferedResponse.adopt(response, observers=[went])
+        whole = BufferedResponse.from_response(response, observers=[on_record])
         try:
-            await self._tell(handshakes.deny(self._websocket, whole))
-        except CallerLeft:
+            await self._send_to_caller(handshakes.send_denial_response(self._websocket, whole))
+        except CallerDisconnected:
             self._failure = None
-            self._caller_left(lost=True)
+            self._note_disconnect(abnormal=True)
 
-    async def _from_caller(self) -> None:
+    async def _caller_to_upstream(self) -> None:
         """Pass on what the caller says. From the beginning: it may leave during the handshake."""
         message: Mapping[str, Any] = {}
         try:
@@ -200,76 +211,78 @@ class WebSocketRelay:
                 data: str | bytes = message["bytes"] if text is None else text
                 await self._upstream.send(data)
                 if self._tally is not None:
-                    self._tally.sent += size_of(data)
+                    self._tally.sent += byte_length(data)
         except self._library.TimeoutException as exc:
             self._failure = exc
         except OSError:
-            self._caller_left(lost=True)
+            self._note_disconnect(abnormal=True)
         else:
             code, reason = message.get("code", 1005), message.get("reason")
             # So servers say that there was no Close, and uvicorn has 1005 for it, without a reason.
-            lost = code == 1006 or (code == 1005 and reason is None)
-            self._caller_left(lost=lost)
-            if not lost and self._upstream is not None:
+            abnormal = code == 1006 or (code == 1005 and reason is None)
+            self._note_disconnect(abnormal=abnormal)
+            if not abnormal and self._upstream is not None:
                 self._upstream.farewell = code, reason or ""
         self._group.cancel_scope.cancel()
 
-    async def _from_upstream(self, upstream: UpstreamWebSocket) -> None:
+    async def _upstream_to_caller(self, upstream: UpstreamWebSocket) -> None:
         """Pass on what the upstream says, until it closes."""
         while (data := await upstream.receive()) is not None:
             if self._tally is not None:
-                self._tally.received(size_of(data))
+                self._tally.bytes_received(byte_length(data))
             key = "text" if isinstance(data, str) else "bytes"
-            await self._tell(self._websocket.send({"type": "websocket.send", key: data}))
-        self._to_caller, self._outcome = upstream.farewell, Outcome.COMPLETED
+            await self._send_to_caller(self._websocket.send({"type": "websocket.send", key: data}))
+        self._caller_close, self._outcome = upstream.farewell, Outcome.COMPLETED
 
-    def _caller_left(self, *, lost: bool) -> None:
-        self._left = True
+    def _note_disconnect(self, *, abnormal: bool) -> None:
+        self._caller_gone = True
         if self._upstream is None:
-            self._outcome = Outcome.CALLER_LEFT_BEFORE_HEADERS
+            self._outcome = Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS
         else:
-            self._outcome = Outcome.CALLER_LEFT_MID_BODY if lost else Outcome.COMPLETED
+            self._outcome = Outcome.CALLER_DISCONNECTED_MID_BODY if abnormal else Outcome.COMPLETED
 
-    async def _tell(self, sending: Awaitable[None]) -> None:
+    async def _send_to_caller(self, sending: Awaitable[None]) -> None:
         try:
             await sending
         except (OSError, RuntimeError, WebSocketDisconnect) as exc:  # servers differ in which
-            raise CallerLeft from exc
+            raise CallerDisconnected from exc
 
-    async def _leave(self, response: httpx.Response) -> None:
+    async def _close_upstream(self, response: httpx.Response) -> None:
         try:
             if self._upstream is not None:
-                await self._upstream.part()
+                await self._upstream.close_handshake()
         finally:
             await close_upstream(response)
             if response.http_version == "HTTP/2":
-                await uninterrupted(clear_up(self._client, self.request.url))
+                await defer_cancellation(clear_up(self._client, self.request.url))
         if self._upstream is not None:
-            await self._upstream.close()
+            await self._upstream.aclose()
 
-    async def _end(self) -> None:
+    async def _close_caller(self) -> None:
         """Close the caller's side too, if it has not left."""
         failure, accepted = self._failure, self._upstream is not None
-        if self._left and failure is None:
+        if self._caller_gone and failure is None:
             return
         if failure is not None:
-            if is_a(failure, httpx.RequestError):
+            if is_httpx_error(failure, httpx.RequestError):
                 failure.request = self.request
-            error = errors.as_upstream_error(failure) or failure
+            error = errors.map_exception(failure) or failure
             if self._tally is not None:
-                self._outcome = self._tally.outcome_of(error, Outcome.APP_FAILED)
+                self._outcome = self._tally.classify_failure(error, Outcome.APP_FAILED)
             if isinstance(error, errors.UpstreamError):
-                errors.log_failure(error, self.request, route_of(self._websocket.scope))
+                errors.log_failure(error, self.request, route_template(self._websocket.scope))
             if not accepted or not isinstance(error, errors.UpstreamError):
                 raise error
             too_large = isinstance(error, errors.UpstreamBodyTooLarge)
-            self._to_caller = 1009 if too_large else 1011, error.detail
-        code, reason = self._to_caller
+            self._caller_close = 1009 if too_large else 1011, error.detail
+        code, reason = self._caller_close
         with (
             anyio.move_on_after(CLOSE_TIMEOUT),
-            suppress(CallerLeft, OSError, RuntimeError),  # it has left by now
+            suppress(CallerDisconnected, OSError, RuntimeError),  # it has left by now
         ):
-            await self._tell(self._websocket.close(1000 if code == 1005 else code, reason))
+            await self._send_to_caller(
+                self._websocket.close(1000 if code == 1005 else code, reason)
+            )
             # What it still says is taken off the server, for hypercorn would wait with it for ever.
             while (await self._websocket.receive())["type"] != "websocket.disconnect":
                 pass

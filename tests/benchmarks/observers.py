@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry
 from asgi_upstream.instrumentation.logs import log_observer
 from asgi_upstream.instrumentation.opentelemetry import opentelemetry_observer
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
-from asgi_upstream.records import Observer, Outcome, Record
+from asgi_upstream.records import ExchangeRecord, Observer, Outcome
 
 BUDGET = 3.0  # microseconds, of a record and one observer
 ROUNDS, CALLS = 7, 20_000
 
 
-def made() -> Record:
-    return Record(
+def made() -> ExchangeRecord:
+    return ExchangeRecord(
         client="client",
         method="GET",
         host="api.example",
@@ -33,12 +33,12 @@ def made() -> Record:
         status=200,
         outcome=Outcome.COMPLETED,
         exception=None,
-        seconds=0.021,
-        seconds_to_headers=0.011,
-        seconds_to_first_byte=0.012,
+        duration=0.021,
+        time_to_headers=0.011,
+        time_to_first_byte=0.012,
         bytes_sent=0,
         bytes_received=1024,
-        reused=True,
+        connection_reused=True,
     )
 
 

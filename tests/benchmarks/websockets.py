@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosedError
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import ReverseProxy, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
 
 from .relays import Relay
@@ -35,7 +35,7 @@ SIZES = {100: 1000, 16_384: 500, 1_048_576: 10}  # of a message, and how many on
 
 def forward_app(transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
     lifespan = client_lifespan(base_url=UPSTREAM, trust_env=False, transport=transport)
-    return Starlette(routes=[Mount("/", ForwardApp())], lifespan=lifespan)
+    return Starlette(routes=[Mount("/", ReverseProxy())], lifespan=lifespan)
 
 
 def stock() -> ASGIApp:
@@ -77,8 +77,8 @@ def no_relay() -> ASGIApp:
 
 WAYS = {
     "no_relay": "the server alone",
-    "stock": "ForwardApp, stock httpx",
-    "fast": "ForwardApp, AsyncioTransport",
+    "stock": "ReverseProxy, stock httpx",
+    "fast": "ReverseProxy, AsyncioTransport",
     "fastapi_proxy_lib": "fastapi-proxy-lib",
 }
 if "WAY" in os.environ:

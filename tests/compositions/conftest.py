@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from asgi_upstream.records import open_ledgers
+from asgi_upstream.records import iter_registered
 from tests.compositions.upstream import arrivals
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
@@ -42,7 +42,7 @@ def upstream(listening: Upstream) -> Iterator[Upstream]:
     listening.requests.clear()
     arrivals.clear()
     yield listening
-    eventually(lambda: listening.open == 0, 10)
+    eventually(lambda: listening.open_exchanges == 0, 10)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
             return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=20))
 
         yield start
-        eventually(lambda: not any(ledger.open for _, ledger in open_ledgers()), 10)
+        eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()), 10)
 
 
 def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -> None:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from hishel import AsyncSqliteStorage
 from hishel.httpx import AsyncCacheTransport
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import ReverseProxy, client_lifespan
 from examples.compositions.network import network
 from tests.compositions.conftest import Serve
 from tests.compositions.upstream import arrivals
@@ -78,7 +78,7 @@ def test_a_body_is_relayed_as_it_comes_and_not_kept_when_its_caller_leaves(
     params = {"key": request.node.name, "cache": "max-age=60", "parts": "5", "stall": "1"}
     with caller.stream("GET", "/api/kept", params=params) as response:
         assert next(response.iter_raw()).startswith(b"1 ")
-    eventually(lambda: upstream.open == 0, 5)
+    eventually(lambda: upstream.open_exchanges == 0, 5)
     whole = caller.get("/api/kept", params=params).content
     assert (whole[:1], len(whole), asked()) == (b"2", len(b"2 for anybody\n") + 200_000, 2)
 
@@ -290,7 +290,7 @@ def test_the_host_that_a_caller_names_reaches_the_upstream_and_is_no_part_of_wha
 
 def by(upstream: Upstream, transport: httpx.AsyncBaseTransport) -> FastAPI:
     app = FastAPI(lifespan=client_lifespan(base_url=upstream.url, transport=transport))
-    app.mount("/", ForwardApp())
+    app.mount("/", ReverseProxy())
     return app
 
 

@@ -72,8 +72,8 @@ def test_what_is_no_failure_of_the_upstream_does_not_open_the_circuit(
 ) -> None:
     fail(caller, "404", THRESHOLD + 1)
     for _ in range(THRESHOLD + 1):
-        leave_when(caller, "/orders/never", lambda: upstream.open == 1)
-        eventually(lambda: upstream.open == 0, 10)
+        leave_when(caller, "/orders/never", lambda: upstream.open_exchanges == 1)
+        eventually(lambda: upstream.open_exchanges == 0, 10)
     assert caller.get("/orders/item").status_code == 200
 
 

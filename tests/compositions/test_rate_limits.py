@@ -11,7 +11,7 @@ from slowapi.middleware import SlowAPIASGIMiddleware, SlowAPIMiddleware
 from slowapi.util import get_remote_address
 from starlette.responses import Response
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import ReverseProxy, client_lifespan
 from tests.compositions.conftest import Serve
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream
@@ -54,7 +54,7 @@ def test_a_stream_counts_once_and_frees_the_upstream_when_its_caller_leaves(
         for _ in range(5):
             next(chunks)
         assert caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"] == "2"
-    eventually(lambda: upstream.open == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0, 10)
     remaining = caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"]
     assert remaining == "1"
 
@@ -64,13 +64,13 @@ def limited(upstream: Upstream, middleware: Any) -> FastAPI:
     app = FastAPI(lifespan=client_lifespan(base_url=upstream.url))
     app.state.limiter = Limiter(key_func=get_remote_address, default_limits=["1/minute"])
     app.add_middleware(middleware)
-    forward = ForwardApp(prefix="/routed")
+    forward = ReverseProxy(prefix="/routed")
 
     @app.get("/routed/{path:path}")
     async def routed(request: Request) -> Response:
         return await forward.respond(request)
 
-    app.mount("/mounted", ForwardApp())
+    app.mount("/mounted", ReverseProxy())
     return app
 
 

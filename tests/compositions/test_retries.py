@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from httpx_retries import Retry, RetryTransport
 
-from asgi_upstream import ForwardApp, StreamedResponse, client_lifespan
+from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan
 from asgi_upstream.dependencies import get_client
 from examples.compositions.network import network
 from tests.compositions.conftest import Serve, leave_when
@@ -134,7 +134,7 @@ class Again:
 retrying = FastAPI(
     lifespan=client_lifespan(transport=RetryTransport(network(), retry=Retry(total=3)))
 )
-retrying.mount("/api", ForwardApp())
+retrying.mount("/api", ReverseProxy())
 
 
 @retrying.put("/{how}")
@@ -179,7 +179,7 @@ def test_a_retry_after_past_the_longest_wait_is_cut_to_it(serve: Serve, upstream
             transport=RetryTransport(network(), retry=Retry(total=1, max_backoff_wait=0.1)),
         )
     )
-    impatient.mount("/", ForwardApp())
+    impatient.mount("/", ReverseProxy())
     began = time.monotonic()
     response = serve(impatient).get("/flaky", params={"key": "cut", "after": "3600"})
     assert (response.status_code, len(arrivals["cut"])) == (503, 2)

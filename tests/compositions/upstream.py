@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from asgi_upstream.testing import Answer, Received
+from asgi_upstream.testing import ReceivedRequest, ScriptedResponse
 from tests.integration.upstream import BEHAVIOURS
 
 OK = [("x-upstream", "yes")]
@@ -14,21 +14,21 @@ arrivals: defaultdict[str, list[float]] = defaultdict(list)
 """When requests came, by the `key` of their query."""
 
 
-def flaky(request: Received) -> Answer:
+def flaky(request: ReceivedRequest) -> ScriptedResponse:
     """Fails `times` times as `how` says, a status or "reset", and answers then."""
     query = request.query
     times = arrivals[query["key"]]
     times.append(time.monotonic())
     how = query.get("how", "503")
     if len(times) > int(query.get("times", "1000000")):
-        return Answer().content(b"well", headers=OK)
+        return ScriptedResponse().content(b"well", headers=OK)
     if how == "reset":
-        return Answer().resets()
+        return ScriptedResponse().reset()
     after = [("retry-after", query["after"])] if "after" in query else []
-    return Answer().content(b"no", status=int(how), headers=after)
+    return ScriptedResponse().content(b"no", status=int(how), headers=after)
 
 
-def kept(request: Received) -> Answer:
+def kept(request: ReceivedRequest) -> ScriptedResponse:
     """The n-th answer to a `key`, for whom the request names; `cache`, `vary`, ... as asked for.
 
     With `renews`, a 304 sets a cookie for whom the request names, and is fresh.
@@ -50,24 +50,26 @@ def kept(request: Received) -> Answer:
         if "renews" in query:
             fields = [field for field in fields if field[0] != "date"]
             fields += [("set-cookie", for_whom)]
-        return Answer().status(304, headers=fields)
+        return ScriptedResponse().status(304, headers=fields)
     part = f"{len(times)} for {for_whom or 'anybody'}\n".encode()
     parts = [part, *[bytes([n % 251]) * 50_000 for n in range(1, int(query.get("parts", "1")))]]
     if len(parts) == 1 and "broken" not in query:
-        return Answer().content(part, headers=fields)
-    answer = Answer().chunks(*parts, headers=fields)
+        return ScriptedResponse().content(part, headers=fields)
+    answer = ScriptedResponse().chunks(*parts, headers=fields)
     if "broken" in query:
-        answer.resets(after=sum(map(len, parts[: int(query["broken"])])))
-    return answer.stalls(after=len(part)) if "stall" in query and len(times) == 1 else answer
+        answer.reset(after=sum(map(len, parts[: int(query["broken"])])))
+    return answer.stall(after=len(part)) if "stall" in query and len(times) == 1 else answer
 
 
 _TWO_EVENTS = ": hello\n\nevent: line\nid: 7\ndata: grün\ndata: rot\n\ndata: zwei\r\n\r\n".encode()
 
 
-def two_events(*then: float) -> Answer:
+def two_events(*then: float) -> ScriptedResponse:
     """Cut at each byte."""
     cut = [bytes([byte]) for byte in _TWO_EVENTS]
-    return Answer().chunks(*cut, *then, headers=[*OK, ("content-type", "text/event-stream")])
+    return ScriptedResponse().chunks(
+        *cut, *then, headers=[*OK, ("content-type", "text/event-stream")]
+    )
 
 
 @dataclass
@@ -83,20 +85,20 @@ class Tokens:
 tokens = Tokens()
 
 
-def token(request: Received) -> Answer:
+def token(request: ReceivedRequest) -> ScriptedResponse:
     if tokens.refusal:
-        return Answer().raw(tokens.refusal)
+        return ScriptedResponse().raw(tokens.refusal)
     tokens.issued += 1
     tokens.valid = f"token-{tokens.issued}"
     given = {"access_token": tokens.valid, "token_type": "Bearer", "expires_in": tokens.lifetime}
-    return Answer().json(given).stalls(0.2)  # so that many wait for it
+    return ScriptedResponse().json(given).stall(0.2)  # so that many wait for it
 
 
-def guarded(request: Received) -> Answer:
+def guarded(request: ReceivedRequest) -> ScriptedResponse:
     """401 for who does not give the token that is valid; `late` seconds after it was looked at."""
     known = request.headers.get("authorization") == f"Bearer {tokens.valid}"
-    answer = Answer().content(b"ok", status=200 if known else 401)
-    return answer.stalls(float(request.query["late"])) if "late" in request.query else answer
+    answer = ScriptedResponse().content(b"ok", status=200 if known else 401)
+    return answer.stall(float(request.query["late"])) if "late" in request.query else answer
 
 
 BEHAVIOURS |= {
@@ -105,9 +107,9 @@ BEHAVIOURS |= {
     "token": token,
     "guarded": guarded,
     # Two events, and then nothing more.
-    "quiet": two_events().stalls(after=len(_TWO_EVENTS)),
+    "quiet": two_events().stall(after=len(_TWO_EVENTS)),
     # Two events, and then the connection breaks.
-    "dying": two_events(0.05).resets(after=len(_TWO_EVENTS)),
+    "dying": two_events(0.05).reset(after=len(_TWO_EVENTS)),
     # Events without end, as fast as they are taken.
-    "torrent": Answer().events("d" * 10_000, forever=True, headers=OK),
+    "torrent": ScriptedResponse().events("d" * 10_000, forever=True, headers=OK),
 }

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from asgi_upstream.records import Outcome, Record
+from asgi_upstream.records import ExchangeRecord, Outcome
 
-_COMPLETED = Record(
+_COMPLETED = ExchangeRecord(
     client="client",
     method="GET",
     host="api.example:8443",
@@ -16,27 +16,27 @@ _COMPLETED = Record(
     status=200,
     outcome=Outcome.COMPLETED,
     exception=None,
-    seconds=2.0,
-    seconds_to_headers=0.02,
-    seconds_to_first_byte=0.2,
+    duration=2.0,
+    time_to_headers=0.02,
+    time_to_first_byte=0.2,
     bytes_sent=7,
     bytes_received=1024,
-    reused=True,
+    connection_reused=True,
 )
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> ExchangeRecord:
     """A completed exchange, but for what is said to be otherwise."""
     return replace(_COMPLETED, **changes)
 
 
-def failure(outcome: Outcome = Outcome.CONNECT_FAILED, **changes: Any) -> Record:
+def failure(outcome: Outcome = Outcome.CONNECT_FAILED, **changes: Any) -> ExchangeRecord:
     """One that failed before the upstream's headers."""
     return record(
         outcome=outcome,
         status=None,
-        seconds_to_headers=None,
-        seconds_to_first_byte=None,
+        time_to_headers=None,
+        time_to_first_byte=None,
         **changes,
     )
 

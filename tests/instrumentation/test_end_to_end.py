@@ -149,7 +149,7 @@ def test_a_scrape_tells_how_each_exchange_ended(counted: httpx.Client, upstream:
         ("protocol_failed", "", "GET"): 1,
         ("body_failed", "200", "GET"): 1,
         ("read_timeout", "", "GET"): 1,
-        ("caller_left_mid_body", "200", "GET"): 1,
+        ("caller_disconnected_mid_body", "200", "GET"): 1,
     }
     assert {of["route"] for of, _ in seen.all("exchanges_total")} == {"/{name}/{behaviour}"}
     host = upstream.url.removeprefix("http://")
@@ -271,8 +271,8 @@ def test_what_completes_is_told_under_the_callers_span(
     assert attributes["asgi_upstream.outcome"] == "completed"
     assert attributes["asgi_upstream.client"] == "client"
     assert attributes["asgi_upstream.status"] == 200
-    assert attributes["asgi_upstream.seconds_to_first_byte"] > 0
-    assert attributes["asgi_upstream.seconds_to_first_byte"] < attributes["asgi_upstream.seconds"]
+    assert attributes["asgi_upstream.time_to_first_byte"] > 0
+    assert attributes["asgi_upstream.time_to_first_byte"] < attributes["asgi_upstream.duration"]
     assert [event.name for event in span.events] == [
         "asgi_upstream.headers",
         "asgi_upstream.first_byte",
@@ -298,7 +298,7 @@ def test_a_caller_who_left_is_told_on_its_span(traced: httpx.Client, telemetry: 
         until(lambda: b"data: " in sock.recv(65536))
     span, attributes = telemetry.of_exchange()
     assert span.kind is SpanKind.SERVER
-    assert attributes["asgi_upstream.outcome"] == "caller_left_mid_body"
+    assert attributes["asgi_upstream.outcome"] == "caller_disconnected_mid_body"
     assert "error.type" not in attributes
 
 

@@ -11,20 +11,20 @@ import httpx
 import pytest
 
 from asgi_upstream.instrumentation.logs import LOGGER, log_observer
-from asgi_upstream.records import Outcome, Record
+from asgi_upstream.records import ExchangeRecord, Outcome
 from tests.instrumentation.made import failure, record
 from tests.test_examples import ROOT
 
 NO_FAILURES = {
     Outcome.COMPLETED,
     Outcome.REPLACED,
-    Outcome.CALLER_LEFT_BEFORE_HEADERS,
-    Outcome.CALLER_LEFT_MID_BODY,
+    Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS,
+    Outcome.CALLER_DISCONNECTED_MID_BODY,
     Outcome.CANCELLED,
 }
 
 
-def logged(caplog: pytest.LogCaptureFixture, *records: Record) -> list[logging.LogRecord]:
+def logged(caplog: pytest.LogCaptureFixture, *records: ExchangeRecord) -> list[logging.LogRecord]:
     observe = log_observer()
     with caplog.at_level(logging.INFO, logger=LOGGER):
         for one in records:
@@ -43,7 +43,7 @@ def test_its_fields_are_those_of_the_record_by_their_names(
 ) -> None:
     one = record()
     (line,) = logged(caplog, one)
-    for field in fields(Record):
+    for field in fields(ExchangeRecord):
         if field.name != "exception":
             assert vars(line)[field.name] == getattr(one, field.name), field.name
     assert type(vars(line)["outcome"]) is str
@@ -123,7 +123,7 @@ def test_the_json_formatter_of_the_docs_writes_every_field(
     assert written["message"] == line.getMessage()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", written["time"])
     assert written["error"] == 'ConnectError: refused\n"so"'
-    for field in fields(Record):
+    for field in fields(ExchangeRecord):
         if field.name != "exception":
             assert written[field.name] == getattr(one, field.name)
 

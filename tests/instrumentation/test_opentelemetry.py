@@ -22,7 +22,7 @@ from opentelemetry.semconv.metrics import http_metrics
 from opentelemetry.trace import StatusCode
 
 from asgi_upstream.instrumentation.opentelemetry import SECONDS, opentelemetry_observer
-from asgi_upstream.records import Observer, Outcome, Record
+from asgi_upstream.records import ExchangeRecord, Observer, Outcome
 from tests.instrumentation.made import Busy, failure, open_clients_are, record
 
 OURS = re.compile(r"asgi_upstream\.\w+")
@@ -75,7 +75,7 @@ class Traces:
             meter_provider=metrics.provider, tracer_provider=self.provider
         )
 
-    def told(self, record: Record, *, ended: bool = False) -> tuple[ReadableSpan, ...]:
+    def told(self, record: ExchangeRecord, *, ended: bool = False) -> tuple[ReadableSpan, ...]:
         """The spans that there are when it was told, while that span was open or thereafter."""
         with self.provider.get_tracer("server").start_as_current_span("GET") as span:
             if ended:
@@ -91,7 +91,7 @@ def traces(metrics: Metrics) -> Iterator[Traces]:
     traces.provider.shutdown()
 
 
-def observed(observe: Observer, *records: Record) -> None:
+def observed(observe: Observer, *records: ExchangeRecord) -> None:
     for one in records:
         observe(one)
 
@@ -145,12 +145,14 @@ def test_every_name_is_of_the_conventions_or_says_that_it_is_ours(
         (record(status=302), None),
         (record(status=404), "404"),
         (record(status=503), "503"),
-        (record(outcome=Outcome.CALLER_LEFT_MID_BODY), None),
+        (record(outcome=Outcome.CALLER_DISCONNECTED_MID_BODY), None),
         (failure(Outcome.CONNECT_TIMEOUT), "connect_timeout"),
         (record(outcome=Outcome.BODY_FAILED), "body_failed"),
     ],
 )
-def test_failures_have_an_error_type(metrics: Metrics, one: Record, error: str | None) -> None:
+def test_failures_have_an_error_type(
+    metrics: Metrics, one: ExchangeRecord, error: str | None
+) -> None:
     opentelemetry_observer(meter_provider=metrics.provider)(one)
     (point,) = metrics.points("http.client.request.duration")
     assert point.attributes.get("error.type") == error
@@ -175,7 +177,7 @@ def test_a_host_is_told_as_address_and_port(
 
 
 def test_attributes_stay_few_whatever_callers_send(metrics: Metrics) -> None:
-    observe = opentelemetry_observer(meter_provider=metrics.provider, most_hosts=2)
+    observe = opentelemetry_observer(meter_provider=metrics.provider, max_hosts=2)
     for number in range(50):
         observe(record(method=f"BREW{number}", host=f"host{number}.example"))
     points = metrics.points("http.client.request.duration")
@@ -224,12 +226,12 @@ ATTRIBUTES = {
     "asgi_upstream.client": "client",
     "asgi_upstream.host": "api.example:8443",
     "asgi_upstream.status": 200,
-    "asgi_upstream.seconds": 2.0,
-    "asgi_upstream.seconds_to_headers": 0.02,
-    "asgi_upstream.seconds_to_first_byte": 0.2,
+    "asgi_upstream.duration": 2.0,
+    "asgi_upstream.time_to_headers": 0.02,
+    "asgi_upstream.time_to_first_byte": 0.2,
     "asgi_upstream.bytes_sent": 7,
     "asgi_upstream.bytes_received": 1024,
-    "asgi_upstream.reused": True,
+    "asgi_upstream.connection_reused": True,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from asgi_upstream.instrumentation.prometheus import SECONDS, prometheus_observer
+from asgi_upstream.instrumentation.prometheus import DEFAULT_BUCKETS, prometheus_observer
 from asgi_upstream.records import Outcome
 from tests.instrumentation.made import Busy, failure, open_clients_are, record
 
@@ -66,14 +66,14 @@ def test_times_are_in_histograms(registry: CollectorRegistry) -> None:
     for name, seconds in zip(TIMES, (0.02, 0.2, 2.0), strict=True):
         assert seen.all(f"{name}_sum") == [(LABELS, seconds)]
         assert seen.all(f"{name}_count") == [(LABELS, 1)]
-        for end in SECONDS:
+        for end in DEFAULT_BUCKETS:
             assert seen.value(f"{name}_bucket", le=str(end), **LABELS) == (end >= seconds)
 
 
 def test_a_time_that_there_was_not_is_not_counted(registry: CollectorRegistry) -> None:
     observe = prometheus_observer(registry)
     observe(failure())
-    observe(record(status=204, seconds_to_first_byte=None))
+    observe(record(status=204, time_to_first_byte=None))
     seen = scrape(registry)
     assert [seen.value(f"{name}_count") for name in TIMES] == [1, 0, 2]
 
@@ -98,7 +98,7 @@ def test_methods_that_callers_make_up_are_one(registry: CollectorRegistry) -> No
 
 
 def test_hosts_past_a_number_are_one(registry: CollectorRegistry) -> None:
-    observe = prometheus_observer(registry, most_hosts=2)
+    observe = prometheus_observer(registry, max_hosts=2)
     for _ in range(2):
         for number in range(50):
             observe(record(host=f"host{number}.example"))

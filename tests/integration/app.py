@@ -22,7 +22,7 @@ from starlette.routing import Mount
 
 from asgi_upstream import (
     BufferedResponse,
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     UpstreamError,
     client_dependency,
@@ -82,7 +82,7 @@ def respond(request: Request, client: httpx.AsyncClient, kind: str, path: str) -
     outgoing = client.build_request(
         request.method, url, timeout=timeout, content=request.stream() if upload else None
     )
-    for key in ("transform", "on_response", "error_frame"):
+    for key in ("transform", "on_response", "on_stream_error"):
         if key in options:
             options[key] = NAMED[options[key]]
     if "background" in options:
@@ -189,7 +189,7 @@ app = FastAPI(
         Mount("/dropped", dropped),
         Mount("/raced", raced),
         Mount("/handled", handling),
-        Mount("/forward", ForwardApp("upstream")),
+        Mount("/forward", ReverseProxy("upstream")),
     ],
 )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, Self
 
-from asgi_upstream.testing.listening import Listening, reset
+from asgi_upstream.testing.listening import LoopbackServer, reset
 
 
 class End(Enum):
@@ -65,7 +65,7 @@ class FaultProxy:
         """Connections so far."""
         self._fault = Fault()
         self._links: set[_Link] = set()
-        self._listening = Listening(self._connection)
+        self._listening = LoopbackServer(self._connection)
 
     def __enter__(self) -> Self:
         self.port = self._listening.__enter__().port

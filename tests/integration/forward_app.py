@@ -1,4 +1,4 @@
-"""Apps under test: ForwardApp in each of its forms, in front of one upstream of raw sockets."""
+"""Apps under test: ReverseProxy in each of its forms, in front of one upstream of raw sockets."""
 
 import os
 import ssl
@@ -14,13 +14,13 @@ from starlette.routing import Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from asgi_upstream import (
-    ForwardApp,
+    ReverseProxy,
     StreamedResponse,
     client_lifespan,
     combine_lifespans,
+    count_open_exchanges,
     forward_request,
     get_client,
-    open_exchanges,
 )
 from asgi_upstream.lifespan import Lifespan
 from tests.integration.app import UPSTREAM, client
@@ -64,7 +64,7 @@ def must_know(x_password: Annotated[str | None, Header()] = None) -> None:
 
 
 router = APIRouter(prefix="/guarded", dependencies=[Depends(must_know)])
-guarded = ForwardApp(prefix="/guarded")
+guarded = ReverseProxy(prefix="/guarded")
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST"])
@@ -78,7 +78,7 @@ async def by_hand(request: Request) -> Response:
 
 
 inner = FastAPI()
-inner.mount("/api", ForwardApp())
+inner.mount("/api", ReverseProxy())
 
 
 async def state(request: Request) -> Response:
@@ -86,7 +86,7 @@ async def state(request: Request) -> Response:
 
 
 async def exchanges(request: Request) -> Response:
-    return JSONResponse(open_exchanges(await get_client(request)))
+    return JSONResponse(count_open_exchanges(await get_client(request)))
 
 
 def upstream_client(name: str = "client", *, path: str = "", **options: Any) -> Lifespan[object]:
@@ -112,28 +112,28 @@ app = FastAPI(
     routes=[
         Route("/state", state),
         Route("/exchanges", exchanges),
-        Mount("/forward", ForwardApp()),
-        Mount("/numbered", ForwardApp(on_request=numbered)),
-        Mount("/trusted", ForwardApp(trust_forwarded=True)),
-        Mount("/based", ForwardApp("based")),
-        Mount("/slashed", ForwardApp("slashed")),
-        Mount("/own", ForwardApp("own")),
-        Mount("/café", ForwardApp()),
-        Mount("/few", ForwardApp(methods=["GET", "POST"])),
-        Mount("/prefixed", ForwardApp(prefix="/prefixed/v2")),
-        Mount("/outer", routes=[Mount("/inner", ForwardApp())]),
+        Mount("/forward", ReverseProxy()),
+        Mount("/numbered", ReverseProxy(on_request=numbered)),
+        Mount("/trusted", ReverseProxy(trust_forwarded_headers=True)),
+        Mount("/based", ReverseProxy("based")),
+        Mount("/slashed", ReverseProxy("slashed")),
+        Mount("/own", ReverseProxy("own")),
+        Mount("/café", ReverseProxy()),
+        Mount("/few", ReverseProxy(methods=["GET", "POST"])),
+        Mount("/prefixed", ReverseProxy(prefix="/prefixed/v2")),
+        Mount("/outer", routes=[Mount("/inner", ReverseProxy())]),
         Mount("/fastapi", inner),
-        Mount("/router", Router([Mount("/api", ForwardApp())])),
-        Mount("/tenant", ForwardApp(by_tenant)),
-        Mount("/tenant-async", ForwardApp(by_tenant_async)),
-        Mount("/edits", ForwardApp(on_request=edits)),
-        Mount("/replaces", ForwardApp(on_request=replaces)),
-        Mount("/answers", ForwardApp(on_request=answers)),
-        Mount("/refuses", ForwardApp(on_request=refuses)),
-        Mount("/rewrites", ForwardApp("based", rewrite_redirects=True, rewrite_cookies=True)),
-        Mount("/sets", ForwardApp(headers={"x-set": "by the app", "x-removed": None})),
-        Mount("/turns", ForwardApp(headers=lambda fields: [(n, v[::-1]) for n, v in fields])),
-        Route("/route/{path:path}", ForwardApp(prefix="/route")),
+        Mount("/router", Router([Mount("/api", ReverseProxy())])),
+        Mount("/tenant", ReverseProxy(by_tenant)),
+        Mount("/tenant-async", ReverseProxy(by_tenant_async)),
+        Mount("/edits", ReverseProxy(on_request=edits)),
+        Mount("/replaces", ReverseProxy(on_request=replaces)),
+        Mount("/answers", ReverseProxy(on_request=answers)),
+        Mount("/refuses", ReverseProxy(on_request=refuses)),
+        Mount("/rewrites", ReverseProxy("based", rewrite_redirects=True, rewrite_cookies=True)),
+        Mount("/sets", ReverseProxy(headers={"x-set": "by the app", "x-removed": None})),
+        Mount("/turns", ReverseProxy(headers=lambda fields: [(n, v[::-1]) for n, v in fields])),
+        Route("/route/{path:path}", ReverseProxy(prefix="/route")),
         Route("/by-hand/{path:path}", by_hand, methods=["GET", "POST"]),
     ],
 )
@@ -141,7 +141,7 @@ app.include_router(router)
 
 # The whole app. Something must still open the client: the lifespan of an app with no other use.
 _opener = Starlette(lifespan=lifespan, routes=[Route("/state", state)])
-_whole = ForwardApp()
+_whole = ReverseProxy()
 
 
 async def whole(scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,8 +155,8 @@ starlette = Starlette(
     lifespan=lifespan,
     routes=[
         Route("/state", state),
-        Mount("/sub", ForwardApp()),
-        Mount("/", ForwardApp("based")),
+        Mount("/sub", ReverseProxy()),
+        Mount("/", ReverseProxy("based")),
     ],
 )
 
@@ -169,5 +169,5 @@ h2 = FastAPI(
         trust_env=False,
         timeout=10,
     ),
-    routes=[Route("/state", state), Mount("/forward", ForwardApp())],
+    routes=[Route("/state", state), Mount("/forward", ReverseProxy())],
 )

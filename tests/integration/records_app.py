@@ -10,15 +10,15 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 from starlette.routing import Mount
 
-from asgi_upstream import ForwardApp, Record, get_client, open_exchanges
+from asgi_upstream import ExchangeRecord, ReverseProxy, count_open_exchanges, get_client
 from tests.integration.app import METHODS, TIMEOUT, UPSTREAM, client, racing, respond
 
 logger = logging.getLogger("observed")
-kept: list[Record] = []
+kept: list[ExchangeRecord] = []
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
-def keep(record: Record) -> None:
+def keep(record: ExchangeRecord) -> None:
     kept.append(record)
     logger.info("ended: %s", record.outcome)
 
@@ -43,7 +43,7 @@ app = FastAPI(
         limits=httpx.Limits(max_connections=50),
         observers=[keep],
     ),
-    routes=[Mount("/plain", relaying()), Mount("/raced", raced), Mount("/forward", ForwardApp())],
+    routes=[Mount("/plain", relaying()), Mount("/raced", raced), Mount("/forward", ReverseProxy())],
 )
 
 
@@ -52,7 +52,7 @@ async def state(client: Client) -> dict[str, object]:
     fields = ("client", "method", "route", "status", "outcome", "bytes_sent", "bytes_received")
     return {
         "pid": os.getpid(),
-        "open": open_exchanges(client),
+        "open": count_open_exchanges(client),
         "records": [{name: getattr(record, name) for name in fields} for record in kept],
     }
 

@@ -1,4 +1,4 @@
-"""ForwardApp, numbering each request that a server hands to it, on the transport under test."""
+"""ReverseProxy, numbering each request that a server hands to it, on the transport under test."""
 
 import os
 from itertools import count
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from asgi_upstream import ForwardApp
+from asgi_upstream import ReverseProxy
 from tests.integration.app import TIMEOUT, UPSTREAM, client
 
 numbers = count(1)
@@ -26,5 +26,5 @@ async def state(request: Request) -> JSONResponse:
 
 app = Starlette(
     lifespan=client(base_url=UPSTREAM, timeout=TIMEOUT),
-    routes=[Route("/state", state), Mount("/forward", ForwardApp(on_request=numbered))],
+    routes=[Route("/state", state), Mount("/forward", ReverseProxy(on_request=numbered))],
 )

@@ -28,14 +28,14 @@ KILLERS = ("granian", GUNICORN_AS_IT_COMES)
 """At the end of their grace they end their workers by SIGKILL, and cancel nothing before."""
 
 HELD: dict[str, tuple[str, dict[str, Any]]] = {
-    "busy, with a frame": ("/plain/streamed/events", {"error_frame": "frame"}),
-    "silent, with a frame": ("/plain/streamed/silent_mid_body", {"error_frame": "frame"}),
-    "head only, with a frame": ("/plain/streamed/silent_after_head", {"error_frame": "frame"}),
+    "busy, with a frame": ("/plain/streamed/events", {"on_stream_error": "frame"}),
+    "silent, with a frame": ("/plain/streamed/silent_mid_body", {"on_stream_error": "frame"}),
+    "head only, with a frame": ("/plain/streamed/silent_after_head", {"on_stream_error": "frame"}),
     "busy, without": ("/plain/streamed/events", {}),
     "silent, without": ("/plain/streamed/silent_mid_body", {}),
-    "before the headers": ("/plain/streamed/never", {"error_frame": "frame"}),
-    "middleware": ("/base/streamed/events", {"error_frame": "frame"}),
-    "bounded": ("/plain/streamed/events", {"error_frame": "frame", "deadline": 1}),
+    "before the headers": ("/plain/streamed/never", {"on_stream_error": "frame"}),
+    "middleware": ("/base/streamed/events", {"on_stream_error": "frame"}),
+    "bounded": ("/plain/streamed/events", {"on_stream_error": "frame", "deadline": 1}),
     "short": ("/plain/streamed/chunks?count=10&delay=0.1", {}),
 }
 
@@ -64,8 +64,8 @@ def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
         callers = {name: Caller(server, path, **options) for name, (path, options) in HELD.items()}
         # On trio hypercorn would never end: it shields its writes.
         deaf = [] if request.param == "hypercorn-trio" else ["/plain/streamed/pour"]
-        deaf_callers = [Caller(server, path, error_frame="frame") for path in deaf]
-        eventually(lambda: upstream.open == len(callers) + len(deaf_callers), 5)
+        deaf_callers = [Caller(server, path, on_stream_error="frame") for path in deaf]
+        eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 5)
         time.sleep(0.3)  # so that every server watches its callers
         with ThreadPoolExecutor(len(callers)) as pool:
             reading = {name: pool.submit(caller.read) for name, caller in callers.items()}
@@ -74,8 +74,8 @@ def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
     finally:
         server.stop()
     with contextlib.suppress(AssertionError):
-        eventually(lambda: upstream.open == 0, 2)
-    yield Stop(request.param, answers, seconds, server.log(), upstream.open)
+        eventually(lambda: upstream.open_exchanges == 0, 2)
+    yield Stop(request.param, answers, seconds, server.log(), upstream.open_exchanges)
     for caller in Caller.open:
         caller.leave()
     Caller.open.clear()
@@ -159,6 +159,6 @@ def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
             caller.read(b"data: ")
         caller.leave()
         eventually(lambda: server.process.poll() is not None, 5)
-        assert upstream.open == 0
+        assert upstream.open_exchanges == 0
     finally:
         server.stop()

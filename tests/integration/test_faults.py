@@ -183,7 +183,7 @@ def test_a_fault_in_the_body_cuts_it_off_for_the_caller(
     assert not answer.complete
     proxy.fault = Fault()
     eventually(lambda: proxy.open == 0, 2)
-    eventually(lambda: upstream.open == 0, 2)
+    eventually(lambda: upstream.open_exchanges == 0, 2)
 
 
 @during
@@ -196,7 +196,7 @@ def test_an_error_frame_ends_a_body_with_a_fault(
         server,
         "plain/streamed/pour",
         timeout=LONG if name in BREAKS else AFTER_HEAD,
-        error_frame="frame",
+        on_stream_error="frame",
     )
     assert (answer.status, answer.complete) == (200, True)
     assert b"event: error\ndata: " in answer.body[-60:]
@@ -308,7 +308,7 @@ def test_a_fault_in_an_upload_is_an_error_status(
     sending.join(10)
     proxy.fault = Fault()
     eventually(lambda: proxy.open == 0, 2)
-    eventually(lambda: upstream.open == 0, 2)
+    eventually(lambda: upstream.open_exchanges == 0, 2)
 
 
 # Callers who leave an upstream with a fault.
@@ -322,7 +322,7 @@ def test_a_caller_who_leaves_a_half_open_upstream_frees_the_connection(
     proxy.fault = Fault(End.SILENT, down=down)
     url = f"http://127.0.0.1:{proxy.port}/pour"
     caller = Caller(server, "/plain/streamed/pour", url=url)
-    eventually(lambda: upstream.open == 1, 2)
+    eventually(lambda: upstream.open_exchanges == 1, 2)
     caller.leave(reset=reset)
     eventually(lambda: proxy.open == 0, 2)
 
@@ -350,7 +350,7 @@ def test_tls_that_breaks_off_in_the_body_is_truncation(
             assert answer.status == 200
             assert not answer.complete
         eventually(lambda: proxy.open == 0, 2)
-        eventually(lambda: secure.open == 0, 2)
+        eventually(lambda: secure.open_exchanges == 0, 2)
         proxy.fault = Fault()
         assert ask(server, f"{path}/item", url=f"{url}item").complete
 
@@ -500,6 +500,6 @@ def test_a_log_that_fails_changes_no_answer(server: Server, proxy: FaultProxy, k
     else:
         assert (answer.status, answer.complete) == (200, False)
         assert not through(proxy, server, f"{kind}/pour").complete
-        answer = through(proxy, server, f"{kind}/pour", error_frame="frame")
+        answer = through(proxy, server, f"{kind}/pour", on_stream_error="frame")
         assert answer.complete
     eventually(lambda: proxy.open == 0, 2)

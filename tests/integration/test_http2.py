@@ -28,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_upstream import ForwardApp, client_lifespan
+from asgi_upstream import ReverseProxy, client_lifespan
 from tests.integration.servers import Answer, Server, eventually, free_port
 from tests.integration.wire import OK, Wire, connect, head, send, until_the_end
 
@@ -363,7 +363,7 @@ def wire() -> Iterator[Wire]:
 def front(wire: Wire, certificate: Certificate) -> Iterator[Hypercorn]:
     app = Starlette(
         lifespan=client_lifespan(base_url=wire.url, trust_env=False),
-        routes=[Mount("/forward", ForwardApp())],
+        routes=[Mount("/forward", ReverseProxy())],
     )
     with Hypercorn(app, certificate) as front:
         yield front

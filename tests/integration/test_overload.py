@@ -57,7 +57,7 @@ class Wave:
         calls = [asyncio.ensure_future(self._call(server)) for _ in range(callers)]
         while not all(call.done() for call in calls):
             self.most_memory = max(self.most_memory, server.memory())
-            self.most_connections = max(self.most_connections, upstream.connections)
+            self.most_connections = max(self.most_connections, upstream.open_connections)
             await asyncio.wait(calls, timeout=0.1)
         return [call.result() for call in calls]
 
@@ -87,7 +87,7 @@ def test_callers_past_the_limit_get_503_soon_and_the_rest_are_served(
 ) -> None:
     callers = CALLERS["+".join(filter(None, (server.name, server.transport)))]
     usual = statistics.median(latency(server) for _ in range(20))
-    connections = upstream.connections
+    connections = upstream.open_connections
     before = server.memory()
 
     first = Wave(server, upstream, callers)

@@ -32,7 +32,7 @@ def records(observed: Server, upstream: Upstream) -> Iterator[Records]:
 
     def kept(count: int = 1) -> list[dict[str, Any]]:
         eventually(lambda: len(observed.state()["records"]) >= count, 5)
-        eventually(lambda: observed.state()["open"] == 0 == upstream.open, 5)
+        eventually(lambda: observed.state()["open"] == 0 == upstream.open_exchanges, 5)
         got: list[dict[str, Any]] = observed.state()["records"]
         assert len(got) == count, got
         return got
@@ -81,11 +81,11 @@ def test_a_caller_who_leaves_before_the_headers(
     observed: Server, records: Records, upstream: Upstream, way: str, reset: bool
 ) -> None:
     caller = Caller(observed, f"{way}/never")
-    eventually(lambda: upstream.open == 1, 5)
+    eventually(lambda: upstream.open_exchanges == 1, 5)
     assert observed.state()["open"] == 1
     caller.leave(reset=reset)
     (record,) = records()
-    assert (record["outcome"], record["status"]) == ("caller_left_before_headers", None)
+    assert (record["outcome"], record["status"]) == ("caller_disconnected_before_headers", None)
 
 
 @pytest.mark.parametrize("path", ["silent_mid_body", "events", "pour"])
@@ -97,7 +97,7 @@ def test_a_caller_who_leaves_in_the_body(
     caller.read(until=b"\r\n\r\n")
     caller.leave()
     (record,) = records()
-    assert (record["outcome"], record["status"]) == ("caller_left_mid_body", 200)
+    assert (record["outcome"], record["status"]) == ("caller_disconnected_mid_body", 200)
 
 
 def test_a_caller_who_leaves_in_its_upload(
@@ -105,10 +105,10 @@ def test_a_caller_who_leaves_in_its_upload(
 ) -> None:
     fields = "content-length: 6\r\n"
     caller = Caller(observed, "/forward/echo", method="POST", fields=fields, body=b"abc")
-    eventually(lambda: upstream.open == 1, 5)
+    eventually(lambda: upstream.open_exchanges == 1, 5)
     caller.leave()
     (record,) = records()
-    assert (record["outcome"], record["bytes_sent"]) == ("caller_left_before_headers", 3)
+    assert (record["outcome"], record["bytes_sent"]) == ("caller_disconnected_before_headers", 3)
 
 
 @pytest.mark.parametrize("path", ["short", "reset_mid_body", "broken_chunk"])
@@ -122,7 +122,7 @@ def test_a_body_that_breaks_off(observed: Server, records: Records, way: str, pa
 def test_a_timeout_of_a_middleware_has_cancelled(observed: Server, records: Records) -> None:
     assert ask(observed, "/raced/streamed/never").status == 504
     (record,) = records()
-    assert record["outcome"] in ("cancelled", "caller_left_before_headers")
+    assert record["outcome"] in ("cancelled", "caller_disconnected_before_headers")
 
 
 def test_many_at_once_are_counted_and_each_has_its_record(
@@ -131,11 +131,11 @@ def test_many_at_once_are_counted_and_each_has_its_record(
     """50 are at the upstream, 10 wait for a place; half leave, for the others it ends."""
     callers = [Caller(observed, f"{way}/never") for way in WAYS for _ in range(20)]
     eventually(lambda: observed.state()["open"] == 60, 10)
-    eventually(lambda: upstream.open == 50, 10)
+    eventually(lambda: upstream.open_exchanges == 50, 10)
     for caller in callers:
         caller.leave()
     outcomes = {record["outcome"] for record in records(60)}
-    assert outcomes == {"caller_left_before_headers"}
+    assert outcomes == {"caller_disconnected_before_headers"}
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *FAST])
@@ -147,11 +147,11 @@ def test_an_exchange_that_is_open_when_the_server_stops_ends_in_one_record(
     callers = [Caller(server, f"{way}/never") for way in WAYS]
     streaming = Caller(server, "/plain/streamed/events")
     streaming.read(until=b"data:")
-    eventually(lambda: upstream.open == 4, 5)
+    eventually(lambda: upstream.open_exchanges == 4, 5)
     server.stop()
     ended = re.findall(r"ended: (\w+)", server.log())
     assert ended == ([] if name.startswith("granian") else ["cancelled"] * 4)
-    eventually(lambda: upstream.open == 0, 5)
+    eventually(lambda: upstream.open_exchanges == 0, 5)
     for caller in [*callers, streaming]:
         caller.leave()
     Caller.open.clear()

@@ -778,7 +778,7 @@ def test_a_caller_who_leaves_in_the_body_of_a_refusal_ends_it(
     else:
         assert upstream.ends()
         eventually(lambda: len(server.state()["records"]) > before, 5)
-        assert server.state()["records"][-1][:2] == ["caller_left_before_headers", 401]
+        assert server.state()["records"][-1][:2] == ["caller_disconnected_before_headers", 401]
 
 
 @pytest.mark.parametrize(
@@ -827,7 +827,7 @@ def test_each_is_one_exchange_with_one_record(server: Server, listener: Listener
     caller.reset()
     upstream.message()
     upstream.socket.close()
-    assert last() == ["caller_left_mid_body", 101, 0, 0, True]
+    assert last() == ["caller_disconnected_mid_body", 101, 0, 0, True]
     before += 1
     caller, upstream = listener.open(server)
     upstream.reset()
@@ -844,7 +844,7 @@ def test_each_is_one_exchange_with_one_record(server: Server, listener: Listener
     caller = listener.call(server)
     upstream = listener.accept()
     caller.reset()
-    assert last() == ["caller_left_before_headers", None, 0, 0, True]
+    assert last() == ["caller_disconnected_before_headers", None, 0, 0, True]
 
 
 def test_fifty_at_once_who_all_leave_leave_nothing(server: Server, listener: Listener) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from asgi_upstream.testing import Received
+from asgi_upstream.testing import ReceivedRequest
 from tests.integration.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
 from tests.integration.upstream import Upstream
 
@@ -21,7 +21,7 @@ PLACES = 3
 WHOLE = b"".join(b"chunk-%d;" % number for number in range(5))
 
 
-def workers_of(requests: list[Received]) -> Counter[int]:
+def workers_of(requests: list[ReceivedRequest]) -> Counter[int]:
     """How many requests each process sent."""
     named = (request.headers.get("x-worker") for request in requests)
     return Counter(int(worker) for worker in named if worker)
@@ -63,17 +63,17 @@ def test_each_worker_has_a_pool_of_its_own(
     full = PLACES * workers
     with serving(name + transport, upstream, "--workers", str(workers)) as server:
         for _ in range(400):  # which worker takes a connection is the kernel's choice
-            if upstream.open == full:
+            if upstream.open_exchanges == full:
                 break
             Caller(server, "/plain/streamed/never")
             time.sleep(0.02)
-        eventually(lambda: upstream.open == full, 10)
+        eventually(lambda: upstream.open_exchanges == full, 10)
         for _ in range(2 * full):
             Caller(server, "/plain/streamed/never")
         time.sleep(0.5)
-        assert upstream.open == full
+        assert upstream.open_exchanges == full
         assert sorted(under_way().values()) == [PLACES] * workers
-    eventually(lambda: upstream.open == 0, 5)
+    eventually(lambda: upstream.open_exchanges == 0, 5)
 
 
 def test_the_table_of_the_docs_is_its_own_arithmetic() -> None:

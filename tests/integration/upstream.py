@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 
 from asgi_upstream import testing
-from asgi_upstream.testing import Answer, Received
+from asgi_upstream.testing import ReceivedRequest, ScriptedResponse
 
 FOREVER = 3600.0
 FIELDS = [("x-upstream", "yes"), ("content-type", "application/octet-stream")]
@@ -22,26 +22,28 @@ GZIP = gzip.compress(bytes(range(256)) * 4000)
 HALF = len(GZIP) // 2
 
 
-def zipped(body: bytes) -> Answer:
-    return Answer().content(body, headers=[*FIELDS, ("content-encoding", "gzip")])
+def zipped(body: bytes) -> ScriptedResponse:
+    return ScriptedResponse().content(body, headers=[*FIELDS, ("content-encoding", "gzip")])
 
 
-def item(request: Received) -> Answer:
-    return Answer().content(b"x" * int(request.query.get("size", "1024")), headers=FIELDS)
+def item(request: ReceivedRequest) -> ScriptedResponse:
+    return ScriptedResponse().content(b"x" * int(request.query.get("size", "1024")), headers=FIELDS)
 
 
-def chunks(request: Received) -> Answer:
+def chunks(request: ReceivedRequest) -> ScriptedResponse:
     """`count` chunks, `delay` seconds apart."""
     parts = [b"chunk-%d;" % number for number in range(int(request.query.get("count", "5")))]
-    return Answer().chunks(*parts, every=float(request.query.get("delay", "0")), headers=FIELDS)
+    return ScriptedResponse().chunks(
+        *parts, every=float(request.query.get("delay", "0")), headers=FIELDS
+    )
 
 
-def echo(request: Received) -> Answer:
-    return Answer().content(request.head + request.body, headers=FIELDS)
+def echo(request: ReceivedRequest) -> ScriptedResponse:
+    return ScriptedResponse().content(request.head + request.body, headers=FIELDS)
 
 
-def status(request: Received) -> Answer:
-    return Answer().status(int(request.query["code"]), headers=FIELDS[:1])
+def status(request: ReceivedRequest) -> ScriptedResponse:
+    return ScriptedResponse().status(int(request.query["code"]), headers=FIELDS[:1])
 
 
 @functools.cache
@@ -51,40 +53,40 @@ def _bomb() -> bytes:
     return b"".join(packer.compress(megabyte) for _ in range(200)) + packer.flush()
 
 
-def bomb(request: Received) -> Answer:
+def bomb(request: ReceivedRequest) -> ScriptedResponse:
     """About 200 KB that unpack to 200 MB."""
     return zipped(_bomb())
 
 
-def part() -> Answer:
+def part() -> ScriptedResponse:
     """A first chunk, and a moment in which it is relayed."""
-    return Answer().chunks(b"s" * 100, 0.1, headers=FIELDS)
+    return ScriptedResponse().chunks(b"s" * 100, 0.1, headers=FIELDS)
 
 
-BEHAVIOURS: dict[str, Answer | Callable[[Received], Answer]] = {
+BEHAVIOURS: dict[str, ScriptedResponse | Callable[[ReceivedRequest], ScriptedResponse]] = {
     "item": item,
     "chunks": chunks,
     "echo": echo,
     "status": status,
-    "headers": Answer().content(b"ok", headers=HEADERS),
-    "never": Answer().stalls(),
-    "silent_after_head": Answer().chunks(headers=FIELDS).stalls(after=0),
-    "silent_mid_body": Answer().chunks(b"first", headers=FIELDS).stalls(after=5),
-    "pour": Answer().chunks(b"p" * 65536, forever=True, headers=FIELDS),
-    "events": Answer().events("tick", every=0.05, forever=True, headers=FIELDS[:1]),
+    "headers": ScriptedResponse().content(b"ok", headers=HEADERS),
+    "never": ScriptedResponse().stall(),
+    "silent_after_head": ScriptedResponse().chunks(headers=FIELDS).stall(after=0),
+    "silent_mid_body": ScriptedResponse().chunks(b"first", headers=FIELDS).stall(after=5),
+    "pour": ScriptedResponse().chunks(b"p" * 65536, forever=True, headers=FIELDS),
+    "events": ScriptedResponse().events("tick", every=0.05, forever=True, headers=FIELDS[:1]),
     # How an upstream breaks before its headers are complete.
-    "close_at_once": Answer().ends(),
-    "reset_at_once": Answer().resets(),
-    "close_in_head": Answer().broken("head"),
-    "no_http": Answer().broken("not-http"),
-    "huge_head": Answer().broken("huge-head"),
-    "switch": Answer().broken("switch"),
-    "odd_status": Answer().broken("status"),
+    "close_at_once": ScriptedResponse().close(),
+    "reset_at_once": ScriptedResponse().reset(),
+    "close_in_head": ScriptedResponse().broken("head"),
+    "no_http": ScriptedResponse().broken("not-http"),
+    "huge_head": ScriptedResponse().broken("huge-head"),
+    "switch": ScriptedResponse().broken("switch"),
+    "odd_status": ScriptedResponse().broken("status"),
     # How an upstream breaks in the middle of a body.
-    "short": Answer().content(b"s" * 1000, headers=FIELDS).ends(after=100),
-    "short_chunked": part().ends(after=100),
-    "reset_mid_body": part().resets(after=100),
-    "broken_chunk": Answer().raw(
+    "short": ScriptedResponse().content(b"s" * 1000, headers=FIELDS).close(after=100),
+    "short_chunked": part().close(after=100),
+    "reset_mid_body": part().reset(after=100),
+    "broken_chunk": ScriptedResponse().raw(
         CHUNKED, b"64\r\n%s\r\n" % (b"s" * 100), 0.05, b"zz\r\nnot a chunk\r\n", FOREVER
     ),
     "zipped": zipped(gzip.compress(b'{"zipped": true}')),
@@ -94,9 +96,9 @@ BEHAVIOURS: dict[str, Answer | Callable[[Received], Answer]] = {
 }
 
 
-def as_its_path_says(request: Received) -> Answer:
+def as_its_path_says(request: ReceivedRequest) -> ScriptedResponse:
     behaviour = BEHAVIOURS[request.path.rsplit("/", 1)[-1]]
-    return behaviour if isinstance(behaviour, Answer) else behaviour(request)
+    return behaviour if isinstance(behaviour, ScriptedResponse) else behaviour(request)
 
 
 class Upstream(testing.Upstream):
@@ -104,4 +106,4 @@ class Upstream(testing.Upstream):
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(tls=tls)
-        self.any().calls(as_its_path_says)
+        self.any().callback(as_its_path_says)

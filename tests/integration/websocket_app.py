@@ -1,4 +1,4 @@
-"""The app under test for WebSockets: by ForwardApp, and by routes with bounds of their own."""
+"""The app under test for WebSockets: by ReverseProxy, and by routes with bounds of their own."""
 
 import asyncio
 import os
@@ -10,12 +10,12 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from asgi_upstream import (
-    ForwardApp,
-    Record,
+    ExchangeRecord,
+    ReverseProxy,
     client_dependency,
     combine_lifespans,
+    count_open_exchanges,
     get_client,
-    open_exchanges,
     relay_websocket,
 )
 from tests.integration.app import UPSTREAM, client
@@ -23,7 +23,7 @@ from tests.integration.app import UPSTREAM, client
 records: list[list[Any]] = []
 
 
-def observer(record: Record) -> None:
+def observer(record: ExchangeRecord) -> None:
     row = [record.outcome, record.status, record.bytes_sent, record.bytes_received]
     records.append([*row, record.host == UPSTREAM.partition("//")[2]])
 
@@ -42,7 +42,7 @@ def replaces(request: httpx.Request) -> httpx.Request:
     return httpx.Request("GET", f"{UPSTREAM}/instead")
 
 
-forward = ForwardApp()
+forward = ReverseProxy()
 narrow = httpx.Limits(max_connections=1)
 hasty = httpx.Timeout(5, write=0.5, read=0.5, pool=0.2)
 app = FastAPI(
@@ -55,10 +55,10 @@ app = FastAPI(
     ),
     routes=[
         Mount("/forward", forward),
-        Mount("/by-tenant", ForwardApp(by_tenant)),
-        Mount("/guarded", ForwardApp(on_request=same_origin)),
-        Mount("/replaces", ForwardApp(on_request=replaces)),
-        Mount("/sets", ForwardApp(headers={"x-set": "by the app", "x-removed": None})),
+        Mount("/by-tenant", ReverseProxy(by_tenant)),
+        Mount("/guarded", ReverseProxy(on_request=same_origin)),
+        Mount("/replaces", ReverseProxy(on_request=replaces)),
+        Mount("/sets", ReverseProxy(headers={"x-set": "by the app", "x-removed": None})),
     ],
 )
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
@@ -89,6 +89,6 @@ async def state(client: Client, hasty: Hasty) -> dict[str, object]:
     return {
         "pid": os.getpid(),
         "tasks": tasks,
-        "open": open_exchanges(client) + open_exchanges(hasty),
+        "open": count_open_exchanges(client) + count_open_exchanges(hasty),
         "records": records,
     }

@@ -134,7 +134,7 @@ def test_the_upstream_stops_when_the_caller_stops(
     until(lambda: upstream.at_work(SWIFT) == 0)
     assert 6 <= upstream.made(SWIFT) - before < ENDLESS
     ended = newest_ended(gateway)
-    assert ended["outcome"] == "caller_left_mid_body"
+    assert ended["outcome"] == "caller_disconnected_mid_body"
     assert 6 <= ended["tokens"] <= upstream.made(SWIFT) - before
 
 
@@ -148,7 +148,7 @@ def test_the_upstream_stops_when_a_caller_leaves_an_answer_that_is_not_streamed(
         )
     until(lambda: upstream.at_work(SWIFT) == 0)
     assert 0 < upstream.made(SWIFT) - before < ENDLESS
-    assert newest_ended(gateway)["outcome"] == "caller_left_before_headers"
+    assert newest_ended(gateway)["outcome"] == "caller_disconnected_before_headers"
 
 
 def test_a_caller_who_leaves_before_the_first_token_is_made_pays_for_none(
@@ -158,7 +158,7 @@ def test_a_caller_who_leaves_before_the_first_token_is_made_pays_for_none(
     before = upstream.made(SWIFT)
     with pytest.raises(openai.APITimeoutError):
         streamed(call().with_options(timeout=0.5), "slow")
-    assert newest_ended(gateway)["outcome"] == "caller_left_before_headers"
+    assert newest_ended(gateway)["outcome"] == "caller_disconnected_before_headers"
     time.sleep(2)  # in which it would make some
     assert upstream.made(SWIFT) == before
 

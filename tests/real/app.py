@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_upstream import ForwardApp, Record, combine_lifespans
+from asgi_upstream import ExchangeRecord, ReverseProxy, combine_lifespans
 from tests.integration.app import client
 
 passed: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
 
 
-def count(record: Record) -> None:
+def count(record: ExchangeRecord) -> None:
     """What came through here, for a client may get by without."""
     passed[record.client] += Counter(
         {
@@ -60,13 +60,13 @@ def build(upstreams: Mapping[str, str]) -> Starlette:
         ),
         routes=[
             Route("/state", state),
-            *(Mount(f"/{name}", ForwardApp(name, rewrite_redirects=True)) for name in upstreams),
-            Mount("/as-it-comes", ForwardApp("web")),
-            Mount("/trusting", ForwardApp("web", trust_forwarded=True)),
-            Mount("/dav", ForwardApp("webdav", prefix="", headers=with_own_destination)),
-            Mount("/by-host", ForwardApp("by_host", prefix="", headers=with_the_callers_host)),
-            Mount("/v2", ForwardApp("registry", prefix="", rewrite_redirects=True)),
-            Mount("/", ForwardApp("s3", headers=with_the_callers_host)),
+            *(Mount(f"/{name}", ReverseProxy(name, rewrite_redirects=True)) for name in upstreams),
+            Mount("/as-it-comes", ReverseProxy("web")),
+            Mount("/trusting", ReverseProxy("web", trust_forwarded_headers=True)),
+            Mount("/dav", ReverseProxy("webdav", prefix="", headers=with_own_destination)),
+            Mount("/by-host", ReverseProxy("by_host", prefix="", headers=with_the_callers_host)),
+            Mount("/v2", ReverseProxy("registry", prefix="", rewrite_redirects=True)),
+            Mount("/", ReverseProxy("s3", headers=with_the_callers_host)),
         ],
     )
 

@@ -12,8 +12,8 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import asgi_upstream
-from asgi_upstream import BufferedResponse, ForwardApp, StreamedResponse, combine_lifespans
-from asgi_upstream.dependencies import client_of
+from asgi_upstream import BufferedResponse, ReverseProxy, StreamedResponse, combine_lifespans
+from asgi_upstream.dependencies import find_client
 from tests.integration.app import UPSTREAM, client
 
 KEPT_IDLE = 2.0
@@ -30,7 +30,9 @@ def observe(record: Any) -> None:
     records[record.outcome] += 1
 
 
-observing: dict[str, Any] = {"observers": [observe]} if hasattr(asgi_upstream, "Record") else {}
+observing: dict[str, Any] = (
+    {"observers": [observe]} if hasattr(asgi_upstream, "ExchangeRecord") else {}
+)
 
 
 def client_name(connection: HTTPConnection) -> str:
@@ -49,7 +51,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         name = client_name(request)
-        relayed = client_of(request, name)
+        relayed = find_client(request, name)
         outgoing = relayed.build_request(
             request.method,
             f"{request.url.path}?{request.url.query}",
@@ -81,7 +83,7 @@ async def forwarded(scope: Scope, receive: Receive, send: Send) -> None:
     await (_faulty_forward if faulty else _forward)(scope, receive, send)
 
 
-_forward, _faulty_forward = ForwardApp(client_name), ForwardApp(client_name, deadline=6)
+_forward, _faulty_forward = ReverseProxy(client_name), ReverseProxy(client_name, deadline=6)
 
 
 async def state(request: Request) -> Response:
@@ -102,7 +104,7 @@ app = Starlette(
         Route("/state", state),
         Route("/_records", count),
         Mount("/streamed", counted(Relay(StreamedResponse))),
-        Mount("/framed", counted(Relay(StreamedResponse, error_frame=lambda exc: FRAME))),
+        Mount("/framed", counted(Relay(StreamedResponse, on_stream_error=lambda exc: FRAME))),
         Mount("/buffered", counted(Relay(BufferedResponse))),
         Mount("/forwarded", counted(forwarded)),
     ],

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from asgi_upstream.testing import no_leaks
-from asgi_upstream.testing.broken import BROKEN
+from asgi_upstream.testing.broken import MALFORMED
 
 pytest_plugins = ["pytester"]
 
@@ -58,60 +58,60 @@ def test_a_test_that_leaves_an_exchange_open_fails_and_names_it(run: Run) -> Non
 @quick
 @pytest.mark.asyncio
 async def test_asyncio(upstream):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     app = app_by(outer, upstream.url + "/never")
     kept.append(asyncio.create_task(calling(app).get("/")))
-    await aeventually(lambda: upstream.open == 1)
+    await aeventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_anyio(upstream, anyio_backend):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     app = app_by(outer, upstream.url + "/never")
     kept.append(asyncio.create_task(calling(app).get("/")))
-    await aeventually(lambda: upstream.open == 1)
+    await aeventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_trio(upstream, anyio_backend):
     import trio
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     app = app_by(outer, upstream.url + "/never")
     trio.lowlevel.spawn_system_task(calling(app).get, "/")
-    await aeventually(lambda: upstream.open == 1)
+    await aeventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 def test_client_in_a_thread(upstream, tested):
-    upstream.get("/never").stalls(1)
+    upstream.get("/never").stall(1)
     later(lambda: tested.get("/never"))
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 def test_server(upstream, served):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(served)
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 def test_app_in_another_process(upstream):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(upstream.url)  # in the place of the app
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 class TestClass:
     def test_method(self, upstream, served):
-        upstream.get("/never").stalls()
+        upstream.get("/never").stall()
         leave_open(served)
-        eventually(lambda: upstream.open == 1)
+        eventually(lambda: upstream.open_exchanges == 1)
 
 # The fixture has no `within`, so this takes its time.
 def test_fixture(served, upstream, no_leaks):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(served)
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 """,
         passed=0,
         failed=9,
@@ -179,7 +179,7 @@ class Case:
     def scripted(self):
         upstream = Upstream()
         self.addCleanup(upstream.__exit__, None, None, None)
-        upstream.__enter__().get("/never").stalls()
+        upstream.__enter__().get("/never").stall()
         return upstream
 
 @quick
@@ -190,7 +190,7 @@ class TestSync(Case, unittest.TestCase):
     def test_leak(self):
         upstream = self.scripted()
         leave_open(upstream.url)  # in the place of the app
-        eventually(lambda: upstream.open == 1)
+        eventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 class TestAsync(Case, unittest.IsolatedAsyncioTestCase):
@@ -201,7 +201,7 @@ class TestAsync(Case, unittest.IsolatedAsyncioTestCase):
         upstream = self.scripted()
         app = app_by(outer, upstream.url + "/never")
         kept.append(asyncio.create_task(calling(app).get("/")))
-        await aeventually(lambda: upstream.open == 1)
+        await aeventually(lambda: upstream.open_exchanges == 1)
 """,
         passed=2,
         failed=2,
@@ -351,11 +351,11 @@ async def test_asyncio(upstream, own, no_leaks):
 
 @pytest.mark.asyncio
 async def test_a_task_that_is_cancelled_at_the_last_moment(upstream):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     async with httpx.AsyncClient(base_url=upstream.url, trust_env=False) as client:
         async with calling(app_by(client, "/never")) as caller:
             task = asyncio.create_task(caller.get("/"))
-            await aeventually(lambda: upstream.open == 1)
+            await aeventually(lambda: upstream.open_exchanges == 1)
             task.cancel()
 
 @pytest.mark.anyio
@@ -404,9 +404,9 @@ import {name}
 @quick
 def test_leak(upstream, tested):
     assert isinstance(tested, {name}.Client)
-    upstream.get("/never").stalls(1)
+    upstream.get("/never").stall(1)
     later(lambda: tested.get("/never"))
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 
 @quick
 def test_clean(upstream, tested):
@@ -426,21 +426,21 @@ def test_a_module_is_watched_and_what_a_test_raised_is_not_hidden(run: Run) -> N
 pytestmark = pytest.mark.no_leaks(within=0.3)
 
 def test_leaks(upstream, served):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(served)
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
 
 def test_raises(upstream, served):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(served)
-    eventually(lambda: upstream.open == 1)
+    eventually(lambda: upstream.open_exchanges == 1)
     raise ValueError("of the test itself")
 
 @pytest.mark.asyncio
 async def test_raises_too(upstream, served):
-    upstream.get("/never").stalls()
+    upstream.get("/never").stall()
     leave_open(served)
-    await aeventually(lambda: upstream.open == 1)
+    await aeventually(lambda: upstream.open_exchanges == 1)
     raise ValueError("of the test itself")
 
 def test_other():
@@ -461,7 +461,7 @@ def test_a_test_without_the_marker_may_leak_and_the_next_one_is_not_blamed(run: 
 @pytest.fixture(scope="module")
 def module():
     with Upstream() as upstream, serve(make_app(upstream.url)) as url:
-        upstream.get("/never").stalls()
+        upstream.get("/never").stall()
         yield upstream, url
 
 def test_leaves_it_open(module):
@@ -548,4 +548,4 @@ def test_the_code_of_the_docs_runs_as_it_stands(
 
 def test_the_docs_name_every_broken_message() -> None:
     (row,) = re.findall(r"^\| `\.broken.*takes: (.*) \|$", PAGE.read_text(), re.M)
-    assert re.findall("`([^`]+)`", row) == list(BROKEN)
+    assert re.findall("`([^`]+)`", row) == list(MALFORMED)

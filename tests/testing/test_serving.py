@@ -150,7 +150,7 @@ def test_it_stops_within_its_grace_though_an_exchange_is_open() -> None:
             response = caller.send(caller.build_request("GET", url), stream=True)
             chunks = response.iter_raw()  # kept, for httpx closes when it is dropped
             assert next(chunks) == b"first"
-        eventually(lambda: upstream.open == 0)
+        eventually(lambda: upstream.open_exchanges == 0)
         response.close()
 
 

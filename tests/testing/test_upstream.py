@@ -13,9 +13,9 @@ import pytest
 import trustme
 
 from asgi_upstream.testing import Upstream, aeventually, eventually
-from asgi_upstream.testing.answers import Answer
-from asgi_upstream.testing.broken import BROKEN, Broken
-from asgi_upstream.testing.received import Received
+from asgi_upstream.testing.answers import ScriptedResponse
+from asgi_upstream.testing.broken import MALFORMED, MalformedKind
+from asgi_upstream.testing.received import ReceivedRequest
 from asgi_upstream.testing.steps import Fault, with_faults
 
 
@@ -83,7 +83,7 @@ def test_chunks_come_one_by_one_with_the_delays_said(
 def test_a_chunk_of_nothing_does_not_end_the_body(upstream: Upstream, client: httpx.Client) -> None:
     upstream.get("/chunks").chunks(b"one", b"", b"two", b"")
     assert [client.get("/chunks").text for _ in range(2)] == ["onetwo"] * 2
-    assert upstream.accepted == 1
+    assert upstream.total_connections == 1
 
 
 def test_chunks_may_go_on_for_ever_and_end_when_the_caller_leaves(
@@ -93,10 +93,10 @@ def test_chunks_may_go_on_for_ever_and_end_when_the_caller_leaves(
     with client.stream("GET", "/pour") as response:
         chunks = response.iter_raw(65536)
         assert [next(chunks) for _ in range(100)] == [b"p" * 65536] * 100
-        assert upstream.open == 1
-        assert not upstream.requests[0].left
-    eventually(lambda: upstream.open == 0)
-    assert upstream.requests[0].left
+        assert upstream.open_exchanges == 1
+        assert not upstream.requests[0].disconnected
+    eventually(lambda: upstream.open_exchanges == 0)
+    assert upstream.requests[0].disconnected
 
 
 def test_one_who_reads_without_end_keeps_nobody_waiting(
@@ -142,9 +142,9 @@ def test_canned_bytes_are_sent_as_they_are_and_the_connection_ends(upstream: Ups
     assert until_the_end(upstream, b"GET /raw HTTP/1.1\r\n\r\n") == (canned, False)
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", MALFORMED)
 def test_no_client_takes_a_broken_message(
-    upstream: Upstream, client: httpx.Client, kind: Broken
+    upstream: Upstream, client: httpx.Client, kind: MalformedKind
 ) -> None:
     upstream.get("/broken").broken(kind)
     if kind == "status":
@@ -157,13 +157,13 @@ def test_no_client_takes_a_broken_message(
 def test_a_function_of_the_request_says_what_is_answered(
     upstream: Upstream, client: httpx.Client
 ) -> None:
-    def conditional(request: Received) -> Answer:
+    def conditional(request: ReceivedRequest) -> ScriptedResponse:
         known = request.headers.get("if-none-match") == "one"
-        return Answer().status(304) if known else item
+        return ScriptedResponse().status(304) if known else item
 
-    item = Answer().text("item", headers={"etag": "one"})
-    upstream.get("/item").calls(conditional)
-    upstream.get("/dies").calls(conditional).ends(after=2).then.text("then")
+    item = ScriptedResponse().text("item", headers={"etag": "one"})
+    upstream.get("/item").callback(conditional)
+    upstream.get("/dies").callback(conditional).close(after=2).then.text("then")
     assert client.get("/item").text == "item"
     assert client.get("/item", headers={"if-none-match": "one"}).status_code == 304
     with pytest.raises(httpx.RemoteProtocolError):
@@ -174,9 +174,11 @@ def test_a_function_of_the_request_says_what_is_answered(
 
 @pytest.mark.parametrize("function", [lambda request: 1 / 0, lambda request: None])
 def test_a_function_that_fails_is_500_with_its_traceback(
-    upstream: Upstream, client: httpx.Client, function: Callable[[Received], Answer]
+    upstream: Upstream,
+    client: httpx.Client,
+    function: Callable[[ReceivedRequest], ScriptedResponse],
 ) -> None:
-    upstream.get("/item").calls(function)
+    upstream.get("/item").callback(function)
     response = client.get("/item")
     assert (response.status_code, "Traceback" in response.text) == (500, True)
 
@@ -187,8 +189,8 @@ def test_a_function_that_fails_is_500_with_its_traceback(
 def test_an_upstream_that_stalls_is_silent_before_the_head(
     upstream: Upstream, client: httpx.Client
 ) -> None:
-    upstream.get("/never").stalls()
-    upstream.get("/late").stalls(0.2).json("late")
+    upstream.get("/never").stall()
+    upstream.get("/late").stall(0.2).json("late")
     with pytest.raises(httpx.ReadTimeout):
         client.get("/never", timeout=0.2)
     began = time.monotonic()
@@ -199,7 +201,7 @@ def test_an_upstream_that_stalls_is_silent_before_the_head(
 def test_an_upstream_that_stalls_later_has_sent_so_many_bytes(
     upstream: Upstream, client: httpx.Client
 ) -> None:
-    upstream.get("/stalls").content(b"0123456789").stalls(after=4)
+    upstream.get("/stalls").content(b"0123456789").stall(after=4)
     with client.stream("GET", "/stalls", timeout=0.3) as response:
         chunks = response.iter_raw()
         assert next(chunks) == b"0123"
@@ -214,9 +216,9 @@ def test_an_upstream_dies_after_so_many_bytes(
 ) -> None:
     answer = upstream.get("/dies").chunks(b"01234", b"56789")
     if reset:
-        answer.resets(after=after)
+        answer.reset(after=after)
     else:
-        answer.ends(after=after)
+        answer.close(after=after)
     got, was_reset = until_the_end(upstream, b"GET /dies HTTP/1.1\r\n\r\n")
     head, _, body = got.partition(b"\r\n\r\n")
     assert was_reset is reset
@@ -231,7 +233,7 @@ def test_an_upstream_dies_after_so_many_bytes(
             99: b"5\r\n01234\r\n5\r\n56789\r\n",  # no end of the body, even so
         }[after]
     )
-    eventually(lambda: upstream.open == 0)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_faults_are_each_at_their_place() -> None:
@@ -282,7 +284,7 @@ def test_a_head_is_answered_by_the_head_of_the_get(
     response = client.head("/item")
     assert response.headers["content-length"] == str(len(json.dumps({"name": "lamp"})))
     assert client.get("/item").json() == {"name": "lamp"}  # on the same connection
-    assert upstream.accepted == 1
+    assert upstream.total_connections == 1
 
 
 def test_what_is_not_scripted_is_501_and_says_what_is(
@@ -331,7 +333,7 @@ def test_requests_are_recorded_byte_for_byte(upstream: Upstream) -> None:
     assert request.query == httpx.QueryParams({"a": " b"})
     assert request.fields[2] == (b"X-A", b"1")
     assert request.headers["host"] == "x"
-    assert (request.body, request.whole, request.left) == (b"abcde", True, False)
+    assert (request.body, request.complete, request.disconnected) == (b"abcde", True, False)
 
 
 def test_an_upload_that_breaks_off_is_recorded_as_far_as_it_came(upstream: Upstream) -> None:
@@ -339,27 +341,31 @@ def test_an_upload_that_breaks_off_is_recorded_as_far_as_it_came(upstream: Upstr
     with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
         sock.sendall(head + b"abc")
         eventually(lambda: upstream.requests and upstream.requests[0].body == b"abc")
-        assert upstream.open == 1
-    eventually(lambda: upstream.open == 0)
+        assert upstream.open_exchanges == 1
+    eventually(lambda: upstream.open_exchanges == 0)
     assert upstream.requests[0].raw == head + b"abc"
-    assert (upstream.requests[0].whole, upstream.requests[0].left) == (False, True)
+    assert (upstream.requests[0].complete, upstream.requests[0].disconnected) == (False, True)
 
 
 def test_connections_and_exchanges_are_counted(upstream: Upstream, client: httpx.Client) -> None:
     upstream.get("/item").json(1)
-    upstream.get("/never").stalls()
-    assert (upstream.connections, upstream.accepted, upstream.open) == (0, 0, 0)
+    upstream.get("/never").stall()
+    assert (upstream.open_connections, upstream.total_connections, upstream.open_exchanges) == (
+        0,
+        0,
+        0,
+    )
     client.get("/item")
     client.get("/item")
     assert [request.connection for request in upstream.requests] == [0, 0]
-    eventually(lambda: (upstream.connections, upstream.open) == (1, 0))
+    eventually(lambda: (upstream.open_connections, upstream.open_exchanges) == (1, 0))
     with socket.create_connection(("127.0.0.1", upstream.port)) as sock:
         sock.sendall(b"GET /never HTTP/1.1\r\n\r\n")
-        eventually(lambda: (upstream.connections, upstream.open) == (2, 1))
+        eventually(lambda: (upstream.open_connections, upstream.open_exchanges) == (2, 1))
         assert [request.path for request in upstream.under_way()] == ["/never"]
-    eventually(lambda: (upstream.connections, upstream.open) == (1, 0))
+    eventually(lambda: (upstream.open_connections, upstream.open_exchanges) == (1, 0))
     client.close()
-    eventually(lambda: upstream.connections == 0)
+    eventually(lambda: upstream.open_connections == 0)
 
 
 def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
@@ -374,17 +380,17 @@ def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
 def test_an_early_answer_does_not_wait_for_the_body_which_may_still_come(
     upstream: Upstream,
 ) -> None:
-    upstream.post("/up").status(413).early().then.echo()
+    upstream.post("/up").status(413).respond_early().then.echo()
     head = b"POST /up HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
     with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
         sock.sendall(head)
         assert b"HTTP/1.1 413 " in sock.recv(65536)
-        assert not upstream.requests[0].whole
+        assert not upstream.requests[0].complete
         sock.sendall(b"ok" + head)
         assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    eventually(lambda: upstream.open == 0)
-    assert [request.whole for request in upstream.requests] == [True, False]
-    assert [request.left for request in upstream.requests] == [False, True]
+    eventually(lambda: upstream.open_exchanges == 0)
+    assert [request.complete for request in upstream.requests] == [True, False]
+    assert [request.disconnected for request in upstream.requests] == [False, True]
 
 
 def test_it_serves_https(tmp_path: object) -> None:
@@ -397,7 +403,7 @@ def test_it_serves_https(tmp_path: object) -> None:
         httpx.Client(base_url=upstream.url, verify=trusting, trust_env=False) as client,
     ):
         upstream.get("/item").json(1)
-        upstream.get("/dies").content(b"0123").resets(after=2)
+        upstream.get("/dies").content(b"0123").reset(after=2)
         assert client.get("/item").json() == 1
         with pytest.raises(httpx.TransportError):
             client.get("/dies")
@@ -405,10 +411,10 @@ def test_it_serves_https(tmp_path: object) -> None:
 
 def test_it_stops_with_exchanges_open() -> None:
     with Upstream() as upstream:
-        upstream.get("/never").stalls()
+        upstream.get("/never").stall()
         sock = socket.create_connection(("127.0.0.1", upstream.port), timeout=10)
         sock.sendall(b"GET /never HTTP/1.1\r\n\r\n")
-        eventually(lambda: upstream.open == 1)
+        eventually(lambda: upstream.open_exchanges == 1)
     with sock:
         assert sock.recv(1) == b""
 
@@ -416,10 +422,10 @@ def test_it_stops_with_exchanges_open() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_it_works_beside_any_event_loop(upstream: Upstream) -> None:
-    upstream.get("/item").stalls(0.05).json(1)
+    upstream.get("/item").stall(0.05).json(1)
     async with httpx.AsyncClient(base_url=upstream.url, trust_env=False) as client:
         assert (await client.get("/item")).json() == 1
-    assert await aeventually(lambda: upstream.connections == 0) < 5
+    assert await aeventually(lambda: upstream.open_connections == 0) < 5
 
 
 def test_what_is_waited_for_in_vain_is_told() -> None:
@@ -428,5 +434,5 @@ def test_what_is_waited_for_in_vain_is_told() -> None:
 
 
 def test_an_answer_can_be_asked_what_it_does() -> None:
-    request = Received(b"GET / HTTP/1.1\r\n\r\n", 0)
-    assert list(Answer().chunks(b"a").steps(request))[1:] == [b"1\r\na\r\n", b"0\r\n\r\n"]
+    request = ReceivedRequest(b"GET / HTTP/1.1\r\n\r\n", 0)
+    assert list(ScriptedResponse().chunks(b"a").steps(request))[1:] == [b"1\r\na\r\n", b"0\r\n\r\n"]

@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan
-from asgi_upstream.transport.connection import Connection
+from asgi_upstream.transport.connection import HTTP11Connection
 from asgi_upstream.transport.pool import Origin
 
 from .memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
@@ -254,7 +254,7 @@ class Case:
     async def by_relay(
         self, client: httpx.AsyncClient, request: httpx.Request, one: Exchange
     ) -> None:
-        opening = self.transport.relay(request)
+        opening = self.transport.send_raw(request)
         assert opening is not None
         connection: Any = await opening
         try:
@@ -459,7 +459,7 @@ class _Transport(InMemory):
         super().__init__(case.connected, **options)
         self._case = case
 
-    async def _open(self, origin: Origin) -> Connection:
+    async def _open(self, origin: Origin) -> HTTP11Connection:
         case = self._case
         await case.pause()
         if case.bad(0.05):

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport.connection import Connection
+from asgi_upstream.transport.connection import HTTP11Connection
 from asgi_upstream.transport.pool import Origin
 
 MOST_READ = 256 * 1024  # bytes that asyncio reads at once
@@ -74,7 +74,7 @@ class Wire(asyncio.Transport):
 
     HIGH, LOW = 64 * 1024, 16 * 1024
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connection: HTTP11Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self.connection = connection
         self.loop = loop
@@ -204,10 +204,10 @@ class InMemory(AsyncioTransport):
         self.connected = connected
         self.wires: list[Wire] = []
 
-    async def _open(self, origin: Origin) -> Connection:
+    async def _open(self, origin: Origin) -> HTTP11Connection:
         await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
-        wire = Wire(Connection(self._connections, loop), loop)
+        wire = Wire(HTTP11Connection(self._asyncio_pool, loop), loop)
         self.wires.append(wire)
         self.connected(wire)
         return wire.connection

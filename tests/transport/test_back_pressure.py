@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_upstream.transport.connection import MOST_UNREAD, Connection
-from asgi_upstream.transport.messages import Outgoing, Phase
+from asgi_upstream.transport.connection import READ_BUFFER_LIMIT, HTTP11Connection
+from asgi_upstream.transport.messages import OutgoingRequest, ReadState
 
 from .memory import MOST_READ, VirtualLoop, Wire
 
@@ -29,10 +29,10 @@ class Owner:
     def __init__(self) -> None:
         self.released = 0
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: HTTP11Connection) -> None:
         self.released += 1
 
-    def lost(self, connection: Connection) -> None:
+    def discard(self, connection: HTTP11Connection) -> None:
         pass
 
 
@@ -45,7 +45,7 @@ class BackPressure(RuleBasedStateMachine):
         self.connect()
 
     def connect(self) -> None:
-        self.connection = Connection(self.owner, self.loop)
+        self.connection = HTTP11Connection(self.owner, self.loop)
         self.wire = Wire(self.connection, self.loop)
         self.wire.draining = False
         self.under_way = False
@@ -89,7 +89,7 @@ class BackPressure(RuleBasedStateMachine):
             content = self.sent = PATTERN
         elif upload == "chunked":
             content = self.content()
-        out = Outgoing("POST", b"POST / HTTP/1.1\r\n\r\n", content, None, None, None)
+        out = OutgoingRequest("POST", b"POST / HTTP/1.1\r\n\r\n", content, None, None, None)
         self.loop.act(self.connection.send, out)
         self.under_way = True
 
@@ -151,7 +151,7 @@ class BackPressure(RuleBasedStateMachine):
     @precondition(lambda self: self.under_way and self.reading is None and not self.over)
     @rule(most=st.sampled_from([None, None, 1, 65_536]))
     def the_consumer_takes(self, most: int | None) -> None:
-        if self.connection.has_head and (piece := self.loop.act(self.connection.take, most)):
+        if self.connection.has_head and (piece := self.loop.act(self.connection.read_nowait, most)):
             self.seen += piece
 
     @precondition(lambda self: self.under_way and self.reading is None and not self.over)
@@ -176,14 +176,14 @@ class BackPressure(RuleBasedStateMachine):
 
     async def finish(self) -> None:
         clean, before = self.is_clean(), self.owner.released
-        await self.connection.finish()
+        await self.connection.aclose()
         assert (self.owner.released > before, not self.connection.closed) == (clean, clean)
         assert not clean or self.wire.unsent <= Wire.HIGH
 
     def is_clean(self) -> bool:
         connection = self.connection
         return (
-            connection._phase is Phase.DONE
+            connection._phase is ReadState.DONE
             and self.framing != "close"
             and connection._upload is None
             and not connection.closed
@@ -211,9 +211,9 @@ class BackPressure(RuleBasedStateMachine):
 
     @invariant()
     def no_more_is_held_than_the_bound_and_one_read(self) -> None:
-        held = sum(map(len, self.connection._pieces))
-        assert held == self.connection._unread
-        assert held <= MOST_UNREAD + MOST_READ
+        held = sum(map(len, self.connection._chunks))
+        assert held == self.connection._buffered
+        assert held <= READ_BUFFER_LIMIT + MOST_READ
 
     @invariant()
     def reading_pauses_only_for_what_the_consumer_has_to_take(self) -> None:
@@ -221,8 +221,8 @@ class BackPressure(RuleBasedStateMachine):
             assert self.wire.paused == self.connection._reading_paused
         if self.wire.paused and not self.connection.closed:
             assert self.under_way
-            assert self.connection._unread > MOST_UNREAD // 4
-            assert self.connection._phase is not Phase.DONE
+            assert self.connection._buffered > READ_BUFFER_LIMIT // 4
+            assert self.connection._phase is not ReadState.DONE
 
     @invariant()
     def no_more_waits_to_be_sent_than_the_socket_takes_and_one_part(self) -> None:
@@ -237,7 +237,7 @@ class BackPressure(RuleBasedStateMachine):
                 self.all_comes_through()
             assert self.loop.complaints == []
         finally:
-            self.run(self.connection.finish())
+            self.run(self.connection.aclose())
             self.run(asyncio.sleep(1))
             self.loop.close()
 

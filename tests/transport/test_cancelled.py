@@ -224,15 +224,15 @@ async def upgraded(run: Run, request: httpx.Request) -> None:
 
 
 async def relayed(run: Run, request: httpx.Request) -> None:
-    opening = run.transport.relay(request)
+    opening = run.transport.send_raw(request)
     assert opening is not None
     connection = await opening
     try:
-        while connection.take() or await connection.read():
+        while connection.read_nowait() or await connection.read():
             pass
     finally:
-        if not connection.keep():
-            await connection.finish()
+        if not connection.release():
+            await connection.aclose()
 
 
 async def answered(app: StreamedResponse | BufferedResponse, method: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from asgi_upstream.testing.waiting import aeventually
 from asgi_upstream.transport import connecting
-from asgi_upstream.transport.connecting import connected
+from asgi_upstream.transport.connecting import connect_tcp
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,7 @@ async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.M
     async with listening() as (_, port):
         with refusing() as refused:
             addresses(monkeypatch, refused.getsockname()[1], port)
-            with await connected("upstream", 1, None) as one:
+            with await connect_tcp("upstream", 1, None) as one:
                 assert one.getpeername()[1] == port
 
 
@@ -85,7 +85,7 @@ async def test_the_next_address_is_tried_beside_one_that_is_silent(
 ) -> None:
     async with listening() as (_, port):
         addresses(monkeypatch, silent, port)
-        with await connected("upstream", 1, None) as one:
+        with await connect_tcp("upstream", 1, None) as one:
             assert one.getpeername()[1] == port
 
 
@@ -93,7 +93,7 @@ async def test_of_two_that_answer_one_is_kept(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(connecting, "HEAD_START", 0)
     async with listening() as (listener, port):
         addresses(monkeypatch, port, port, port)
-        with await connected("upstream", 1, None):
+        with await connect_tcp("upstream", 1, None):
             await aeventually(lambda: listener.opened > 0)
             await aeventually(lambda: listener.open == 1)
         await aeventually(lambda: listener.open == 0)
@@ -105,7 +105,7 @@ async def test_where_none_answers_the_failure_is_of_the_last(
     with refusing() as first, refusing() as second:
         addresses(monkeypatch, first.getsockname()[1], second.getsockname()[1])
         with pytest.raises(ConnectionRefusedError):
-            await connected("upstream", 1, None)
+            await connect_tcp("upstream", 1, None)
 
 
 async def test_cancelled_at_any_step_it_leaves_no_socket_open() -> None:
@@ -114,7 +114,7 @@ async def test_cancelled_at_any_step_it_leaves_no_socket_open() -> None:
     try:
         async with listening() as (listener, port):
             for steps in range(16):
-                task = asyncio.create_task(connected("127.0.0.1", port, None))
+                task = asyncio.create_task(connect_tcp("127.0.0.1", port, None))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 time.sleep(0.005)  # noqa: ASYNC251  a busy loop: all that is due comes at once
@@ -129,5 +129,5 @@ async def test_cancelled_at_any_step_it_leaves_no_socket_open() -> None:
 
 async def test_a_socket_leaves_from_the_address_that_is_asked_for() -> None:
     async with listening() as (_, port):
-        with await connected("127.0.0.1", port, "127.0.0.2") as one:
+        with await connect_tcp("127.0.0.1", port, "127.0.0.2") as one:
             assert one.getsockname()[0] == "127.0.0.2"

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport.connection import MOST_HEAD, Connection
-from asgi_upstream.transport.messages import MOST_FIELDS, Phase
+from asgi_upstream.transport.connection import MAX_HEAD_SIZE, HTTP11Connection
+from asgi_upstream.transport.messages import MAX_HEADERS, ReadState
 from asgi_upstream.transport.pool import Origin
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
@@ -49,7 +49,7 @@ class Outcome:
 class Wire(asyncio.Transport):
     """Below AsyncioTransport: sends when it is written to."""
 
-    def __init__(self, connection: Connection, sent: Sent) -> None:
+    def __init__(self, connection: HTTP11Connection, sent: Sent) -> None:
         super().__init__()
         self._connection = connection
         self._pieces = list(sent.pieces)
@@ -75,7 +75,7 @@ class Wire(asyncio.Transport):
             reader = self._connection._reader
             if reader is not None and not reader.done():
                 reader.set_exception(httpx.ReadTimeout(""))  # without the time that takes
-            if self._connection._phase is not Phase.IDLE:
+            if self._connection._phase is not ReadState.IDLE:
                 self._loop.call_soon(self._next)
 
     def pause_reading(self) -> None:
@@ -96,8 +96,8 @@ class Fast(AsyncioTransport):
         super().__init__(verify=_TLS)
         self._sent = sent
 
-    async def _open(self, origin: Origin) -> Connection:
-        connection = Connection(self._connections, asyncio.get_running_loop())
+    async def _open(self, origin: Origin) -> HTTP11Connection:
+        connection = HTTP11Connection(self._asyncio_pool, asyncio.get_running_loop())
         connection.connection_made(Wire(connection, self._sent))
         return connection
 
@@ -177,7 +177,7 @@ async def exchange(
     for _ in range(len(sent.pieces) + 5):
         await asyncio.sleep(0)  # for what else is sent
     if isinstance(transport, AsyncioTransport):
-        outcome.kept = bool(transport._connections._idle_since)
+        outcome.kept = bool(transport._asyncio_pool._idle_since)
     else:
         pool = transport._pool
         assert isinstance(pool, httpcore.AsyncConnectionPool)
@@ -398,9 +398,9 @@ def test_a_head_of_more_than_64_kib_is_refused(runner: asyncio.Runner) -> None:
         rest = len(OK + b"x: \r\n" + EMPTY)
         return OK + b"x: " + b"y" * (size - rest) + b"\r\n" + EMPTY
 
-    assert len(head(MOST_HEAD)) == MOST_HEAD
-    agree(*both(runner, Sent([head(MOST_HEAD)])))
-    ours, theirs = both(runner, Sent([head(MOST_HEAD + 1)]))
+    assert len(head(MAX_HEAD_SIZE)) == MAX_HEAD_SIZE
+    agree(*both(runner, Sent([head(MAX_HEAD_SIZE)])))
+    ours, theirs = both(runner, Sent([head(MAX_HEAD_SIZE + 1)]))
     assert refused(ours)
     assert theirs.status == 200
     ours, _ = both(runner, Sent([b"HTTP/1.1 200 OK\r\nx:", *[b"y" * 1000] * 100], ends=False))
@@ -408,7 +408,7 @@ def test_a_head_of_more_than_64_kib_is_refused(runner: asyncio.Runner) -> None:
 
 
 def test_more_than_128_fields_are_refused(runner: asyncio.Runner) -> None:
-    most = OK + b"x: y\r\n" * (MOST_FIELDS - 1)
+    most = OK + b"x: y\r\n" * (MAX_HEADERS - 1)
     agree(*both(runner, Sent([most + EMPTY])))
     ours, theirs = both(runner, Sent([most + b"x: y\r\n" + EMPTY]))
     assert refused(ours)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_upstream.transport.connection import Connection
+from asgi_upstream.transport.connection import HTTP11Connection
 from asgi_upstream.transport.pool import Origin, Pool
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ class Fake:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.pool.lost(cast(Connection, self))
+            self.pool.discard(cast(HTTP11Connection, self))
 
     def fail(self, failure: BaseException) -> None:
         self.close()
@@ -52,11 +52,11 @@ class Connects:
         self.begun: list[tuple[Origin, asyncio.Future[Fake]]] = []
         self.made: list[Fake] = []
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
+    async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
         ends: asyncio.Future[Fake] = asyncio.get_running_loop().create_future()
         self.begun.append((origin, ends))
         try:
-            return cast(Connection, await ends)
+            return cast(HTTP11Connection, await ends)
         except asyncio.CancelledError:
             if not ends.cancelled() and ends.exception() is None:
                 ends.result().close()  # as `create_connection` does
@@ -77,7 +77,7 @@ class Connects:
         self.under_way[number][1].set_exception(failure)
 
     async def take(self, origin: Origin, timeout: float | None = None) -> Fake:
-        connection = self.pool.idle(origin) or await self.pool.wait(origin, timeout, None)
+        connection = self.pool.pop_idle(origin) or await self.pool.acquire(origin, timeout, None)
         return cast(Fake, connection)
 
     def taking(self, origin: Origin, timeout: float | None = None) -> "asyncio.Task[Fake]":
@@ -91,7 +91,7 @@ class Connects:
         return await taking
 
     def release(self, connection: Fake) -> None:
-        self.pool.release(cast(Connection, connection))
+        self.pool.release(cast(HTTP11Connection, connection))
 
     def assert_empty(self) -> None:
         pool = self.pool
@@ -99,8 +99,8 @@ class Connects:
         assert not pool._open
         assert not pool._groups
         assert not pool._idle_since
-        assert not pool._without_room
-        assert not pool._making
+        assert not pool._waiting_for_slot
+        assert not pool._connecting
 
 
 async def settle() -> None:
@@ -127,8 +127,8 @@ async def test_a_connection_serves_its_own_origin_only() -> None:
     for connection in kept.values():
         c.release(connection)
     same_but_name: Origin = (*A[:3], "another.name")
-    assert c.pool.idle(C) is None
-    assert c.pool.idle(same_but_name) is None
+    assert c.pool.pop_idle(C) is None
+    assert c.pool.pop_idle(same_but_name) is None
     assert await c.take(B) is kept[B]
     assert await c.take(A) is kept[A]
 
@@ -330,7 +330,7 @@ async def test_a_connect_that_nobody_waits_for_is_kept_or_gives_its_room_to_anot
     await settle()
     connection = c.connect()
     await settle()
-    assert c.pool.idle(A) is cast(Connection, connection)
+    assert c.pool.pop_idle(A) is cast(HTTP11Connection, connection)
     c.release(connection)
     other = c.taking(B)
     await settle()
@@ -625,7 +625,7 @@ class Counts(RuleBasedStateMachine):
         assert not any(connection.closed for connection in pool._open)
         idle = [one for group in pool._groups.values() for one in group.idle]
         assert set(idle) == set(pool._idle_since)
-        assert not set(idle) & set(cast(list[Connection], self.in_use))
+        assert not set(idle) & set(cast(list[HTTP11Connection], self.in_use))
         # One that was cancelled is forgotten when its task goes on.
         waiting = [one for one in pool._without_room if not one.connection.done()]
         assert pool._size == 3 or not waiting

@@ -833,16 +833,16 @@ async def test_what_comes_behind_a_body_that_is_read_late_is_not_the_next_respon
     async with Upstream(smuggling) as upstream, client(upstream) as c:
         transport = c._transport
         assert isinstance(transport, AsyncioTransport)
-        opening = transport.relay(c.build_request("GET", "/first"))
+        opening = transport.send_raw(c.build_request("GET", "/first"))
         assert opening is not None
         connection = await opening
         await asyncio.sleep(0.5)  # nothing is taken, and all of that has come
         body = b""
-        while piece := connection.take():
+        while piece := connection.read_nowait():
             body += piece
         assert len(body) == size
-        assert not connection.keep()
-        await connection.finish()
+        assert not connection.release()
+        await connection.aclose()
         assert len((await c.get("/second")).content) == size
         assert len(upstream.peers) == 2
 

@@ -20,19 +20,19 @@ from starlette.websockets import WebSocket
 
 from asgi_upstream import (
     BufferedResponse,
-    ForwardApp,
+    ExchangeRecord,
     Outcome,
     PoolExhausted,
-    Record,
+    ReverseProxy,
     StreamedResponse,
     UpstreamBodyTooLarge,
     UpstreamError,
     client_dependency,
     client_lifespan,
     combine_lifespans,
+    count_open_exchanges,
     forward_request,
     get_client,
-    open_exchanges,
     upstream_errors,
 )
 from asgi_upstream.transport import AsyncioTransport, PoolState
@@ -67,7 +67,7 @@ async def clients(request: Request, socket: WebSocket, connection: HTTPConnectio
     assert_type(await get_client(socket), httpx.AsyncClient)
     assert_type(await client_dependency("billing")(connection), httpx.AsyncClient)
     await get_client(request.scope)  # type: ignore[arg-type]
-    assert_type(open_exchanges(await get_client(request)), int)
+    assert_type(count_open_exchanges(await get_client(request)), int)
 
 
 # Responses
@@ -95,14 +95,14 @@ def event(exc: Exception) -> bytes:
     return b"event: error\n\n"
 
 
-def seen(record: Record) -> None:
+def seen(record: ExchangeRecord) -> None:
     assert_type(record.outcome, Outcome)
     assert_type(record.status, int | None)
     record.status = 200  # type: ignore[misc]
 
 
 async def responses(client: Client, request: httpx.Request) -> Response:
-    StreamedResponse(client, request, transform=upper, error_frame=event, observers=[seen])
+    StreamedResponse(client, request, transform=upper, on_stream_error=event, observers=[seen])
     StreamedResponse(client, request, on_response=look, deadline=3, headers={"x-a": "b"})
     BufferedResponse(client, request, on_response=shape, max_bytes=1024)
 
@@ -110,12 +110,12 @@ async def responses(client: Client, request: httpx.Request) -> Response:
     StreamedResponse(client, "/path")  # type: ignore[call-overload]
     StreamedResponse(httpx.Client(), request)  # type: ignore[call-overload]
     StreamedResponse(client, request, transform=lines)  # type: ignore[arg-type]
-    StreamedResponse(client, request, error_frame=b"")  # type: ignore[call-overload]
+    StreamedResponse(client, request, on_stream_error=b"")  # type: ignore[call-overload]
     StreamedResponse(client, request, max_bytes=1)  # type: ignore[call-overload]
 
     upstream = await client.send(request, stream=True)
-    StreamedResponse.adopt(upstream, unknown=1)  # type: ignore[call-arg]
-    return assert_type(StreamedResponse.adopt(upstream), StreamedResponse)
+    StreamedResponse.from_response(upstream, unknown=1)  # type: ignore[call-arg]
+    return assert_type(StreamedResponse.from_response(upstream), StreamedResponse)
 
 
 # Forwarding
@@ -129,10 +129,10 @@ def number(connection: HTTPConnection) -> int:
     return 1
 
 
-app: ASGIApp = ForwardApp("billing", deadline=5.0, rewrite_redirects=True)
-Mount("/api", ForwardApp(billing, headers={"x-a": "b", "x-b": None}))
-ForwardApp(number)  # type: ignore[arg-type]
-ForwardApp(dead_line=5.0)  # type: ignore[call-overload]
+app: ASGIApp = ReverseProxy("billing", deadline=5.0, rewrite_redirects=True)
+Mount("/api", ReverseProxy(billing, headers={"x-a": "b", "x-b": None}))
+ReverseProxy(number)  # type: ignore[arg-type]
+ReverseProxy(dead_line=5.0)  # type: ignore[call-overload]
 
 
 async def forwarding(client: Client, request: Request) -> None:

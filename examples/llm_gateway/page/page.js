@@ -164,8 +164,8 @@ async function ask() {
 const OUTCOMES = {
   completed: "Completed",
   replaced: "Refused",
-  caller_left_before_headers: "You left before it began",
-  caller_left_mid_body: "You stopped it",
+  caller_disconnected_before_headers: "You left before it began",
+  caller_disconnected_mid_body: "You stopped it",
   body_failed: "Upstream died",
   deadline: "Took too long",
   cancelled: "Gateway stopped",
@@ -183,9 +183,9 @@ function row(exchange) {
   const top = element("div", "top");
   top.append(element("span", "model", exchange.model), element("span", `outcome ${className}`, text));
   const { tokens } = exchange;
-  const facts = [`${tokens} token${tokens === 1 ? "" : "s"}`, time(exchange.seconds)];
-  if (exchange.seconds_to_first_byte !== null)
-    facts.push(`first byte after ${time(exchange.seconds_to_first_byte)}`);
+  const facts = [`${tokens} token${tokens === 1 ? "" : "s"}`, time(exchange.duration)];
+  if (exchange.time_to_first_byte !== null)
+    facts.push(`first byte after ${time(exchange.time_to_first_byte)}`);
   const item = element("li", "");
   item.append(top, element("div", "facts", facts.join(" · ")));
   return item;

@@ -3,7 +3,7 @@
 OTHER = "_OTHER"
 """Stands for all values that are not told apart, as in OpenTelemetry's conventions."""
 
-MOST_HOSTS = 100
+MAX_HOSTS = 100
 
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -15,7 +15,7 @@ def bounded_method(method: str) -> str:
     return method if method in _METHODS else OTHER
 
 
-class Bounded(dict[str, str]):
+class BoundedLabels(dict[str, str]):
     """Of all values those that came first, as they are; any other is `OTHER`.
 
     For hosts: few of one API, but as many as callers like where they choose the upstream.

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..records import open_ledgers
+from ..records import iter_registered
 
 
-class Live(NamedTuple):
+class OpenExchangeCount(NamedTuple):
     """What is under way on the clients of one name."""
 
     open: int
@@ -14,18 +14,18 @@ class Live(NamedTuple):
     """Of those open, the ones that wait for a connection; None where the transport cannot say."""
 
 
-def live() -> Mapping[str, Live]:
+def open_exchange_counts() -> Mapping[str, OpenExchangeCount]:
     """By the name of the client; two apps of one process may have a client of the same name."""
-    all_of: dict[str, Live] = {}
-    for name, ledger in open_ledgers():
-        before = all_of.get(name, Live(0, None))
+    counts: dict[str, OpenExchangeCount] = {}
+    for name, ledger in iter_registered():
+        before = counts.get(name, OpenExchangeCount(0, None))
         waiting = _waiting(ledger.transport)
         if waiting is not None and before.waiting is not None:
             waiting += before.waiting
         elif waiting is None:
             waiting = before.waiting
-        all_of[name] = Live(before.open + ledger.open, waiting)
-    return all_of
+        counts[name] = OpenExchangeCount(before.open + ledger.open_count, waiting)
+    return counts
 
 
 def _waiting(transport: Any) -> int | None:

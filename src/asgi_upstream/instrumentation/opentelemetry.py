@@ -17,18 +17,18 @@ except ImportError as _exc:
         name=_exc.name,
     ) from _exc
 
-from ..errors import described
-from ..records import Observer, Record
-from .bounds import MOST_HOSTS, OTHER, Bounded, bounded_method
-from .live import live
+from ..errors import describe_exception
+from ..records import ExchangeRecord, Observer
+from .bounds import MAX_HOSTS, OTHER, BoundedLabels, bounded_method
+from .live import open_exchange_counts
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """The buckets that the conventions advise."""
 
 _SPAN = "asgi_upstream.exchange"
-_OF_A_SPAN = tuple(
+_SPAN_FIELDS = tuple(
     field.name
-    for field in fields(Record)
+    for field in fields(ExchangeRecord)
     if field.name not in ("method", "route", "outcome", "exception")
 )
 
@@ -38,7 +38,7 @@ def opentelemetry_observer(
     meter_provider: metrics.MeterProvider | None = None,
     tracer_provider: trace.TracerProvider | None = None,
     body_sizes: bool = False,
-    most_hosts: int = MOST_HOSTS,
+    max_hosts: int = MAX_HOSTS,
 ) -> Observer:
     """An observer that records metrics, and tells the trace. Give the same one to every client.
 
@@ -51,7 +51,7 @@ def opentelemetry_observer(
     Arguments:
         meter_provider, tracer_provider: instead of the global ones.
         body_sizes: also record the sizes of bodies, which is optional in the conventions.
-        most_hosts: so many hosts are told apart, and those after them are "_OTHER".
+        max_hosts: so many hosts are told apart, and those after them are "_OTHER".
 
     Raises:
         ImportError: on import, without opentelemetry-api: `asgi-upstream[otel]` brings it.
@@ -59,11 +59,13 @@ def opentelemetry_observer(
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
     tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)
 
-    def seconds(name: str, text: str) -> metrics.Histogram:
+    def duration_histogram(name: str, text: str) -> metrics.Histogram:
         return meter.create_histogram(name, "s", text, explicit_bucket_boundaries_advisory=SECONDS)
 
-    duration = seconds("http.client.request.duration", "Duration of HTTP client requests.")
-    first_byte = seconds(
+    duration = duration_histogram(
+        "http.client.request.duration", "Duration of HTTP client requests."
+    )
+    first_byte = duration_histogram(
         "asgi_upstream.time_to_first_byte", "Until the upstream's body had its first byte."
     )
     sizes = [
@@ -82,36 +84,36 @@ def opentelemetry_observer(
         "{exchange}",
         "Exchanges under way that wait for a connection; on AsyncioTransport.",
     )
-    hosts = Bounded(most_hosts)
+    hosts = BoundedLabels(max_hosts)
     by_labels: dict[object, Mapping[str, str | int]] = {}
 
-    def observe(record: Record) -> None:
+    def observe(record: ExchangeRecord) -> None:
         method, host = bounded_method(record.method), hosts[record.host]
         key = (record.client, host, method, record.route, record.status, record.outcome)
         attributes = by_labels.get(key)
         if attributes is None:
             attributes = by_labels[key] = _attributes(record, method, host)
-        duration.record(record.seconds, attributes)
-        if record.seconds_to_first_byte is not None:
-            first_byte.record(record.seconds_to_first_byte, attributes)
+        duration.record(record.duration, attributes)
+        if record.time_to_first_byte is not None:
+            first_byte.record(record.time_to_first_byte, attributes)
         if sizes:
             sizes[0].record(record.bytes_sent, attributes)
             sizes[1].record(record.bytes_received, attributes)
         span = trace.get_current_span()
         if span.is_recording():
-            _tell(span, record, time.time_ns())
+            _annotate(span, record, time.time_ns())
         elif span.get_span_context().is_valid:
             now = time.time_ns()
-            own = tracer.start_span(_SPAN, start_time=now - int(record.seconds * 1e9))
-            _tell(own, record, now)
+            exchange_span = tracer.start_span(_SPAN, start_time=now - int(record.duration * 1e9))
+            _annotate(exchange_span, record, now)
             if record.outcome.is_failure:
-                own.set_status(trace.StatusCode.ERROR)
-            own.end(now)
+                exchange_span.set_status(trace.StatusCode.ERROR)
+            exchange_span.end(now)
 
     return observe
 
 
-def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | int]:
+def _attributes(record: ExchangeRecord, method: str, host: str) -> Mapping[str, str | int]:
     """Those of the conventions for a client's metrics, and what only this library knows."""
     address = urlsplit(f"//{host}")  # which would write OTHER in lower case
     error: str | None = None
@@ -132,27 +134,27 @@ def _attributes(record: Record, method: str, host: str) -> Mapping[str, str | in
     return {name: value for name, value in all_of.items() if value is not None}
 
 
-def _tell(span: trace.Span, record: Record, now: int) -> None:
+def _annotate(span: trace.Span, record: ExchangeRecord, now: int) -> None:
     span.set_attribute("asgi_upstream.outcome", record.outcome.value)
-    for name in _OF_A_SPAN:
+    for name in _SPAN_FIELDS:
         if (value := getattr(record, name)) is not None:
             span.set_attribute(f"asgi_upstream.{name}", value)
     if record.exception is not None:
-        span.set_attribute("asgi_upstream.error", described(record.exception))
+        span.set_attribute("asgi_upstream.error", describe_exception(record.exception))
     for event, seconds in (
-        ("asgi_upstream.headers", record.seconds_to_headers),
-        ("asgi_upstream.first_byte", record.seconds_to_first_byte),
+        ("asgi_upstream.headers", record.time_to_headers),
+        ("asgi_upstream.first_byte", record.time_to_first_byte),
     ):
         if seconds is not None:
-            span.add_event(event, timestamp=now - int((record.seconds - seconds) * 1e9))
+            span.add_event(event, timestamp=now - int((record.duration - seconds) * 1e9))
 
 
 def _open(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    for name, now in live().items():
+    for name, now in open_exchange_counts().items():
         yield metrics.Observation(now.open, {"asgi_upstream.client": name})
 
 
 def _waiting(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    for name, now in live().items():
+    for name, now in open_exchange_counts().items():
         if now.waiting is not None:
             yield metrics.Observation(now.waiting, {"asgi_upstream.client": name})

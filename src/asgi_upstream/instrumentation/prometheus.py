@@ -14,11 +14,11 @@ except ImportError as _exc:
         name=_exc.name,
     ) from _exc
 
-from ..records import Observer, Record
-from .bounds import MOST_HOSTS, Bounded, bounded_method
-from .live import live
+from ..records import ExchangeRecord, Observer
+from .bounds import MAX_HOSTS, BoundedLabels, bounded_method
+from .live import open_exchange_counts
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """The upper ends of the histograms' buckets: a stream may last for minutes."""
 
 _REQUEST = ("client", "host", "method", "route")
@@ -28,8 +28,8 @@ _Metrics = tuple[Counter, Histogram, Histogram, Histogram]
 def prometheus_observer(
     registry: CollectorRegistry = REGISTRY,
     *,
-    buckets: Sequence[float] = SECONDS,
-    most_hosts: int = MOST_HOSTS,
+    buckets: Sequence[float] = DEFAULT_BUCKETS,
+    max_hosts: int = MAX_HOSTS,
 ) -> Observer:
     """An observer that counts and times exchanges. Give the same one to every client.
 
@@ -41,7 +41,7 @@ def prometheus_observer(
     Arguments:
         registry: where the metrics are; once in each.
         buckets: of the histograms, in seconds.
-        most_hosts: so many hosts are told apart, and those after them are "_OTHER".
+        max_hosts: so many hosts are told apart, and those after them are "_OTHER".
 
     Raises:
         ImportError: on import, without prometheus-client: `asgi-upstream[prometheus]` brings it.
@@ -53,7 +53,7 @@ def prometheus_observer(
             f"asgi_upstream_{name}", text, _REQUEST, registry=registry, buckets=buckets
         )
 
-    ended = Counter(
+    exchanges_total = Counter(
         "asgi_upstream_exchanges",
         "Exchanges that ended, by how they did and by the upstream's status.",
         (*_REQUEST, "status", "outcome"),
@@ -64,34 +64,34 @@ def prometheus_observer(
         "time_to_first_byte_seconds", "Until the first byte of the upstream's body was there."
     )
     duration = histogram("exchange_duration_seconds", "From an exchange's beginning to its end.")
-    registry.register(_UnderWay())
-    hosts = Bounded(most_hosts)
+    registry.register(_OpenExchangesCollector())
+    hosts = BoundedLabels(max_hosts)
     by_labels: dict[object, _Metrics] = {}  # finding them by `labels()` costs more than all else
 
-    def observe(record: Record) -> None:
+    def observe(record: ExchangeRecord) -> None:
         method, host = bounded_method(record.method), hosts[record.host]
         key = (record.client, host, method, record.route, record.status, record.outcome)
         metrics = by_labels.get(key)
         if metrics is None:
             request = (record.client or "", host, method, record.route or "")
             metrics = by_labels[key] = (
-                ended.labels(*request, record.status or "", record.outcome),
+                exchanges_total.labels(*request, record.status or "", record.outcome),
                 to_headers.labels(*request),
                 to_first_byte.labels(*request),
                 duration.labels(*request),
             )
         count, headers, first_byte, whole = metrics
         count.inc()
-        if record.seconds_to_headers is not None:
-            headers.observe(record.seconds_to_headers)
-        if record.seconds_to_first_byte is not None:
-            first_byte.observe(record.seconds_to_first_byte)
-        whole.observe(record.seconds)
+        if record.time_to_headers is not None:
+            headers.observe(record.time_to_headers)
+        if record.time_to_first_byte is not None:
+            first_byte.observe(record.time_to_first_byte)
+        whole.observe(record.duration)
 
     return observe
 
 
-class _UnderWay(Collector):
+class _OpenExchangesCollector(Collector):
     """Gauges that are read when they are scraped, so that they cost nothing between."""
 
     def collect(self) -> Iterable[Metric]:
@@ -103,7 +103,7 @@ class _UnderWay(Collector):
             "Exchanges under way that wait for a connection; on AsyncioTransport.",
             labels=["client"],
         )
-        for name, now in live().items():
+        for name, now in open_exchange_counts().items():
             open_.add_metric([name], now.open)
             if now.waiting is not None:
                 waiting.add_metric([name], now.waiting)

@@ -3,16 +3,16 @@
 The pytest plugin, `pytest_asgi_upstream`, has the fixtures `upstream`, `serve` and `no_leaks`.
 """
 
-from .answers import Answer
+from .answers import ScriptedResponse
 from .leaks import no_leaks
-from .received import Received
+from .received import ReceivedRequest
 from .serving import serve
 from .upstream import Upstream
 from .waiting import aeventually, eventually
 
 __all__ = [
-    "Answer",
-    "Received",
+    "ReceivedRequest",
+    "ScriptedResponse",
     "Upstream",
     "aeventually",
     "eventually",

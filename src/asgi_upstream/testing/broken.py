@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-Broken: TypeAlias = Literal[
+MalformedKind: TypeAlias = Literal[
     "not-http", "head", "huge-head", "status", "switch", "chunk", "length", "gzip"
 ]
 
@@ -12,7 +12,7 @@ _OK = b"HTTP/1.1 200 OK\r\n"
 _packer = zlib.compressobj(wbits=31)
 _GZIP = _packer.compress(b"first") + _packer.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 100
 
-BROKEN: Mapping[Broken, bytes] = {
+MALFORMED: Mapping[MalformedKind, bytes] = {
     # Another protocol.
     "not-http": b"220 mail.example ESMTP\r\n",
     # Ends within the head.

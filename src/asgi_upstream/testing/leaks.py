@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from ..libraries import NAMES
-from ..records import all_ledgers, ledger_of
-from .upstream import running
+from ..libraries import MODULE_NAMES
+from ..records import get_client_state, iter_client_states
+from .upstream import _running_upstreams
 from .waiting import aeventually, eventually
 
 WITHIN = 5.0
@@ -42,17 +42,17 @@ class no_leaks:
     def begin(self) -> None:
         """Watch from here on."""
         self._made: list[Any] = []
-        self._not_ours: list[object] = []
-        self._stray_before = {id(client): stray for client, stray in _stray([])}
-        self._look_away()
+        self._ignored: list[object] = []
+        self._stray_before = {id(client): stray for client, stray in _unaccounted_connections([])}
+        self._ignore_existing()
         _watching.append(self)
-        _follow_clients()
+        _patch_constructors()
 
     def end(self) -> None:
         """Watch no longer."""
         if self in _watching:
             _watching.remove(self)
-        _follow_clients()
+        _patch_constructors()
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -62,9 +62,9 @@ class no_leaks:
             yield
         finally:
             self._paused = False
-            self._look_away()
+            self._ignore_existing()
 
-    def made(self, client: object) -> None:
+    def track(self, client: object) -> None:
         if not self._paused:
             self._made.append(client)
 
@@ -73,42 +73,44 @@ class no_leaks:
         try:
             eventually(lambda: not self._open_exchanges(), self._within)
         except AssertionError:
-            raise AssertionError(self._told_of_exchanges()) from None
+            raise AssertionError(self._leak_report()) from None
 
     async def acheck_exchanges(self) -> None:
         """The same in an async test, while the tasks beside it go on."""
         try:
             await aeventually(lambda: not self._open_exchanges(), self._within)
         except AssertionError:
-            raise AssertionError(self._told_of_exchanges()) from None
+            raise AssertionError(self._leak_report()) from None
 
     def check_clients(self) -> None:
         """Raise where a client was not closed."""
         if unclosed := list(self._unclosed_clients()):
             raise AssertionError("\n  ".join(["never closed:", *unclosed]))
 
-    def _told_of_exchanges(self) -> str:
+    def _leak_report(self) -> str:
         title = f"still open {self._within:g} s after the end:"
         return "\n  ".join([title, *self._open_exchanges()])
 
-    def _look_away(self) -> None:
+    def _ignore_existing(self) -> None:
         """What is open now is not of the test."""
-        self._not_ours += [one for one, _ in _under_way()]
-        self._not_ours += [client for client, ledger in all_ledgers() if ledger.name is not None]
+        self._ignored += [one for one, _ in _under_way()]
+        self._ignored += [
+            client for client, ledger in iter_client_states() if ledger.name is not None
+        ]
 
     def _is_ours(self, one: object) -> bool:
-        return all(one is not other for other in self._not_ours)
+        return all(one is not other for other in self._ignored)
 
     def _open_exchanges(self) -> list[str]:
         told = [told for one, told in _under_way() if self._is_ours(one)]
-        for client, stray in _stray(self._made):
+        for client, stray in _unaccounted_connections(self._made):
             if (ours := stray - self._stray_before.get(id(client), 0)) > 0:
                 responses = "a response" if ours == 1 else f"{ours} responses"
-                told.append(f"{responses} of {_named(client)}, which nobody closed")
+                told.append(f"{responses} of {_describe_client(client)}, which nobody closed")
         return told
 
     def _unclosed_clients(self) -> Iterator[str]:
-        ledgers = list(all_ledgers())
+        ledgers = list(iter_client_states())
         for client, ledger in ledgers:
             if ledger.name is not None and self._is_ours(client):
                 yield f"the client {ledger.name!r}: the lifespan that opened it was not left"
@@ -118,7 +120,7 @@ class no_leaks:
             # An exchange may go past the client's own methods, which keep its state.
             was_used = id(client) in used or _is_opened(client)
             if was_used and id(client) not in of_a_lifespan and not client.is_closed:
-                yield f"{_named(client)}: use `async with`, or aclose()"
+                yield f"{_describe_client(client)}: use `async with`, or aclose()"
 
     def __enter__(self) -> Self:
         self.begin()
@@ -155,21 +157,21 @@ _constructors: dict[Any, Any] = {}
 
 def _under_way() -> Iterator[tuple[object, str]]:
     """What is open now, and how to tell of it."""
-    for _, ledger in all_ledgers():
-        for exchange in list(ledger.under_way):
+    for _, ledger in iter_client_states():
+        for exchange in list(ledger.open_exchanges):
             request = exchange.request
             by = f"by the client {ledger.name!r}" if ledger.name else "by a client of no lifespan"
             yield exchange, f"{request.method} {request.url}, {by}"
-    for upstream in list(running):
+    for upstream in list(_running_upstreams):
         for received in upstream.under_way():
             told = f"{received.method} {upstream.url}{received.target}, as the upstream sees it"
             yield received, told
 
 
-def _stray(clients: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+def _unaccounted_connections(clients: Iterable[Any]) -> Iterator[tuple[Any, int]]:
     """These clients and all that had an exchange, and how many connections each has in use, as far
     as its transports tell, beyond those of its exchanges."""
-    open_on = {id(client): (client, ledger.open) for client, ledger in all_ledgers()}
+    open_on = {id(client): (client, ledger.open_count) for client, ledger in iter_client_states()}
     open_on |= {id(client): (client, 0) for client in clients if id(client) not in open_on}
     for client, exchanges in open_on.values():
         transports = (getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values())
@@ -184,25 +186,25 @@ def _in_use(transport: Any) -> int:
     return sum(not (one.is_idle() or one.is_closed()) for one in connections)
 
 
-def _named(client: Any) -> str:
-    if name := ledger_of(client).name:
+def _describe_client(client: Any) -> str:
+    if name := get_client_state(client).name:
         return f"the client {name!r}"
     kind, url = type(client).__name__, getattr(client, "base_url", None)
     return f"an {kind} for {url}" if url and url.host else f"an {kind}"
 
 
-def _follow_clients() -> None:
+def _patch_constructors() -> None:
     """Learn of each new client while somebody watches, and not else."""
     if not _watching:
         for client_class, constructor in _constructors.items():
             client_class.__init__ = constructor
         _constructors.clear()
         return
-    for module in NAMES:
+    for module in MODULE_NAMES:
         client_class = getattr(sys.modules.get(module), "AsyncClient", None)
         if client_class is not None and client_class not in _constructors:
             _constructors[client_class] = client_class.__init__
-            client_class.__init__ = _followed(client_class.__init__)
+            client_class.__init__ = _tracking_init(client_class.__init__)
 
 
 def _is_opened(client: Any) -> bool:
@@ -210,11 +212,11 @@ def _is_opened(client: Any) -> bool:
     return getattr(getattr(client, "_state", None), "name", None) == "OPENED"
 
 
-def _followed(constructor: Callable[..., None]) -> Callable[..., None]:
+def _tracking_init(constructor: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(constructor)
     def init(self: object, *args: object, **options: object) -> None:
         constructor(self, *args, **options)
         for watch in list(_watching):
-            watch.made(self)
+            watch.track(self)
 
     return init

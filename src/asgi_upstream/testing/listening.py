@@ -11,7 +11,7 @@ from typing import Any, Self, TypeAlias
 Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-class Listening:
+class LoopbackServer:
     """Serves each connection by a function, while it is entered."""
 
     def __init__(self, serve: Serve, tls: ssl.SSLContext | None = None) -> None:

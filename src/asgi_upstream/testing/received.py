@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 
-class Received:
+class ReceivedRequest:
     """One request, from the moment its head was there.
 
     Attributes:
@@ -19,13 +19,13 @@ class Received:
 
     def __init__(self, head: bytes, connection: int) -> None:
         self.head = head
-        self.whole: bool = False
-        self.left: bool = False
+        self.complete: bool = False
+        self.disconnected: bool = False
         self.connection = connection
         self._body, self._raw = bytearray(), bytearray(head)
 
     def __repr__(self) -> str:
-        return f"<Received {self.method} {self.target}>"
+        return f"<ReceivedRequest {self.method} {self.target}>"
 
     @property
     def body(self) -> bytes:
@@ -85,7 +85,7 @@ class Received:
                 pass
         elif "content-length" in headers:
             await self._content(reader, int(headers["content-length"]))
-        self.whole = True
+        self.complete = True
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         line = await reader.readuntil(b"\r\n")

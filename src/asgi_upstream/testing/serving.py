@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .waiting import eventually
 
-READY_IN = 10.0
+STARTUP_TIMEOUT = 10.0
 """Seconds that an app may take to start."""
 
 
@@ -35,7 +35,7 @@ class serve:
     """
 
     def __init__(self, app: ASGIApp, *, grace: int = 1, **options: Any) -> None:
-        self._app = _Watched(app)
+        self._app = _LifespanErrorCapture(app)
         self._options: dict[str, Any] = {
             "http": "auto",
             "loop": "asyncio",
@@ -56,19 +56,20 @@ class serve:
         self._thread = threading.Thread(target=self._run, name="serve", daemon=True)
         self._thread.start()
         with contextlib.suppress(AssertionError):
-            eventually(lambda: self._server.started or not self._thread.is_alive(), READY_IN)
+            eventually(lambda: self._server.started or not self._thread.is_alive(), STARTUP_TIMEOUT)
         if self._server.started:
             return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._stop()
         raise self._app.failure or RuntimeError(
-            f"the app did not start within {READY_IN:g} s: what does its lifespan wait for?"
+            f"the app did not start within {STARTUP_TIMEOUT:g} s: what does its lifespan wait for?"
         )
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stop()
         if self._thread.is_alive():
             raise RuntimeError(
-                f"the server did not stop within {self._grace + READY_IN:g} s: what does the app's "
+                f"the server did not stop within {self._grace + STARTUP_TIMEOUT:g} s: "
+                f"what does the app's "
                 f"lifespan wait for?"
             )
         if self._app.failure is not None and kind is None:
@@ -90,11 +91,11 @@ class serve:
 
     def _stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(self._grace + READY_IN)
+        self._thread.join(self._grace + STARTUP_TIMEOUT)
         self._listener.close()
 
 
-class _Watched:
+class _LifespanErrorCapture:
     """The app; what its lifespan raised is kept, which servers only log."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -107,12 +108,12 @@ class _Watched:
             return
         told: list[str] = []
 
-        async def hear(message: Message) -> None:
+        async def send_wrapper(message: Message) -> None:
             told.append(message["type"])
             await send(message)
 
         try:
-            await self._app(scope, receive, hear)
+            await self._app(scope, receive, send_wrapper)
         except Exception as exc:
             if told:  # else it has no lifespan, and says so by raising
                 self.failure = exc

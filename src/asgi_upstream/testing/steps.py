@@ -17,7 +17,7 @@ class Fault:
 Step: TypeAlias = bytes | float | Fault
 
 
-def is_sent(step: Step) -> TypeGuard[bytes]:
+def is_data(step: Step) -> TypeGuard[bytes]:
     return isinstance(step, bytes)
 
 
@@ -26,7 +26,7 @@ def with_faults(steps: Iterable[Step], faults: Iterable[Fault]) -> Iterator[Step
     waiting = sorted(faults, key=lambda fault: fault.after or 0)
     sent = 0
     for step in steps:
-        if not is_sent(step):
+        if not is_data(step):
             yield step
             continue
         while waiting and (waiting[0].after or 0) < sent + len(step):

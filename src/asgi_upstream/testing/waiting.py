@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import anyio
 
-PAUSE = 0.005
+POLL_INTERVAL = 0.005
 """Seconds between two looks."""
 
 
@@ -21,7 +21,7 @@ def eventually(condition: Callable[[], object], within: float = 5.0) -> float:
     began = time.monotonic()
     while not condition():
         _check(began, within)
-        time.sleep(PAUSE)
+        time.sleep(POLL_INTERVAL)
     return time.monotonic() - began
 
 
@@ -30,7 +30,7 @@ async def aeventually(condition: Callable[[], object], within: float = 5.0) -> f
     began = time.monotonic()
     while not condition():
         _check(began, within)
-        await anyio.sleep(PAUSE)
+        await anyio.sleep(POLL_INTERVAL)
     return time.monotonic() - began
 
 

@@ -11,9 +11,9 @@ import httpcore
 import httpx
 
 try:
-    from .connection import Connection
-    from .messages import Outgoing, outgoing
-    from .streams import Body, NetworkStream
+    from .connection import HTTP11Connection
+    from .messages import OutgoingRequest, serialize_request
+    from .streams import ResponseStream, UpgradedStream
 except ImportError as _exc:
     if _exc.name != "httptools":
         raise
@@ -21,8 +21,8 @@ except ImportError as _exc:
         "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
     ) from _exc
 from ..forwarded import ForwardedRequest
-from ..libraries import Library, derived, library_of
-from .connecting import connected
+from ..libraries import Library, get_library, subclass_for
+from .connecting import connect_tcp
 from .pool import Origin, Pool, PoolState
 
 __all__ = ["AsyncioTransport", "PoolState"]
@@ -40,7 +40,7 @@ Extensions = Mapping[str, Any]
 Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
-def _unpatched(cls: type[Any]) -> object:
+def _original_method(cls: type[Any]) -> object:
     """Its `handle_async_request`, unless somebody has put another there, to mock or to trace."""
     method = cls.handle_async_request
     own = type(method) is types.FunctionType
@@ -48,22 +48,24 @@ def _unpatched(cls: type[Any]) -> object:
     return method if same_file else None
 
 
-class Stock:
+class _Flavor:
     """A library and its httpcore: what of here is of their classes, and what others patch."""
 
     def __init__(self, library: Library, core: Any) -> None:
         self.library = library
         self.transport: Any = library.AsyncHTTPTransport
         self.pool: Any = core.AsyncConnectionPool
-        self.transport_method: object = _unpatched(self.transport)
-        self.pool_method: object = _unpatched(self.pool)
-        self._stream = derived(Body, library.AsyncByteStream)
-        self._network_stream = derived(NetworkStream, core.AsyncNetworkStream)
-        self._network_stream.core = core
-        self.seen_pool: type[_SeenPool] = derived(_SeenPool, core.AsyncConnectionPool)
+        self.transport_method: object = _original_method(self.transport)
+        self.pool_method: object = _original_method(self.pool)
+        self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
+        self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
+        self._network_stream.httpcore = core
+        self.seen_pool: type[_InterceptedPool] = subclass_for(
+            _InterceptedPool, core.AsyncConnectionPool
+        )
         self.response_of_core: type[httpcore.Response] = core.Response
 
-    def stream_of(self, connection: Connection) -> Body:
+    def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
         """The body of the response that a connection has."""
         return self._stream(self._network_stream, connection)
 
@@ -74,10 +76,10 @@ else:
     _Transport = object  # an AsyncHTTPTransport of the library comes behind it
 
 
-class OnAsyncio(_Transport):
+class _AsyncioTransportMixin(_Transport):
     """All of AsyncioTransport but the library that it is for."""
 
-    _stock: ClassVar[Stock]
+    _stock: ClassVar[_Flavor]
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class OnAsyncio(_Transport):
         stock = self._stock
         self._pool = stock.seen_pool(
             stock,
-            self._exchange,
+            self._send,
             ssl_context=context,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
@@ -120,7 +122,7 @@ class OnAsyncio(_Transport):
             retries=retries,
             socket_options=socket_options,
         )
-        self._connections = Pool(self._connect, limits, stock.library)
+        self._asyncio_pool = Pool(self._connect, limits, stock.library)
         self._tls = context
         self._uds = uds
         self._local_address = local_address
@@ -128,25 +130,25 @@ class OnAsyncio(_Transport):
         self._socket_options = list(socket_options or ())
         self._thread: int | None = None  # of the loop, once there is one
         self._loop = cast(asyncio.AbstractEventLoop, None)
-        self._last_url: httpx.URL | None = None
-        self._last: Origin = (b"", b"", 0, None)
+        self._cached_url: httpx.URL | None = None
+        self._cached_origin: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = self._stock.library
-        if library_of(type(request)) is not library:
+        if get_library(type(request)) is not library:
             raise TypeError(
                 f"this AsyncioTransport is for the client of {library.__name__}: import the one of "
                 f"asgi_upstream.transport for httpx, of asgi_upstream.transport.httpx2 for httpx2"
             )
-        opening = self.relay(request)
+        opening = self.send_raw(request)
         if opening is None:
             return await super().handle_async_request(request)  # to _SeenPool, in the end
-        body = self._stock.stream_of(await opening)
+        body = self._stock.make_stream(await opening)
         return library.Response(
             body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
         )
 
-    def relay(self, request: httpx.Request) -> Awaitable[Connection] | None:
+    def send_raw(self, request: httpx.Request) -> Awaitable[HTTP11Connection] | None:
         """The connection with the response, for who needs no `httpx.Response`, and ends with `keep`
         or `finish`. None where others must see the request, or it is not of this library.
 
@@ -155,62 +157,66 @@ class OnAsyncio(_Transport):
         """
         stock = self._stock
         if (
-            type(self).handle_async_request is not _OWN
+            type(self).handle_async_request is not _ORIGINAL_HANDLE
             or "handle_async_request" in vars(self)
             or stock.transport.handle_async_request is not stock.transport_method
             or stock.pool.handle_async_request is not stock.pool_method
-            or library_of(type(request)) is not stock.library
+            or get_library(type(request)) is not stock.library
         ):
             return None
         extensions = request.extensions
         if isinstance(request, ForwardedRequest):  # has these without making its URL and Headers
-            url, fields = request.origin_url, request.raw_fields
+            url, fields = request.origin_url, request.raw_headers
         else:
             url, fields = request.url, request.headers.raw
-        if url is not self._last_url:
-            self._last_url, self._last = (
+        if url is not self._cached_url:
+            self._cached_url, self._cached_origin = (
                 url,
                 _origin(stock.library, url.raw_scheme, url.raw_host, url.port),
             )
         target = extensions.get("target") or url.raw_path
         timeouts = extensions.get("timeout", {})
-        out = outgoing(request.method, target, fields, request.stream, timeouts, stock.library)
-        return self._exchange(self._last, out, extensions)
+        out = serialize_request(
+            request.method, target, fields, request.stream, timeouts, stock.library
+        )
+        return self._send(self._cached_origin, out, extensions)
 
-    async def _exchange(self, origin: Origin, out: Outgoing, extensions: Extensions) -> Connection:
+    async def _send(
+        self, origin: Origin, out: OutgoingRequest, extensions: Extensions
+    ) -> HTTP11Connection:
         if threading.get_ident() != self._thread or not self._loop.is_running():
-            self._begin()
+            self._bind_loop()
         if "sni_hostname" in extensions:
             origin = (*origin[:3], extensions["sni_hostname"])
-        again = False
+        retried = False
         while True:
-            connection = None if again else self._connections.idle(origin)
+            connection = None if retried else self._asyncio_pool.pop_idle(origin)
             # One that is given back may have been closed since, before anything was sent on it.
-            while connection is None or (connection.closed and connection.exchanges):
+            while connection is None or (connection.closed and connection.request_count):
                 timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
-                connection = await self._connections.wait(
+                connection = await self._asyncio_pool.acquire(
                     origin, timeouts.get("pool"), timeouts.get("connect")
                 )
             try:
                 if "trace" in extensions:
-                    await _traced(connection, out, extensions["trace"])
+                    await _send_traced(connection, out, extensions["trace"])
                 else:
                     connection.send(out)
                     while not connection.has_head:
-                        await connection.readable()
+                        await connection.wait_readable()
                 return connection
             except BaseException as exc:
-                await connection.finish()
+                await connection.aclose()
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
-                stale = connection.exchanges > 1 and not connection.answered
+                stale = connection.request_count > 1 and not connection.received_data
                 library = self._stock.library
                 closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
                 can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
-                if again or not (stale and closed and can_repeat):
+                if retried or not (stale and closed and can_repeat):
                     raise
-                again = True
+                retried = True
 
-    def _begin(self) -> None:
+    def _bind_loop(self) -> None:
         """Stay with the event loop of the first use."""
         try:
             loop = asyncio.get_running_loop()
@@ -227,7 +233,7 @@ class OnAsyncio(_Transport):
             )
         self._loop, self._thread = loop, threading.get_ident()
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
+    async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
         for attempt in range(self._retries):
             try:
                 return await self._connect_once(origin, timeout)
@@ -235,16 +241,16 @@ class OnAsyncio(_Transport):
                 await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
         return await self._connect_once(origin, timeout)
 
-    async def _connect_once(self, origin: Origin, timeout: float | None) -> Connection:
+    async def _connect_once(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
         try:
             async with asyncio.timeout(timeout):
-                return await self._open(origin)
+                return await self._open_connection(origin)
         except TimeoutError as exc:
             raise self._stock.library.ConnectTimeout(str(exc)) from exc
         except (OSError, UnicodeError) as exc:
             raise self._stock.library.ConnectError(str(exc)) from exc
 
-    async def _open(self, origin: Origin) -> Connection:
+    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
         scheme, raw_host, port, sni = origin
         loop = asyncio.get_running_loop()
         host = raw_host.decode("ascii")
@@ -252,13 +258,13 @@ class OnAsyncio(_Transport):
         if scheme in (b"https", b"wss"):
             tls = {"ssl": self._tls, "server_hostname": sni or host}
 
-        def protocol() -> Connection:
-            return Connection(self._connections, loop, self._stock.library)
+        def protocol() -> HTTP11Connection:
+            return HTTP11Connection(self._asyncio_pool, loop, self._stock.library)
 
         if self._uds is not None:
             transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
         else:
-            sock = await connected(host, port, self._local_address)
+            sock = await connect_tcp(host, port, self._local_address)
             transport, connection = await loop.create_connection(protocol, sock=sock, **tls)
         try:
             for option in self._socket_options:
@@ -270,7 +276,7 @@ class OnAsyncio(_Transport):
 
     def pool_state(self) -> PoolState:
         """How many connections are open, idle and being made, and how many requests wait."""
-        return self._connections.state()
+        return self._asyncio_pool.state()
 
     async def __aenter__(self) -> Self:
         return self
@@ -280,12 +286,12 @@ class OnAsyncio(_Transport):
 
     async def aclose(self) -> None:
         """Close every connection, whatever is under way on it; then another loop may begin."""
-        self._connections.close()
+        self._asyncio_pool.close()
         self._thread = None
         await self._pool.aclose()
 
 
-_OWN = OnAsyncio.handle_async_request
+_ORIGINAL_HANDLE = _AsyncioTransportMixin.handle_async_request
 
 
 def _origin(library: Library, scheme: bytes, host: bytes, port: int | None) -> Origin:
@@ -294,7 +300,7 @@ def _origin(library: Library, scheme: bytes, host: bytes, port: int | None) -> O
     return scheme, host, port or _PORTS[scheme], None
 
 
-async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> None:
+async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace: Trace) -> None:
     """Tell `trace` as httpcore does, of what there is of that here."""
     await trace("http11.send_request_headers.started", {})
     connection.send(out)
@@ -302,7 +308,7 @@ async def _traced(connection: Connection, out: Outgoing, trace: Trace) -> None:
     await trace("http11.receive_response_headers.started", {})
     try:
         while not connection.has_head:
-            await connection.readable()
+            await connection.wait_readable()
     except Exception as exc:
         await trace("http11.receive_response_headers.failed", {"exception": exc})
         raise
@@ -317,10 +323,10 @@ else:
     _Pool = object
 
 
-class _SeenPool(_Pool):
+class _InterceptedPool(_Pool):
     """Where the stock transport's method arrives when somebody has wrapped or mocked it."""
 
-    def __init__(self, stock: Stock, exchange: Any, **options: Any) -> None:
+    def __init__(self, stock: _Flavor, exchange: Any, **options: Any) -> None:
         super().__init__(**options)
         self._stock = stock
         self._exchange = exchange
@@ -330,7 +336,7 @@ class _SeenPool(_Pool):
         if stock.pool.handle_async_request is not stock.pool_method:
             return await super().handle_async_request(request)
         url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
-        out = outgoing(
+        out = serialize_request(
             request.method.decode("ascii"),
             extensions.get("target", url.target),
             request.headers,
@@ -339,13 +345,13 @@ class _SeenPool(_Pool):
             stock.library,
         )
         origin = _origin(stock.library, url.scheme, url.host, url.port)
-        body = stock.stream_of(await self._exchange(origin, out, extensions))
+        body = stock.make_stream(await self._exchange(origin, out, extensions))
         return stock.response_of_core(
             body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
         )
 
 
-class AsyncioTransport(OnAsyncio, httpx.AsyncHTTPTransport):
+class AsyncioTransport(_AsyncioTransportMixin, httpx.AsyncHTTPTransport):
     """The transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
 
         client_lifespan(transport=AsyncioTransport())
@@ -366,4 +372,4 @@ class AsyncioTransport(OnAsyncio, httpx.AsyncHTTPTransport):
             [docs/errors.md][on-asynciotransport].
     """
 
-    _stock = Stock(httpx, httpcore)
+    _stock = _Flavor(httpx, httpcore)

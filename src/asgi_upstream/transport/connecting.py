@@ -10,33 +10,33 @@ import socket
 from itertools import chain, zip_longest
 from typing import Any
 
-HEAD_START = 0.25
+HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds that an address has before the next one is tried beside it (RFC 8305 8)."""
 
 Address = tuple[int, int, int, str, Any]  # family, type, protocol, name, what to connect to
 
 
-async def connected(host: str, port: int, local: str | None) -> socket.socket:
+async def connect_tcp(host: str, port: int, local: str | None) -> socket.socket:
     """A socket that is the caller's; whatever ends this, no other is left open.
 
     Raises:
         OSError: the name does not resolve, or no address can be connected to.
     """
     loop = asyncio.get_running_loop()
-    addresses = await _addresses(loop, host, port)
-    trying: set[asyncio.Task[socket.socket]] = set()
+    addresses = await _resolve(loop, host, port)
+    attempts: set[asyncio.Task[socket.socket]] = set()
     failure = OSError()  # of the last that failed
     try:
-        while addresses or trying:
+        while addresses or attempts:
             if addresses:
-                trying.add(loop.create_task(_connected(loop, addresses.pop(0), local)))
+                attempts.add(loop.create_task(_connect_one(loop, addresses.pop(0), local)))
             done, _ = await asyncio.wait(
-                trying,
-                timeout=HEAD_START if addresses else None,
+                attempts,
+                timeout=HAPPY_EYEBALLS_DELAY if addresses else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             for task in done:
-                trying.discard(task)
+                attempts.discard(task)
                 exc = task.exception()
                 if exc is None:
                     return task.result()
@@ -45,12 +45,12 @@ async def connected(host: str, port: int, local: str | None) -> socket.socket:
                 failure = exc
         raise failure
     finally:
-        for task in trying:
+        for task in attempts:
             task.cancel()
-            task.add_done_callback(_close_late)
+            task.add_done_callback(_close_unused)
 
 
-async def _addresses(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
     """Where `host` is, the families by turns."""
     kind = socket.SOCK_STREAM
     try:
@@ -64,23 +64,23 @@ async def _addresses(loop: asyncio.AbstractEventLoop, host: str, port: int) -> l
     return [one for one in chain.from_iterable(zip_longest(first, others)) if one is not None]
 
 
-async def _connected(
+async def _connect_one(
     loop: asyncio.AbstractEventLoop, address: Address, local: str | None
 ) -> socket.socket:
     family, kind, protocol, _, target = address
-    one = socket.socket(family, kind, protocol)
+    sock = socket.socket(family, kind, protocol)
     try:
-        one.setblocking(False)
+        sock.setblocking(False)
         if local is not None:
-            one.bind((local, 0))
-        await loop.sock_connect(one, target)
+            sock.bind((local, 0))
+        await loop.sock_connect(sock, target)
     except BaseException:
-        one.close()
+        sock.close()
         raise
-    return one
+    return sock
 
 
-def _close_late(task: asyncio.Task[socket.socket]) -> None:
+def _close_unused(task: asyncio.Task[socket.socket]) -> None:
     """Close what was connected too late; a failure is nobody's any more."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()

@@ -6,7 +6,7 @@ import httpcore2
 import httpx2
 
 from ..libraries import Library
-from . import PoolState, Stock
+from . import PoolState, _Flavor
 
 __all__ = ["AsyncioTransport", "PoolState"]
 
@@ -27,4 +27,4 @@ class AsyncioTransport(_Own, httpx2.AsyncHTTPTransport):
     httpx2's classes.
     """
 
-    _stock = Stock(cast(Library, httpx2), httpcore2)
+    _stock = _Flavor(cast(Library, httpx2), httpcore2)

@@ -13,7 +13,7 @@ import httpx
 from ..headers import RawHeaders
 from ..libraries import Library
 
-MOST_FIELDS = 128
+MAX_HEADERS = 128
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]"
 _START = re.compile(rb"%b+ [!-~]+" % _TOKEN)
@@ -22,10 +22,10 @@ _STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9]) ([1-9][0-9]{2})(?: ([^\0\r\n\x0
 _FIELD_LINE = re.compile(rb"^(%b+):[ \t]*+([^\0-\x08\n-\x1f\x7f]*+)\r\n" % _TOKEN, re.MULTILINE)
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_LENGTHS_OF_NAMES = frozenset(map(len, ("connection", "content-length", "transfer-encoding")))
+_FRAMING_NAME_LENGTHS = frozenset(map(len, ("connection", "content-length", "transfer-encoding")))
 
 
-class Phase(Enum):
+class ReadState(Enum):
     """What is to come on a connection: nothing, a head, a body, or somebody else's bytes."""
 
     IDLE = auto()
@@ -37,12 +37,12 @@ class Phase(Enum):
     DONE = auto()
 
 
-class Broken(Exception):
+class ParseError(Exception):
     """What the upstream sent is not HTTP."""
 
 
 @dataclass(slots=True)
-class Outgoing:
+class OutgoingRequest:
     """A request as it is written, and how long its exchange may wait, in seconds."""
 
     method: str
@@ -51,24 +51,26 @@ class Outgoing:
     length: int | None  # of the content; None where it is chunked
     read_timeout: float | None
     write_timeout: float | None
-    closes: bool = False  # the connection is not to be used again, as it says itself
+    connection_close: bool = False  # the connection is not to be used again, as it says itself
 
 
-def outgoing(
+def serialize_request(
     method: str,
     target: bytes,
     fields: RawHeaders,
     stream: object,
     timeouts: Mapping[str, float | None],
     library: Library = httpx,
-) -> Outgoing:
+) -> OutgoingRequest:
     """The request as it is written (RFC 9112 3, 5, 6).
 
     Raises:
         httpx.LocalProtocolError: for what would not be one request, or not this one.
     """
     try:  # few fields are an author's own, and the same again and again
-        lines, length, closes = (_usual_lines if len(fields) <= 8 else _lines)(tuple(fields))
+        lines, length, closes = (
+            _serialize_headers_cached if len(fields) <= 8 else _serialize_headers
+        )(tuple(fields))
     except ValueError as exc:
         raise library.LocalProtocolError(str(exc)) from None
     start = b"%b %b" % (method.encode("ascii", "replace"), target)
@@ -84,12 +86,12 @@ def outgoing(
             raise library.LocalProtocolError("the content is not as long as Content-Length says")
     else:
         content = aiter(cast(httpx.AsyncByteStream, stream))
-    return Outgoing(
+    return OutgoingRequest(
         method, head, content, length, timeouts.get("read"), timeouts.get("write"), closes
     )
 
 
-def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, bool]:
+def _serialize_headers(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, bool]:
     """The lines of a request's fields, the length of its content (None where it is chunked), and
     whether it says that the connection closes (RFC 9112 9.6)."""
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
@@ -112,18 +114,18 @@ def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, 
     return lines + b"\r\n", length, closes
 
 
-_usual_lines = lru_cache(64)(_lines)
+_serialize_headers_cached = lru_cache(64)(_serialize_headers)
 
 
-class Head:
+class ResponseHead:
     """Status and fields of a response (RFC 9112 4 and 5), and how its body ends (6.3)."""
 
-    __slots__ = ("fields", "keeps", "length", "phase", "reason", "status", "version")
+    __slots__ = ("fields", "keep_alive", "length", "phase", "reason", "status", "version")
 
     def __init__(self, data: bytes) -> None:
         line = _STATUS_LINE.match(data)
         if line is None:
-            raise Broken("malformed status line")
+            raise ParseError("malformed status line")
         self.version: bytes = line[1]
         self.status: int = int(line[2])
         self.reason: bytes = line[3] or b""
@@ -131,20 +133,22 @@ class Head:
         # Every line is a field as most are, or httptools says what the odd ones are.
         if len(self.fields) + 2 != data.count(b"\n") or b" \r" in data or b"\t\r" in data:
             self._parse(data[line.end() :])
-        if len(self.fields) > MOST_FIELDS:
-            raise Broken("too many fields")
-        self.phase: Phase = Phase.UNTIL_CLOSE
+        if len(self.fields) > MAX_HEADERS:
+            raise ParseError("too many fields")
+        self.phase: ReadState = ReadState.UNTIL_CLOSE
         self.length: int = 0  # of the body, where the phase is LENGTH
-        self.keeps: bool = self.version == b"HTTP/1.1"  # the connection, where the body has an end
-        self._frame()
+        self.keep_alive: bool = (
+            self.version == b"HTTP/1.1"
+        )  # the connection, where the body has an end
+        self._set_framing()
 
     def _parse(self, lines: bytes) -> None:
         if lines[:1] in b" \t":
-            raise Broken("a blank before the first field")
+            raise ParseError("a blank before the first field")
         lines = _FOLD.sub(b" ", lines)  # RFC 9112 5.2
         lines = _BARE_LF.sub(b"\r\n", lines)  # RFC 9112 2.2
         if lines.count(b"\r") != lines.count(b"\r\n"):
-            raise Broken("a bare CR")
+            raise ParseError("a bare CR")
         self.fields = []
         for line in lines.split(b"\r\n")[:-2]:
             if field := _FIELD_LINE.match(line + b"\r\n"):
@@ -156,16 +160,16 @@ class Head:
             except httptools.HttpParserUpgrade:
                 pass
             except httptools.HttpParserError as exc:
-                raise Broken(str(exc)) from exc
+                raise ParseError(str(exc)) from exc
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value.strip(b" \t")))
 
-    def _frame(self) -> None:
+    def _set_framing(self) -> None:
         length = codings = b""
         repeated = False
         for name, value in self.fields:
-            if len(name) in _LENGTHS_OF_NAMES:  # which most are not
+            if len(name) in _FRAMING_NAME_LENGTHS:  # which most are not
                 key = name.lower()
                 if key == b"content-length":
                     repeated = repeated or bool(length) or b"," in value
@@ -174,27 +178,27 @@ class Head:
                     codings = codings + b"," + value if codings else value or b"-"
                 elif key == b"connection" and value != b"keep-alive":
                     closes = b"close" in map(bytes.strip, value.lower().split(b","))
-                    self.keeps = self.keeps and not closes
+                    self.keep_alive = self.keep_alive and not closes
         if codings and (length or codings.lower() != b"chunked"):
-            raise Broken("unknown Transfer-Encoding, or Content-Length beside it")
+            raise ParseError("unknown Transfer-Encoding, or Content-Length beside it")
         if repeated:
-            length = self._one_length(length)
+            length = self._merge_lengths(length)
         if length and not (length.isdigit() and len(length) < 20):
-            raise Broken("bad Content-Length")
+            raise ParseError("bad Content-Length")
         if self.status == 101:
-            self.phase = Phase.UPGRADED
+            self.phase = ReadState.UPGRADED
         elif self.status in (204, 304):
-            self.phase = Phase.LENGTH
+            self.phase = ReadState.LENGTH
         elif codings:
-            self.phase = Phase.CHUNKED
+            self.phase = ReadState.CHUNKED
         elif length:
-            self.phase, self.length = Phase.LENGTH, int(length)
+            self.phase, self.length = ReadState.LENGTH, int(length)
 
-    def _one_length(self, lengths: bytes) -> bytes:
+    def _merge_lengths(self, lengths: bytes) -> bytes:
         """One Content-Length in place of several that say the same (RFC 9110 8.6)."""
         values = {value.strip(b" \t") for value in lengths.split(b",")}
         if len(values) > 1:
-            raise Broken("conflicting Content-Length")
+            raise ParseError("conflicting Content-Length")
         length = values.pop()
         names = [name.lower() for name, _ in self.fields]
         at = names.index(b"content-length")
@@ -204,10 +208,10 @@ class Head:
         return length
 
 
-_usual_head = lru_cache(64)(Head)
+_usual_head = lru_cache(64)(ResponseHead)
 
 
-def head_of(data: bytes) -> Head:
+def parse_head(data: bytes) -> ResponseHead:
     """The head in these bytes, which is not to be changed.
 
     Under load an upstream sends the same heads again and again, as long as its Date is the same.
@@ -215,4 +219,4 @@ def head_of(data: bytes) -> Head:
     Raises:
         Broken: it is no HTTP/1.1 head.
     """
-    return _usual_head(data) if len(data) < 1024 else Head(data)
+    return _usual_head(data) if len(data) < 1024 else ResponseHead(data)

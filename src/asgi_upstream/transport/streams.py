@@ -7,29 +7,29 @@ from typing import Any, ClassVar
 
 import httpx
 
-from ..libraries import ByteStreamOfEither, is_a
-from .connection import Connection
-from .messages import Head
+from ..libraries import ByteStreamBase, is_httpx_error
+from .connection import HTTP11Connection
+from .messages import ResponseHead
 
 
-class Body(ByteStreamOfEither):
+class ResponseStream(ByteStreamBase):
     """The stream of a response's body, whose end is the end of its exchange."""
 
-    def __init__(self, network_stream: type[Any], connection: Connection) -> None:
-        self.head: Head = connection.head
+    def __init__(self, network_stream: type[Any], connection: HTTP11Connection) -> None:
+        self.head: ResponseHead = connection.head
         self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
             "http_version": self.head.version,
             "reason_phrase": self.head.reason,
             "network_stream": network_stream(connection),
-            "connection_reused": connection.exchanges > 1,
+            "connection_reused": connection.request_count > 1,
         }
-        self._connection: Connection | None = connection
+        self._connection: HTTP11Connection | None = connection
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             # What follows a 101 is for the network stream.
             while self._connection is not None and self.head.status != 101:
-                if not (piece := self._connection.take() or await self._connection.read()):
+                if not (piece := self._connection.read_nowait() or await self._connection.read()):
                     break
                 yield piece
         finally:
@@ -38,46 +38,46 @@ class Body(ByteStreamOfEither):
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.finish()
+            await connection.aclose()
 
 
-class NetworkStream:
+class UpgradedStream:
     """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
 
-    core: ClassVar[Any]
+    httpcore: ClassVar[Any]
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: HTTP11Connection) -> None:
         self._connection = connection
-        self._exchange = connection.exchanges  # the one that it is for
-        self._writing = asyncio.Lock()  # several tasks may write, as with a WebSocket
+        self._exchange = connection.request_count  # the one that it is for
+        self._write_lock = asyncio.Lock()  # several tasks may write, as with a WebSocket
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._connection.read_timeout = timeout
-        with self._errors():
+        with self._map_exceptions():
             return await self._connection.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
-            async with self._writing:
-                with self._errors():
+            async with self._write_lock:
+                with self._map_exceptions():
                     await self._connection.write(buffer, timeout)
 
     @contextmanager
-    def _errors(self) -> Generator[None]:
+    def _map_exceptions(self) -> Generator[None]:
         """Those of httpcore, which its users expect: they are named as httpx's."""
-        if self._connection.exchanges != self._exchange:
-            raise self.core.ReadError("the connection is another exchange's")
+        if self._connection.request_count != self._exchange:
+            raise self.httpcore.ReadError("the connection is another exchange's")
         try:
             yield
         except Exception as exc:
-            if not is_a(exc, httpx.TransportError):
+            if not is_httpx_error(exc, httpx.TransportError):
                 raise
-            kind = getattr(self.core, type(exc).__name__, self.core.ReadError)
+            kind = getattr(self.httpcore, type(exc).__name__, self.httpcore.ReadError)
             raise kind(str(exc)) from exc
 
     async def aclose(self) -> None:
-        if self._connection.exchanges == self._exchange:
-            await self._connection.finish()
+        if self._connection.request_count == self._exchange:
+            await self._connection.aclose()
 
     def get_extra_info(self, info: str) -> Any:
         name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
