@@ -11,10 +11,10 @@ import httpx2
 
 import asgi_upstream
 from asgi_upstream import client_lifespan, transport
-from asgi_upstream.decoding import decode_body
-from asgi_upstream.transport.connection import HTTP11Connection
-from asgi_upstream.transport.messages import serialize_request
-from asgi_upstream.transport.pool import Pool
+from asgi_upstream._exchange.decoding import decode_body
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._parser import serialize_request
+from asgi_upstream.transport._pool import Pool
 
 
 def put_httpx2_in_place_of_httpx() -> None:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 
-import asgi_upstream.closing
-import asgi_upstream.watch
+import asgi_upstream._exchange.closing
+import asgi_upstream._exchange.scope
 from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
@@ -35,7 +35,7 @@ from tests.test_responses import (
 
 pytestmark = pytest.mark.anyio
 
-LATE = 2 * asgi_upstream.watch.LISTEN_DELAY + 0.05
+LATE = 2 * asgi_upstream._exchange.scope.LISTEN_DELAY + 0.05
 
 
 class ClosingBy(httpx.AsyncByteStream):
@@ -62,7 +62,7 @@ async def relayed(stream: httpx.AsyncByteStream, **options: Any) -> Caller:
 async def test_a_close_that_hangs_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(asgi_upstream.closing, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(asgi_upstream._exchange.closing, "CLOSE_TIMEOUT", 0.1)
     with anyio.fail_after(3):
         caller = await relayed(ClosingBy(lambda: anyio.sleep(60)))
     assert caller.complete

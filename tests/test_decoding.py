@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream import UpstreamProtocolError
-from asgi_upstream.decoding import can_decode, content_encodings, decode_body
+from asgi_upstream._exchange.decoding import can_decode, content_encodings, decode_body
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50

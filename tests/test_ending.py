@@ -11,8 +11,8 @@ import pytest
 from starlette.types import Message
 
 from asgi_upstream import ExchangeCancelled, StreamedResponse, client_lifespan
-from asgi_upstream import exchange as exchange_module
 from asgi_upstream import lifespan as lifespan_module
+from asgi_upstream._exchange import exchange as exchange_module
 from asgi_upstream.testing import aeventually
 from tests.asgi import Caller, Upstream, answering
 
@@ -82,7 +82,7 @@ async def test_a_caller_who_takes_no_error_frame_holds_a_cancellation_up_for_a_m
                 await anyio.sleep(30)
             await super().send(message)
 
-    monkeypatch.setattr(exchange_module, "FRAME_TIMEOUT", 0.05)
+    monkeypatch.setattr(exchange_module, "ERROR_CHUNK_TIMEOUT", 0.05)
     caller = Deaf()
     with anyio.fail_after(10):
         await cancelled(caller, lambda exc: b"frame")

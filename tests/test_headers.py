@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_upstream.headers import (
+from asgi_upstream._headers import (
     end_to_end,
     end_to_end_response_headers,
     headers_for_modified_body,

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
-from asgi_upstream.httpcore_pool import EarlyResponseDetector
+from asgi_upstream._httpx.workarounds import EarlyResponseDetector
 from tests.asgi import Caller
 from tests.integration.upstream import Upstream
 from tests.test_responses import AnyClass, both

@@ -42,9 +42,9 @@ from asgi_upstream import (
     upstream_errors,
 )
 from asgi_upstream import transport as of_httpx
-from asgi_upstream.libraries import Library, get_library, is_httpx_error
+from asgi_upstream._httpx.fast_path import direct_transport
+from asgi_upstream._httpx.flavors import HTTPXModule, get_library, is_httpx_error
 from asgi_upstream.records import ExchangeRecord, Outcome
-from asgi_upstream.shortcut import shortcut
 from asgi_upstream.testing import ReceivedRequest, ScriptedResponse, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
 from tests.asgi import Caller
@@ -313,7 +313,7 @@ async def test_a_client_with_nothing_to_do_is_passed_by(
 ) -> None:
     async with shared(library, True) as client:
         request = client.build_request("GET", "/")
-        assert shortcut(client, request) is client._transport
+        assert direct_transport(client, request) is client._transport
         with caplog.at_level(logging.INFO, logger=library.__name__):
             await Caller().call(StreamedResponse(client, request))
         (line,) = [r.getMessage() for r in caplog.records if r.name == library.__name__]
@@ -359,10 +359,10 @@ async def test_instrumentation_of_httpx2_sees_what_goes_through_the_transport() 
 
 @both
 async def test_a_library_has_all_that_is_asked_of_one(library: ModuleType) -> None:
-    assert get_library(library.AsyncClient) is cast(Library, library)
-    assert get_library(type("Subclass", (library.AsyncClient,), {})) is cast(Library, library)
-    for name in Library.__annotations__.keys() - {"__name__"}:
-        assert get_library(getattr(library, name)) is cast(Library, library), name
+    assert get_library(library.AsyncClient) is cast(HTTPXModule, library)
+    assert get_library(type("Subclass", (library.AsyncClient,), {})) is cast(HTTPXModule, library)
+    for name in HTTPXModule.__annotations__.keys() - {"__name__"}:
+        assert get_library(getattr(library, name)) is cast(HTTPXModule, library), name
 
 
 async def test_an_exception_of_httpx2_is_what_its_name_or_its_bases_are_in_httpx() -> None:

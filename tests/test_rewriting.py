@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asgi_upstream.rewriting import rewrite_cookies, rewrite_locations
+from asgi_upstream._forwarding.rewriting import rewrite_cookies, rewrite_locations
 
 PLAIN = httpx.URL("http://up.example:8080")
 WITH_PATH = httpx.URL("http://up.example:8080/v1/")

@@ -34,7 +34,7 @@ from asgi_upstream import (
     get_client,
     relay_websocket,
 )
-from asgi_upstream.handshakes import build_handshake, validate_upgrade
+from asgi_upstream._websockets.handshake import build_handshake, validate_upgrade
 from tests import ON_HTTPX2
 
 if TYPE_CHECKING or not ON_HTTPX2:
@@ -443,7 +443,7 @@ async def test_a_close_that_has_come_already_is_not_waited_for(
         if message["type"] == "websocket.send":
             raise OSError("the caller has left")
 
-    monkeypatch.setattr("asgi_upstream.upstream_websocket.CLOSE_TIMEOUT", 11.0)
+    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSE_TIMEOUT", 11.0)
     connecting: list[Message] = [{"type": "websocket.connect"}]
     upstream = Waiting(b"\x81\x01x" * 3)
     began = anyio.current_time()

@@ -6,6 +6,8 @@ asgi_upstream` prints what a report of a bug needs.
 
 from typing import TYPE_CHECKING
 
+from ._forwarding.proxy import ReverseProxy
+from ._forwarding.request import forward_request
 from .dependencies import client_dependency, get_client
 from .errors import (
     ExchangeCancelled,
@@ -17,14 +19,12 @@ from .errors import (
     UpstreamTimeout,
     upstream_errors,
 )
-from .forward_app import ReverseProxy
-from .forwarding import forward_request
 from .lifespan import client_lifespan, combine_lifespans
 from .records import ExchangeRecord, Outcome, count_open_exchanges
 from .responses import BufferedResponse, StreamedResponse
 
 if TYPE_CHECKING:
-    from .websockets import relay_websocket as relay_websocket
+    from ._websockets.relay import relay_websocket as relay_websocket
 
 __all__ = [
     "BufferedResponse",
@@ -52,7 +52,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """`relay_websocket` needs httpx-ws, which is imported with it and not before."""
     if name == "relay_websocket":
-        from .websockets import relay_websocket
+        from ._websockets.relay import relay_websocket
 
         return relay_websocket
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,8 @@ from typing import Any, ParamSpec, TypeGuard, TypeVar
 import httpx
 from starlette.exceptions import HTTPException
 
-from .libraries import is_httpx_error
-from .log import logger
+from ._httpx.flavors import is_httpx_error
+from ._logging import logger
 
 _QUOTED = re.compile(r" b['\"]")
 

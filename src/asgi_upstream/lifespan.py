@@ -13,8 +13,8 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
-from .headers import has_control_characters
-from .log import logger
+from ._headers import has_control_characters
+from ._logging import logger
 from .records import (
     Observer,
     check_observers,

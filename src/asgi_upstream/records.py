@@ -16,9 +16,9 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from . import errors
-from .forwarded import request_origin
-from .libraries import Library, is_httpx_error
-from .log import logger
+from ._httpx.flavors import HTTPXModule, is_httpx_error
+from ._httpx.requests import request_origin
+from ._logging import logger
 
 
 class Outcome(StrEnum):
@@ -231,7 +231,7 @@ class ExchangeRecorder:
         observers: Iterable[Observer],
         client: str | None,
         request: Any,
-        library: Library,
+        library: HTTPXModule,
         scope: Mapping[str, Any],
     ) -> None:
         self._observers = observers

@@ -8,11 +8,24 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .exchange import Exchange
-from .forwarded import request_origin
-from .libraries import AnyClient, RequestT, ResponseT, describe_type, get_library, match_library
+from ._exchange.exchange import Exchange
+from ._exchange.options import (
+    BodyTransform,
+    ExchangeOptions,
+    ResponseHook,
+    StreamErrorHook,
+    SupportsSend,
+)
+from ._httpx.flavors import (
+    AnyClient,
+    RequestT,
+    ResponseT,
+    describe_type,
+    get_library,
+    match_library,
+)
+from ._httpx.requests import request_origin
 from .records import Observer, check_observers
-from .terms import BodyTransform, ResponseHook, StreamErrorHook, SupportsSend, Terms
 
 
 class SharedOptions(TypedDict, Generic[ResponseT], total=False):
@@ -98,7 +111,7 @@ class _UpstreamResponse(Response):
                 transform=transform, on_response=on_response, on_stream_error=on_stream_error
             )
         _validate_values(status_code, deadline, observers)
-        self._options = Terms(
+        self._options = ExchangeOptions(
             cast(SupportsSend, client),
             request,
             match_library(type(client), type(request)),  # pyright: ignore

@@ -66,4 +66,4 @@ def open_clients_are(patch: pytest.MonkeyPatch, *clients: tuple[str, Busy]) -> N
     def opened() -> Iterator[tuple[str, Busy]]:
         return iter(clients)
 
-    patch.setattr("asgi_upstream.instrumentation.live.open_ledgers", opened)
+    patch.setattr("asgi_upstream.instrumentation._gauges.iter_registered", opened)

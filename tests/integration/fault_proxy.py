@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, Self
 
-from asgi_upstream.testing.listening import LoopbackServer, reset
+from asgi_upstream.testing._listening import LoopbackServer, reset
 
 
 class End(Enum):

@@ -61,7 +61,7 @@ def server(running: Server, listener: Listener) -> Iterator[Server]:
     listener.hang_up()
     eventually(lambda: running.state()["open"] == 0, 5)
     eventually(lambda: running.state()["tasks"] <= tasks, 5)
-    for noise in (*NOISE, "asgi_upstream/websockets.py"):  # as in a traceback
+    for noise in (*NOISE, "asgi_upstream/_websockets/relay.py"):  # as in a traceback
         assert noise not in running.log()[before:]
 
 

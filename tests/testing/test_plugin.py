@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from asgi_upstream.testing import no_leaks
-from asgi_upstream.testing.broken import MALFORMED
+from asgi_upstream.testing._malformed import MALFORMED
 
 pytest_plugins = ["pytester"]
 
@@ -511,7 +511,7 @@ def test_clients_are_made_as_ever_when_nobody_watches() -> None:
 def test_exchanges_take_the_same_way_when_somebody_watches() -> None:
     code = """
 import httpx2
-from asgi_upstream.shortcut import shortcut
+from asgi_upstream._httpx.fast_path import shortcut
 
 async def main():
     with watching():

@@ -13,10 +13,10 @@ import pytest
 import trustme
 
 from asgi_upstream.testing import Upstream, aeventually, eventually
-from asgi_upstream.testing.answers import ScriptedResponse
-from asgi_upstream.testing.broken import MALFORMED, MalformedKind
-from asgi_upstream.testing.received import ReceivedRequest
-from asgi_upstream.testing.steps import Fault, with_faults
+from asgi_upstream.testing._answers import ScriptedResponse
+from asgi_upstream.testing._malformed import MALFORMED, MalformedKind
+from asgi_upstream.testing._received import ReceivedRequest
+from asgi_upstream.testing._steps import Fault, with_faults
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan
-from asgi_upstream.transport.connection import HTTP11Connection
-from asgi_upstream.transport.pool import Origin
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._pool import Origin
 
 from .memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
 
@@ -459,14 +459,14 @@ class _Transport(InMemory):
         super().__init__(case.connected, **options)
         self._case = case
 
-    async def _open(self, origin: Origin) -> HTTP11Connection:
+    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
         case = self._case
         await case.pause()
         if case.bad(0.05):
             raise ConnectionRefusedError("refused by the test")
         if case.bad(0.02):
             await asyncio.sleep(50)
-        connection = await super()._open(origin)
+        connection = await super()._open_connection(origin)
         try:
             await case.pause(0.1)
         except BaseException:

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport.connection import HTTP11Connection
-from asgi_upstream.transport.pool import Origin
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._pool import Origin
 
 MOST_READ = 256 * 1024  # bytes that asyncio reads at once
 _CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
@@ -204,7 +204,7 @@ class InMemory(AsyncioTransport):
         self.connected = connected
         self.wires: list[Wire] = []
 
-    async def _open(self, origin: Origin) -> HTTP11Connection:
+    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
         await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
         wire = Wire(HTTP11Connection(self._asyncio_pool, loop), loop)

@@ -180,7 +180,7 @@ class Run:
             await asyncio.wait([task])
             if not task.cancelled():
                 task.result()
-            assert "Connection._send" not in {
+            assert "HTTP11Connection._send_body" not in {
                 getattr(one.get_coro(), "__qualname__", "") for one in asyncio.all_tasks()
             }
             if other is not None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from asgi_upstream.testing.waiting import aeventually
-from asgi_upstream.transport import connecting
-from asgi_upstream.transport.connecting import connect_tcp
+from asgi_upstream.testing._waiting import aeventually
+from asgi_upstream.transport import _connect as connecting
+from asgi_upstream.transport._connect import connect_tcp
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
         return [(*kind, ("127.0.0.1", port)) for port in ports]
 
-    monkeypatch.setattr(connecting, "_addresses", fixed)
+    monkeypatch.setattr(connecting, "_resolve", fixed)
 
 
 def refusing() -> socket.socket:
@@ -90,7 +90,7 @@ async def test_the_next_address_is_tried_beside_one_that_is_silent(
 
 
 async def test_of_two_that_answer_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "HEAD_START", 0)
+    monkeypatch.setattr(connecting, "HAPPY_EYEBALLS_DELAY", 0)
     async with listening() as (listener, port):
         addresses(monkeypatch, port, port, port)
         with await connect_tcp("upstream", 1, None):

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport.connection import MAX_HEAD_SIZE, HTTP11Connection
-from asgi_upstream.transport.messages import MAX_HEADERS, ReadState
-from asgi_upstream.transport.pool import Origin
+from asgi_upstream.transport._connection import MAX_HEAD_SIZE, HTTP11Connection
+from asgi_upstream.transport._parser import MAX_HEADERS, ReadState
+from asgi_upstream.transport._pool import Origin
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 
@@ -96,7 +96,7 @@ class Fast(AsyncioTransport):
         super().__init__(verify=_TLS)
         self._sent = sent
 
-    async def _open(self, origin: Origin) -> HTTP11Connection:
+    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
         connection = HTTP11Connection(self._asyncio_pool, asyncio.get_running_loop())
         connection.connection_made(Wire(connection, self._sent))
         return connection

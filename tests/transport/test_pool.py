@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_upstream.transport.connection import HTTP11Connection
-from asgi_upstream.transport.pool import Origin, Pool
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._pool import Origin, Pool
 
 pytestmark = pytest.mark.anyio
 

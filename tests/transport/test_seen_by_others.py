@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pytest_httpx import HTTPXMock
 
 from asgi_upstream import StreamedResponse, client_lifespan
+from asgi_upstream._httpx.fast_path import direct_transport
 from asgi_upstream.errors import UpstreamConnectError
-from asgi_upstream.shortcut import shortcut
 from asgi_upstream.transport import AsyncioTransport
 from tests.asgi import Caller, collect
 from tests.transport.test_transport import Upstream
@@ -362,7 +362,7 @@ async def test_whatever_method_on_the_way_is_wrapped_is_called(
 async def test_a_client_with_nothing_to_do_goes_the_short_way() -> None:
     # Or this module has lost touch with httpx's private names, and every exchange pays for it.
     async with shared(AsyncioTransport, MOCKED) as client:
-        assert shortcut(client, client.build_request("GET", "/")) is client._transport
+        assert direct_transport(client, client.build_request("GET", "/")) is client._transport
 
 
 class Subclass(httpx.AsyncClient):
@@ -386,20 +386,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 async def test_a_client_that_has_something_to_do_goes_the_long_way(name: str) -> None:
     async with shared(AsyncioTransport, MOCKED, **OPTIONS[name]) as client:
-        assert shortcut(client, client.build_request("GET", "/")) is None
+        assert direct_transport(client, client.build_request("GET", "/")) is None
 
 
 async def test_so_does_a_subclass_and_what_is_no_httpx_client() -> None:
     request = httpx.Request("GET", MOCKED)
     async with client_lifespan(Subclass, transport=AsyncioTransport())(None) as state:
-        assert shortcut(state["client"], request) is None
-    assert shortcut(object(), request) is None
+        assert direct_transport(state["client"], request) is None
+    assert direct_transport(object(), request) is None
 
 
 async def test_so_does_a_request_with_a_password_in_its_url_or_no_timeout() -> None:
     async with shared(AsyncioTransport, MOCKED) as client:
-        assert shortcut(client, client.build_request("GET", "http://u:p@mocked.example/")) is None
-        assert shortcut(client, httpx.Request("GET", MOCKED)) is None
+        assert (
+            direct_transport(client, client.build_request("GET", "http://u:p@mocked.example/"))
+            is None
+        )
+        assert direct_transport(client, httpx.Request("GET", MOCKED)) is None
 
 
 async def test_a_closed_client_is_refused_by_httpx() -> None:

@@ -19,8 +19,8 @@ except ImportError as _exc:
 
 from ..errors import describe_exception
 from ..records import ExchangeRecord, Observer
-from .bounds import MAX_HOSTS, OTHER, BoundedLabels, bounded_method
-from .live import open_exchange_counts
+from ._gauges import open_exchange_counts
+from ._labels import MAX_HOSTS, OTHER, BoundedLabels, bounded_method
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """The buckets that the conventions advise."""

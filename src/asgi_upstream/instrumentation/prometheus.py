@@ -15,8 +15,8 @@ except ImportError as _exc:
     ) from _exc
 
 from ..records import ExchangeRecord, Observer
-from .bounds import MAX_HOSTS, BoundedLabels, bounded_method
-from .live import open_exchange_counts
+from ._gauges import open_exchange_counts
+from ._labels import MAX_HOSTS, BoundedLabels, bounded_method
 
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """The upper ends of the histograms' buckets: a stream may last for minutes."""

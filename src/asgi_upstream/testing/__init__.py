@@ -3,12 +3,12 @@
 The pytest plugin, `pytest_asgi_upstream`, has the fixtures `upstream`, `serve` and `no_leaks`.
 """
 
-from .answers import ScriptedResponse
-from .leaks import no_leaks
-from .received import ReceivedRequest
-from .serving import serve
-from .upstream import Upstream
-from .waiting import aeventually, eventually
+from ._answers import ScriptedResponse
+from ._leaks import no_leaks
+from ._received import ReceivedRequest
+from ._serve import serve
+from ._upstream import Upstream
+from ._waiting import aeventually, eventually
 
 __all__ = [
     "ReceivedRequest",

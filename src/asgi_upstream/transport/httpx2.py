@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING, cast
 import httpcore2
 import httpx2
 
-from ..libraries import Library
-from . import PoolState, _Flavor
+from .._httpx.flavors import HTTPXModule
+from ._pool import PoolState
+from ._transport import Flavor
 
 __all__ = ["AsyncioTransport", "PoolState"]
 
-if TYPE_CHECKING:  # for OnAsyncio is of httpx's classes to it
+if TYPE_CHECKING:  # for AsyncioTransportMixin is of httpx's classes to it
 
     class _Own:
         def pool_state(self) -> PoolState: ...
 else:
-    from . import OnAsyncio as _Own
+    from ._transport import AsyncioTransportMixin as _Own
 
 
 class AsyncioTransport(_Own, httpx2.AsyncHTTPTransport):
@@ -27,4 +28,4 @@ class AsyncioTransport(_Own, httpx2.AsyncHTTPTransport):
     httpx2's classes.
     """
 
-    _stock = _Flavor(cast(Library, httpx2), httpcore2)
+    _stock = Flavor(cast(HTTPXModule, httpx2), httpcore2)

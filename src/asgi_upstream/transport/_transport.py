@@ -1,0 +1,375 @@
+"""AsyncioTransport: the transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, fast."""
+
+import asyncio
+import ssl
+import threading
+import types
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import httpcore
+import httpx
+
+try:
+    from ._connection import HTTP11Connection
+    from ._parser import OutgoingRequest, serialize_request
+    from ._streams import ResponseStream, UpgradedStream
+except ImportError as _exc:
+    if _exc.name != "httptools":
+        raise
+    raise ImportError(
+        "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
+    ) from _exc
+from .._httpx.flavors import HTTPXModule, get_library, subclass_for
+from .._httpx.requests import ForwardedRequest
+from ._connect import connect_tcp
+from ._pool import Origin, Pool, PoolState
+
+__all__ = ["AsyncioTransport", "PoolState"]
+
+_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
+# Those that may be sent twice (RFC 9110 9.2.2).
+_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+
+# httpx's own default, which has no public name.
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
+
+Certificate = str | tuple[str, str] | tuple[str, str, str]
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray]
+Extensions = Mapping[str, Any]
+Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+def _original_method(cls: type[Any]) -> object:
+    """Its `handle_async_request`, unless somebody has put another there, to mock or to trace."""
+    method = cls.handle_async_request
+    own = type(method) is types.FunctionType
+    same_file = own and method.__code__.co_filename == cls.__init__.__code__.co_filename
+    return method if same_file else None
+
+
+class Flavor:
+    """A library and its httpcore: what of here is of their classes, and what others patch."""
+
+    def __init__(self, library: HTTPXModule, core: Any) -> None:
+        self.library = library
+        self.transport: Any = library.AsyncHTTPTransport
+        self.pool: Any = core.AsyncConnectionPool
+        self.transport_method: object = _original_method(self.transport)
+        self.pool_method: object = _original_method(self.pool)
+        self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
+        self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
+        self._network_stream.httpcore = core
+        self.seen_pool: type[_InterceptedPool] = subclass_for(
+            _InterceptedPool, core.AsyncConnectionPool
+        )
+        self.response_of_core: type[httpcore.Response] = core.Response
+
+    def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
+        """The body of the response that a connection has."""
+        return self._stream(self._network_stream, connection)
+
+
+if TYPE_CHECKING:
+    _Transport = httpx.AsyncHTTPTransport
+else:
+    _Transport = object  # an AsyncHTTPTransport of the library comes behind it
+
+
+class AsyncioTransportMixin(_Transport):
+    """All of AsyncioTransport but the library that it is for."""
+
+    _stock: ClassVar[Flavor]
+
+    def __init__(
+        self,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: Certificate | None = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = _LIMITS,
+        proxy: object = None,
+        uds: str | None = None,
+        local_address: str | None = None,
+        retries: int = 0,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> None:
+        if http2 or not http1:
+            raise ValueError(
+                "AsyncioTransport speaks HTTP/1.1 only: use httpx.AsyncHTTPTransport(http2=True), "
+                "or leave out transport= and give http2=True to the client"
+            )
+        if proxy is not None:
+            raise ValueError(
+                "AsyncioTransport connects to no proxy: use httpx.AsyncHTTPTransport(proxy=...), "
+                "or leave out transport= and give proxy= to the client"
+            )
+        context = self._stock.library.create_ssl_context(
+            verify=verify, cert=cert, trust_env=trust_env
+        )
+        context.set_alpn_protocols(["http/1.1"])
+        stock = self._stock
+        self._pool = stock.seen_pool(
+            stock,
+            self._send,
+            ssl_context=context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            uds=uds,
+            local_address=local_address,
+            retries=retries,
+            socket_options=socket_options,
+        )
+        self._asyncio_pool = Pool(self._connect, limits, stock.library)
+        self._tls = context
+        self._uds = uds
+        self._local_address = local_address
+        self._retries = retries
+        self._socket_options = list(socket_options or ())
+        self._thread: int | None = None  # of the loop, once there is one
+        self._loop = cast(asyncio.AbstractEventLoop, None)
+        self._cached_url: httpx.URL | None = None
+        self._cached_origin: Origin = (b"", b"", 0, None)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        library = self._stock.library
+        if get_library(type(request)) is not library:
+            raise TypeError(
+                f"this AsyncioTransport is for the client of {library.__name__}: import the one of "
+                f"asgi_upstream.transport for httpx, of asgi_upstream.transport.httpx2 for httpx2"
+            )
+        opening = self.send_raw(request)
+        if opening is None:
+            return await super().handle_async_request(request)  # to _SeenPool, in the end
+        body = self._stock.make_stream(await opening)
+        return library.Response(
+            body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
+        )
+
+    def send_raw(self, request: httpx.Request) -> Awaitable[HTTP11Connection] | None:
+        """The connection with the response, for who needs no `httpx.Response`, and ends with `keep`
+        or `finish`. None where others must see the request, or it is not of this library.
+
+        Others are those who have put themselves in the place of this class's, httpx's or
+        httpcore's method.
+        """
+        stock = self._stock
+        if (
+            type(self).handle_async_request is not _ORIGINAL_HANDLE
+            or "handle_async_request" in vars(self)
+            or stock.transport.handle_async_request is not stock.transport_method
+            or stock.pool.handle_async_request is not stock.pool_method
+            or get_library(type(request)) is not stock.library
+        ):
+            return None
+        extensions = request.extensions
+        if isinstance(request, ForwardedRequest):  # has these without making its URL and Headers
+            url, fields = request.origin_url, request.raw_headers
+        else:
+            url, fields = request.url, request.headers.raw
+        if url is not self._cached_url:
+            self._cached_url, self._cached_origin = (
+                url,
+                _origin(stock.library, url.raw_scheme, url.raw_host, url.port),
+            )
+        target = extensions.get("target") or url.raw_path
+        timeouts = extensions.get("timeout", {})
+        out = serialize_request(
+            request.method, target, fields, request.stream, timeouts, stock.library
+        )
+        return self._send(self._cached_origin, out, extensions)
+
+    async def _send(
+        self, origin: Origin, out: OutgoingRequest, extensions: Extensions
+    ) -> HTTP11Connection:
+        if threading.get_ident() != self._thread or not self._loop.is_running():
+            self._bind_loop()
+        if "sni_hostname" in extensions:
+            origin = (*origin[:3], extensions["sni_hostname"])
+        retried = False
+        while True:
+            connection = None if retried else self._asyncio_pool.pop_idle(origin)
+            # One that is given back may have been closed since, before anything was sent on it.
+            while connection is None or (connection.closed and connection.request_count):
+                timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
+                connection = await self._asyncio_pool.acquire(
+                    origin, timeouts.get("pool"), timeouts.get("connect")
+                )
+            try:
+                if "trace" in extensions:
+                    await _send_traced(connection, out, extensions["trace"])
+                else:
+                    connection.send(out)
+                    while not connection.has_head:
+                        await connection.wait_readable()
+                return connection
+            except BaseException as exc:
+                await connection.aclose()
+                # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
+                stale = connection.request_count > 1 and not connection.received_data
+                library = self._stock.library
+                closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
+                can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
+                if retried or not (stale and closed and can_repeat):
+                    raise
+                retried = True
+
+    def _bind_loop(self) -> None:
+        """Stay with the event loop of the first use."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "AsyncioTransport runs on asyncio only: on trio leave out transport=, and httpx "
+                "uses its own"
+            ) from None
+        if self._thread is not None:
+            raise RuntimeError(
+                "this AsyncioTransport is in use in another event loop: close its client first, or "
+                "let the lifespan make one each time, client_lifespan(lambda: "
+                "httpx.AsyncClient(transport=AsyncioTransport()))"
+            )
+        self._loop, self._thread = loop, threading.get_ident()
+
+    async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
+        for attempt in range(self._retries):
+            try:
+                return await self._connect_once(origin, timeout)
+            except (self._stock.library.ConnectError, self._stock.library.ConnectTimeout):
+                await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
+        return await self._connect_once(origin, timeout)
+
+    async def _connect_once(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._open_connection(origin)
+        except TimeoutError as exc:
+            raise self._stock.library.ConnectTimeout(str(exc)) from exc
+        except (OSError, UnicodeError) as exc:
+            raise self._stock.library.ConnectError(str(exc)) from exc
+
+    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
+        scheme, raw_host, port, sni = origin
+        loop = asyncio.get_running_loop()
+        host = raw_host.decode("ascii")
+        tls: dict[str, Any] = {}
+        if scheme in (b"https", b"wss"):
+            tls = {"ssl": self._tls, "server_hostname": sni or host}
+
+        def protocol() -> HTTP11Connection:
+            return HTTP11Connection(self._asyncio_pool, loop, self._stock.library)
+
+        if self._uds is not None:
+            transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
+        else:
+            sock = await connect_tcp(host, port, self._local_address)
+            transport, connection = await loop.create_connection(protocol, sock=sock, **tls)
+        try:
+            for option in self._socket_options:
+                transport.get_extra_info("socket").setsockopt(*option)
+        except BaseException:
+            transport.abort()  # for nobody else knows of it yet
+            raise
+        return connection
+
+    def pool_state(self) -> PoolState:
+        """How many connections are open, idle and being made, and how many requests wait."""
+        return self._asyncio_pool.state()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection, whatever is under way on it; then another loop may begin."""
+        self._asyncio_pool.close()
+        self._thread = None
+        await self._pool.aclose()
+
+
+_ORIGINAL_HANDLE = AsyncioTransportMixin.handle_async_request
+
+
+def _origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
+    if scheme not in _PORTS:
+        raise library.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
+    return scheme, host, port or _PORTS[scheme], None
+
+
+async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace: Trace) -> None:
+    """Tell `trace` as httpcore does, of what there is of that here."""
+    await trace("http11.send_request_headers.started", {})
+    connection.send(out)
+    await trace("http11.send_request_headers.complete", {"return_value": None})
+    await trace("http11.receive_response_headers.started", {})
+    try:
+        while not connection.has_head:
+            await connection.wait_readable()
+    except Exception as exc:
+        await trace("http11.receive_response_headers.failed", {"exception": exc})
+        raise
+    head = connection.head
+    answer = (head.version, head.status, head.reason, head.fields)
+    await trace("http11.receive_response_headers.complete", {"return_value": answer})
+
+
+if TYPE_CHECKING:
+    _Pool = httpcore.AsyncConnectionPool
+else:
+    _Pool = object
+
+
+class _InterceptedPool(_Pool):
+    """Where the stock transport's method arrives when somebody has wrapped or mocked it."""
+
+    def __init__(self, stock: Flavor, exchange: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self._stock = stock
+        self._exchange = exchange
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        stock = self._stock
+        if stock.pool.handle_async_request is not stock.pool_method:
+            return await super().handle_async_request(request)
+        url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
+        out = serialize_request(
+            request.method.decode("ascii"),
+            extensions.get("target", url.target),
+            request.headers,
+            request.stream,
+            extensions.get("timeout", {}),
+            stock.library,
+        )
+        origin = _origin(stock.library, url.scheme, url.host, url.port)
+        body = stock.make_stream(await self._exchange(origin, out, extensions))
+        return stock.response_of_core(
+            body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
+        )
+
+
+class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
+    """The transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
+
+        client_lifespan(transport=AsyncioTransport())
+
+    It is seen by what patches httpx's transport or httpcore's pool: mocks and instrumentation.
+
+    Arguments:
+        limits: most connections, and idle ones, and the seconds that these are kept.
+        retries: how often connecting is tried again.
+        verify, cert, trust_env, uds, local_address, socket_options: as of
+            `httpx.AsyncHTTPTransport`.
+
+    Raises:
+        ImportError: on import, without httptools: it comes with `asgi-upstream[fast]`.
+        ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
+        RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
+        httpx.TransportError: as the stock transport raises them. Causes and fixes:
+            [docs/errors.md][on-asynciotransport].
+    """
+
+    _stock = Flavor(httpx, httpcore)
