@@ -13,8 +13,8 @@ import asgi_upstream
 from asgi_upstream import client_lifespan, transport
 from asgi_upstream._exchange.decoding import decode_body
 from asgi_upstream.transport._connection import HTTP11Connection
-from asgi_upstream.transport._parser import serialize_request
 from asgi_upstream.transport._pool import Pool
+from asgi_upstream.transport._serializer import serialize_request
 
 
 def put_httpx2_in_place_of_httpx() -> None:

@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_upstream._headers import (
-    end_to_end,
+from asgi_upstream._exchange.response_head import (
     end_to_end_response_headers,
     headers_for_modified_body,
     needs_nosniff,
-    override,
 )
+from asgi_upstream._headers import end_to_end, override
 
 Fields = list[tuple[bytes, bytes]]
 

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from asgi_upstream import forward_request
-from asgi_upstream._forwarding.paths import is_path_traversal, raw_path_of, strip_prefix
+from asgi_upstream._forwarding.target import is_path_traversal, raw_path_of, strip_prefix
 
 # --- raw_path_of ---------------------------------------------------------------------------
 

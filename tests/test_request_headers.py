@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from asgi_upstream._headers import apply_changes, build_request_headers, merge_cookies
+from asgi_upstream._forwarding.headers import apply_changes, build_request_headers, merge_cookies
 
 Fields = list[tuple[bytes, bytes]]
 

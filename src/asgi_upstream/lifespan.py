@@ -13,15 +13,10 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
+from ._clients import register_client, unregister_client
 from ._headers import has_control_characters
 from ._logging import logger
-from .records import (
-    Observer,
-    check_observers,
-    count_open_exchanges,
-    register_client,
-    unregister_client,
-)
+from .records import Observer, check_observers, count_open_exchanges
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from asgi_upstream.records import iter_registered
+from asgi_upstream._clients import iter_registered
 from tests.compositions.upstream import arrivals
 from tests.integration.servers import eventually
 from tests.integration.upstream import Upstream

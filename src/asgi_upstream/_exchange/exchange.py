@@ -19,16 +19,24 @@ from starlette.types import Receive, Scope, Send
 
 from .. import _headers as headers
 from .. import errors
+from .._clients import get_client_state
 from .._httpx.fast_path import direct_transport, log_request
 from .._httpx.flavors import is_httpx_error, subclass_for
 from .._httpx.workarounds import clean_up_pool
 from .._logging import logger
-from ..records import ExchangeRecorder, Outcome, get_client_state, route_template
+from ..records import Outcome
 from .body import append_limited, ensure_bytes, iter_single, read_limited, with_content
 from .closing import close_upstream, defer_cancellation
 from .decoding import can_decode, content_encodings, decode_body
 from .downstream import Caller, CallerDisconnected
 from .options import ExchangeOptions, RawResponse, ResponseHook, SendRaw, StreamErrorHook
+from .recording import ExchangeRecorder, route_template
+from .response_head import (
+    NOSNIFF,
+    end_to_end_response_headers,
+    headers_for_modified_body,
+    needs_nosniff,
+)
 from .scope import ExchangeScope
 from .upload import UploadStream
 
@@ -287,8 +295,8 @@ class Exchange:
         if self.header_overrides:
             fields = headers.override(fields, self.header_overrides)
         values = dict(fields)
-        if headers.needs_nosniff(values):
-            fields = [*fields, headers.NOSNIFF]
+        if needs_nosniff(values):
+            fields = [*fields, NOSNIFF]
         await caller.send_head(status, fields)
         if _has_no_content(caller.method, status):
             return 0
@@ -339,7 +347,7 @@ class Exchange:
     ) -> tuple[int, headers.RawHeaders]:
         """Status and fields for the caller, from the upstream's."""
         validate_status(status)
-        fields = headers.end_to_end_response_headers(fields)
+        fields = end_to_end_response_headers(fields)
         # RFC 9110 8.6: none with a 204. And what goes with no content is not true of a content.
         empty = _has_no_content(self.request.method, status)
         if self.status is not None:
@@ -352,7 +360,7 @@ class Exchange:
         self, upstream: httpx.Response, caller: Caller, *, changed: bool
     ) -> tuple[int, headers.RawHeaders]:
         status, fields = self._head(upstream.status_code, upstream.headers.raw, caller)
-        return status, headers.headers_for_modified_body(fields) if changed else fields
+        return status, headers_for_modified_body(fields) if changed else fields
 
     def _open_body(
         self, upstream: httpx.Response, *, decode: bool

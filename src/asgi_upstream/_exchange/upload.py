@@ -7,7 +7,7 @@ import httpx
 
 from .._httpx.flavors import ByteStreamBase
 from .._httpx.workarounds import EarlyResponseDetector
-from ..records import ExchangeRecorder
+from .recording import ExchangeRecorder
 from .scope import ExchangeScope
 
 POLL_INTERVAL = 0.1

@@ -6,8 +6,7 @@ from typing import Any, cast
 import httpx
 from starlette.requests import HTTPConnection
 
-from .. import _headers as fields_of
-from .._headers import RawHeaders
+from .._headers import RawHeaders, content_length
 from .._httpx.flavors import (
     URLT,
     HTTPXModule,
@@ -19,6 +18,7 @@ from .._httpx.flavors import (
     subclass_for,
 )
 from .._httpx.requests import ForwardedRequest, RequestBodyStream
+from .headers import apply_changes, build_request_headers, merge_cookies, validate
 from .target import build_target
 
 HeaderOverrides = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
@@ -71,18 +71,18 @@ def forward_request(
     other: Any = url
     scope, library = request.scope, get_library(type(client))
     target, base = build_target(library, its, scope, prefix, other)
-    fields = fields_of.build_request_headers(scope, trust_forwarded_headers=trust_forwarded_headers)
+    fields = build_request_headers(scope, trust_forwarded_headers=trust_forwarded_headers)
     fields = _apply_client_defaults(library, its, fields, base)
     if headers is not None:
         if callable(headers):
             fields = [(name.lower(), value) for name, value in headers(fields)]
         else:
-            fields = fields_of.apply_changes(fields, headers)
-        fields_of.validate(fields)
+            fields = apply_changes(fields, headers)
+        validate(fields)
     stream: httpx.AsyncByteStream
     names = dict(fields)
     if b"content-length" in names or b"transfer-encoding" in names:
-        stream = _body_class(library)(library, request, fields_of.content_length(fields))
+        stream = _body_class(library)(library, request, content_length(fields))
     elif scope["http_version"] in ("2", "3") and scope["method"] not in _BODYLESS:
         fields.append((b"transfer-encoding", b"chunked"))
         stream = _body_class(library)(library, request, None)
@@ -119,7 +119,7 @@ def _apply_client_defaults(
         probe = library.Request("GET", url)
         client.cookies.set_cookie_header(probe)
         if cookie := probe.headers.get("cookie"):
-            fields = fields_of.merge_cookies(fields, cookie.encode("latin-1"))
+            fields = merge_cookies(fields, cookie.encode("latin-1"))
     return fields
 
 

@@ -7,7 +7,7 @@ slash at its end, under which callers reach it.
 import httpx
 
 from .._headers import RawHeaders
-from .paths import strip_prefix
+from .target import strip_prefix
 
 _PORTS = {"http": 80, "https": 443}
 _LOCATIONS = frozenset((b"location", b"content-location"))

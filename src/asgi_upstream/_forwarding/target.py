@@ -1,6 +1,9 @@
 """Where a caller's request goes: the path after a prefix under a client's base, and the query."""
 
 import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote, unquote_plus, unquote_to_bytes
 
 import httpx
@@ -8,10 +11,21 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from .._httpx.flavors import HTTPXModule
-from .paths import is_path_traversal, raw_path_of, strip_prefix
 
 _PATH_REJECTED = "The path is not one that is forwarded"
 _ILLEGAL = re.compile(rb"[^!-~]")  # in a request line (RFC 9112 3.2), though some servers pass it
+
+_ABSOLUTE_FORM = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]*")
+# UTF-8 with more bytes than are needed, which lax decoders take.
+_OVERLONG = (
+    (re.compile(rb"\xc0\xae|\xe0\x80\xae|\xf0\x80\x80\xae"), b"."),
+    (re.compile(rb"\xc0\xaf|\xe0\x80\xaf|\xf0\x80\x80\xaf"), b"/"),
+    (re.compile(rb"\xc1\x9c|\xe0\x81\x9c|\xf0\x80\x81\x9c"), b"/"),
+)
+_SAFE_PATH = re.compile(rb"[\w/.~-]*")
+_WHITESPACE = re.compile(rb"[\0-\x20\x7f+]")
+_IIS_UNICODE = re.compile(rb"%u00([0-9a-fA-F]{2})")
+_HEX = re.compile(rb"%[0-9a-fA-F]{2}")
 
 
 class PrefixMismatch(ValueError):
@@ -102,3 +116,59 @@ def _merge_params(query: bytes, params: httpx.QueryParams) -> bytes:
         if unquote_plus(pair.partition(b"=")[0].decode("latin-1")) not in params
     ]
     return b"&".join([*kept, own])
+
+
+def raw_path_of(scope: Mapping[str, Any]) -> bytes:
+    """The path of the request line, still encoded, without its query.
+
+    `raw_path` is optional in ASGI; without it, the decoded path is encoded anew. Some servers leave
+    the scheme and the host of an absolute-form request line in it (RFC 9112 3.2.2).
+    """
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        raw = quote(scope["path"], safe="/:@!$&'()*+,;=~").encode("ascii")
+    raw = raw.partition(b"?")[0]
+    if not raw.startswith(b"/") and (match := _ABSOLUTE_FORM.match(raw)):
+        raw = raw[match.end() :] or b"/"
+    return raw
+
+
+def strip_prefix(raw: bytes, prefix: bytes) -> bytes | None:
+    """What follows a decoded prefix in a raw path; None where the path does not start with it."""
+    prefix, position = prefix.rstrip(b"/"), 0
+    if raw.startswith(prefix) and raw[len(prefix) : len(prefix) + 1] in (b"", b"/"):
+        return raw[len(prefix) :]  # as it mostly is
+    for byte in prefix:
+        if _HEX.match(raw, position):
+            value, step = int(raw[position + 1 : position + 3], 16), 3
+        else:
+            value, step = (raw[position] if position < len(raw) else -1), 1
+        if value != byte:
+            return None
+        position += step
+    rest = raw[position:]
+    at_its_end = not rest or rest[:1] == b"/" or rest[:3].lower() == b"%2f"
+    return rest if at_its_end else None
+
+
+def is_path_traversal(path: bytes) -> bool:
+    """Whether an upstream that decodes once, twice or not at all could read a `..` in a path."""
+    if _SAFE_PATH.fullmatch(path) and b".." not in path:
+        return False
+    for _ in range(4):
+        path = _IIS_UNICODE.sub(rb"%\1", path)  # as old servers of Microsoft's read it
+        for overlong, plain in _OVERLONG:
+            path = overlong.sub(plain, path)
+        if not path.isascii():  # some take wide dots and slashes for narrow ones
+            wide = path.decode("utf-8", "surrogateescape")
+            path = unicodedata.normalize("NFKC", wide).encode("utf-8", "surrogateescape")
+        for segment in path.replace(b"\\", b"/").split(b"/"):
+            # Parameters (`..;a`) and what is behind a NUL are cut off by some, blanks left out.
+            for ending in (rb"[;?#\0]", rb"[;?#]"):
+                if _WHITESPACE.sub(b"", re.split(ending, segment)[0]) == b"..":
+                    return True
+        decoded = unquote_to_bytes(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return b"." in path

@@ -13,8 +13,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
+from .._exchange.response_head import end_to_end_response_headers
 from .._forwarding.request import forward_request
-from .._headers import RawHeaders, end_to_end_response_headers
+from .._headers import RawHeaders
 from ..errors import protocol_error
 
 _HANDSHAKE_PREFIX = b"sec-websocket-"

@@ -10,8 +10,10 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .. import errors
+from .._clients import get_client_state
 from .._exchange.closing import close_upstream, defer_cancellation
 from .._exchange.downstream import CallerDisconnected
+from .._exchange.recording import ExchangeRecorder, route_template
 from .._forwarding.request import HeaderOverrides
 from .._httpx.flavors import (
     URLT,
@@ -22,14 +24,7 @@ from .._httpx.flavors import (
     match_library,
 )
 from .._httpx.workarounds import clean_up_pool
-from ..records import (
-    ExchangeRecord,
-    ExchangeRecorder,
-    Observer,
-    Outcome,
-    get_client_state,
-    route_template,
-)
+from ..records import ExchangeRecord, Observer, Outcome
 from ..responses import BufferedResponse
 from . import handshake as handshakes
 from .upstream import CLOSE_TIMEOUT, UpstreamWebSocket, byte_length

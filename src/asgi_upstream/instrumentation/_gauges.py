@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..records import iter_registered
+from .._clients import iter_registered
 
 
 class OpenExchangeCount(NamedTuple):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from .._clients import get_client_state, iter_client_states
 from .._httpx.flavors import MODULE_NAMES
-from ..records import get_client_state, iter_client_states
 from ._upstream import running_upstreams
 from ._waiting import aeventually, eventually
 

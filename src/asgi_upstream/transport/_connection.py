@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 import httpx
 
 from .._httpx.flavors import HTTPXModule
-from ._parser import OutgoingRequest, ParseError, ReadState, ResponseHead, parse_head
+from ._parser import ParseError, ReadState, ResponseHead, parse_head
+from ._serializer import OutgoingRequest
 
 READ_BUFFER_LIMIT = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""

@@ -12,7 +12,7 @@ import httpx
 
 try:
     from ._connection import HTTP11Connection
-    from ._parser import OutgoingRequest, serialize_request
+    from ._serializer import OutgoingRequest, serialize_request
     from ._streams import ResponseStream, UpgradedStream
 except ImportError as _exc:
     if _exc.name != "httptools":
