@@ -8,8 +8,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src/asgi_upstream"
 LOGS = ("debug", "info", "warning", "error", "exception", "critical", "log")
-LOGGERS = ("logger", "httpx_logger", "log")
-ENDS = ("Error", "Timeout", "Exception", "Protocol", "Consumed", "Prefix", "Broken", "Exhausted")
+LOGGERS = ("logger", "log")
+ENDS = ("Error", "Timeout", "Exception", "Protocol", "Consumed", "Mismatch", "Exhausted")
 _VALUE = re.compile(r"%[srdg]|%\.\d+f")
 
 
@@ -42,7 +42,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield from filter(None, map(_template, node.exc.args))
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        named = any(_name(target) in ("detail", "_NOT_FORWARDED") for target in targets)
+        named = any(_name(target) in ("detail", "_PATH_REJECTED") for target in targets)
         if named and node.value is not None and (text := _template(node.value)) is not None:
             yield text
 

@@ -134,19 +134,6 @@ def test_the_reference_has_each_public_name() -> None:
     assert sorted(of_transport) == sorted(transport.__all__)
 
 
-def test_the_map_of_the_house_names_each_module_and_about_its_length() -> None:
-    text = (ROOT / "docs/contributing.md").read_text()
-    rows = re.findall(
-        r"^\| \[`([\w/]+\.py)`\]\(\.\./src/asgi_upstream/([\w/]+\.py)\) \| (\d+) \| \S", text, re.M
-    )
-    lengths = {name: int(count) for name, link, count in rows if name == link}
-    modules = {str(path.relative_to(SOURCE)): path for path in SOURCE.rglob("*.py")}
-    assert sorted(lengths) == sorted(modules)
-    for name, path in modules.items():
-        count = len(path.read_text().splitlines())
-        assert abs(lengths[name] - count) <= max(10, count // 10), f"{name} has {count} lines"
-
-
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     first = re.search(r"(?m)^## (.+)$", (ROOT / "CHANGELOG.md").read_text())

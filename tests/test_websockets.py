@@ -23,7 +23,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-import asgi_upstream
+import asgi_upstream._websockets
 from asgi_upstream import (
     ExchangeRecord,
     Outcome,
@@ -185,9 +185,9 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
 async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("websockets", "upstream_websocket"):
-        monkeypatch.delattr(asgi_upstream, name)
-        monkeypatch.delitem(sys.modules, f"asgi_upstream.{name}")
+    for name in ("relay", "upstream"):
+        monkeypatch.delattr(asgi_upstream._websockets, name)
+        monkeypatch.delitem(sys.modules, f"asgi_upstream._websockets.{name}")
     for module in [name for name in sys.modules if name.startswith("httpx_ws")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "httpx_ws", None)

@@ -58,7 +58,7 @@ class Busy:
     """In place of the ledger of a client with exchanges under way."""
 
     def __init__(self, open: int, waiting: int | None = None) -> None:
-        self.open = open
+        self.open_count = open
         self.transport = object() if waiting is None else _Transport(waiting)
 
 

@@ -97,7 +97,9 @@ def observed(observe: Observer, *records: ExchangeRecord) -> None:
 
 
 def test_the_duration_is_measured_as_the_conventions_say(metrics: Metrics) -> None:
-    observed(opentelemetry_observer(meter_provider=metrics.provider), record(), record(seconds=0.5))
+    observed(
+        opentelemetry_observer(meter_provider=metrics.provider), record(), record(duration=0.5)
+    )
     metric = metrics.all()[http_metrics.HTTP_CLIENT_REQUEST_DURATION]
     assert metric.unit == "s"
     (point,) = metrics.points(metric.name)
@@ -216,7 +218,7 @@ def test_what_is_open_and_waiting_is_read_when_it_is_collected(
 
     assert values("open_exchanges") == {"client": 3, "billing": 1}
     assert values("waiting_exchanges") == {"client": 2}
-    busy.open = 0
+    busy.open_count = 0
     assert values("open_exchanges") == {"client": 0, "billing": 1}
     assert caplog.text == ""
 

@@ -118,7 +118,7 @@ def test_gauges_tell_what_is_open_and_waiting_at_the_scrape(
     seen = scrape(registry)
     assert seen.all("open_exchanges") == [({"client": "client"}, 3), ({"client": "billing"}, 1)]
     assert seen.all("waiting_exchanges") == [({"client": "client"}, 2)]  # the other cannot say
-    busy.open = 0
+    busy.open_count = 0
     assert scrape(registry).value("open_exchanges", client="client") == 0
 
 

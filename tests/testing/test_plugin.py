@@ -466,11 +466,11 @@ def module():
 
 def test_leaves_it_open(module):
     leave_open(module[1])
-    eventually(lambda: module[0].open == 1)
+    eventually(lambda: module[0].open_exchanges == 1)
 
 @quick
 def test_comes_after(module):
-    assert module[0].open == 1
+    assert module[0].open_exchanges == 1
 """,
         passed=2,
     )
@@ -511,13 +511,13 @@ def test_clients_are_made_as_ever_when_nobody_watches() -> None:
 def test_exchanges_take_the_same_way_when_somebody_watches() -> None:
     code = """
 import httpx2
-from asgi_upstream._httpx.fast_path import shortcut
+from asgi_upstream._httpx.fast_path import direct_transport
 
 async def main():
     with watching():
         async with client_lifespan(httpx2.AsyncClient, name="client")(None) as state:
             client = state["client"]
-            print(shortcut(client, client.build_request("GET", "http://any")) is not None)
+            print(direct_transport(client, client.build_request("GET", "http://any")) is not None)
 
 asyncio.run(main())
 """

@@ -261,15 +261,15 @@ class Case:
             self.head(one, connection.head.status, connection.head.fields)
             if connection.head.status != 101:
                 leaves = self.chance(0.15)
-                while piece := connection.take() or await connection.read():
+                while piece := connection.read_nowait() or await connection.read():
                     one.body += piece
                     await self.pause()
                     if leaves and self.chance(0.5):
                         return
                 one.whole = True
         finally:
-            if not connection.keep():
-                await connection.finish()
+            if not connection.release():
+                await connection.aclose()
 
     async def by_upgrade(
         self, client: httpx.AsyncClient, request: httpx.Request, one: Exchange

@@ -627,7 +627,7 @@ class Counts(RuleBasedStateMachine):
         assert set(idle) == set(pool._idle_since)
         assert not set(idle) & set(cast(list[HTTP11Connection], self.in_use))
         # One that was cancelled is forgotten when its task goes on.
-        waiting = [one for one in pool._without_room if not one.connection.done()]
+        waiting = [one for one in pool._waiting_for_slot if not one.connection.done()]
         assert pool._size == 3 or not waiting
 
     def teardown(self) -> None:
