@@ -47,8 +47,7 @@ def no_leaks(request: pytest.FixtureRequest) -> None:
     """Fails the test if it leaves an exchange open, or a client that it never closed."""
     if request.session.stash.get(_LEAK_CHECK, None) is None:
         raise RuntimeError(
-            "no_leaks came too late to see what was opened: give it as an argument of the test, or "
-            "as the marker, and not by getfixturevalue()"
+            "no_leaks must be a test argument or a marker; getfixturevalue() requests it too late"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src/asgi_upstream"
 LOGS = ("debug", "info", "warning", "error", "exception", "critical", "log")
 LOGGERS = ("logger", "log")
+ARGUMENT_ERRORS = ("TypeError", "ValueError", "AttributeError", "AssertionError")
 ENDS = ("Error", "Timeout", "Exception", "Protocol", "Consumed", "Mismatch", "Exhausted")
 _VALUE = re.compile(r"%[srdg]|%\.\d+f")
 
@@ -17,6 +18,7 @@ _VALUE = re.compile(r"%[srdg]|%\.\d+f")
 class Message:
     text: str  # with … in place of each value
     where: str
+    is_about_an_argument: bool  # then it says itself what to change, and needs no entry
 
 
 def messages() -> Iterator[Message]:
@@ -24,7 +26,8 @@ def messages() -> Iterator[Message]:
         for node in ast.walk(ast.parse(path.read_text())):
             for text in _texts(node):
                 where = f"{path.relative_to(SOURCE.parent)}:{getattr(node, 'lineno', 0)}"
-                yield Message(" ".join(text.split()), where)
+                about_argument = isinstance(node, ast.Call) and _name(node.func) in ARGUMENT_ERRORS
+                yield Message(" ".join(text.split()), where, about_argument)
 
 
 def _texts(node: ast.AST) -> Iterator[str]:

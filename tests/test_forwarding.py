@@ -172,7 +172,7 @@ def test_client_and_request_in_the_wrong_order_or_not_awaited_are_refused() -> N
     with pytest.raises(TypeError, match=r"write forward_request\(client, request\)"):
         forward(request, client)
     unawaited: Any = client.get("/")
-    with pytest.raises(TypeError, match="a coroutine that nobody awaited"):
+    with pytest.raises(TypeError, match="an un-awaited coroutine"):
         forward(unawaited, request)
     unawaited.close()
 

@@ -494,7 +494,7 @@ async def test_a_forgotten_client_or_request_is_refused_by_the_public_name(cls: 
 @both
 async def test_a_client_that_was_not_awaited_is_refused_as_such(cls: AnyClass) -> None:
     unawaited: Any = httpx.AsyncClient().get("http://x.example")
-    with pytest.raises(TypeError, match="a coroutine that nobody awaited"):
+    with pytest.raises(TypeError, match="an un-awaited coroutine"):
         cls(unawaited, httpx.Request("GET", "http://x.example"))
     unawaited.close()
 

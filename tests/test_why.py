@@ -107,7 +107,7 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
             eventually(lambda: upstream.open_exchanges == 1, 5)
             caller.leave()
             if left_over:
-                with pytest.raises(AssertionError, match="what was waited for"):
+                with pytest.raises(AssertionError, match="condition not met"):
                     eventually(lambda: upstream.open_exchanges == 0, 2)
             else:
                 eventually(lambda: upstream.open_exchanges == 0, 5)

@@ -81,11 +81,11 @@ class UpstreamTimeout(UpstreamError):
 class PoolExhausted(UpstreamError):
     """No connection of the pool came free in time. 503 with `retry-after` (RFC 9110 15.6.4).
 
-    Cause and fix: [docs/errors.md][too-many-requests-to-the-upstream-are-under-way].
+    Cause and fix: [docs/errors.md][too-many-concurrent-requests-to-the-upstream].
     """
 
     status_code = 503
-    detail = "Too many requests to the upstream are under way"
+    detail = "Too many concurrent requests to the upstream"
     headers: Mapping[str, str] | None = {"retry-after": "1"}
 
 
@@ -207,7 +207,7 @@ class upstream_errors:
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError("upstream_errors() decorates no generators: use `with` inside of it")
+            raise TypeError("upstream_errors() cannot decorate a generator; use `with` inside it")
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:

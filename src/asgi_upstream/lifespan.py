@@ -153,7 +153,7 @@ def combine_lifespans(
 
 def _check_base_url(base_url: object) -> None:
     if base_url is None:
-        raise TypeError("client_lifespan(base_url=None): is a setting of the environment missing?")
+        raise TypeError("base_url is None; is an environment variable missing?")
     if isinstance(base_url, str) and base_url and "://" not in base_url:
         raise ValueError(
             f"client_lifespan(base_url={base_url!r}): it has no scheme, write 'http://{base_url}' "
@@ -167,7 +167,7 @@ def _check_headers(client: Any) -> None:
         if has_control_characters([(name, value)]):
             raise ValueError(
                 f"the client's header {name.decode('latin-1')!r} has a line break or another "
-                f"control character in its value: .strip() what it is made from"
+                f"control character in its value; call .strip() on the value"
             )
 
 
@@ -198,4 +198,4 @@ async def _close(name: str, client: Any) -> None:
         else:
             await anyio.to_thread.run_sync(client.close, abandon_on_cancel=True)
     if scope.cancelled_caught:
-        logger.error("closing %r took more than %g s and was given up", name, CLOSE_TIMEOUT)
+        logger.error("gave up closing %r after %g s", name, CLOSE_TIMEOUT)

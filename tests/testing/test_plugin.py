@@ -233,8 +233,8 @@ def test_misspelt():
         failed=1,
         errors=2,
     )
-    assert [*lines_of(told, "RuntimeError: (no_leaks came too late).*").values()].count(
-        ["no_leaks came too late"]
+    assert [*lines_of(told, "RuntimeError: (no_leaks must be a test argument).*").values()].count(
+        ["no_leaks must be a test argument"]
     ) == 1
     assert [*lines_of(told, "TypeError: .* has one argument, (within=).*").values()].count(
         ["within="]

@@ -815,7 +815,7 @@ async def test_interim_responses_without_end_are_an_error_and_those_of_one_reque
         for _ in range(3):
             assert (await c.get("/some")).content == b"ok"
         assert len(upstream.peers) == 1
-        with pytest.raises(httpx.RemoteProtocolError, match="head is too large"):
+        with pytest.raises(httpx.RemoteProtocolError, match="head exceeds 64 KiB"):
             await c.get("/forever")
         await eventually(lambda: not upstream.open)
 

@@ -46,7 +46,7 @@ def decode_body(
     """
     for coding in reversed(codings):
         if not can_decode(coding, library):
-            raise protocol_error(f"a body in {coding!r}, which cannot be decoded")
+            raise protocol_error(f"cannot decode content-encoding {coding!r}")
         decode = _inflate if coding in _WBITS else _decode_with_httpx
         body = decode(aiter(body), coding, library)
     return aiter(body)
@@ -74,7 +74,7 @@ async def _inflate(
                     yield piece
                 data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
         if head and not inflate.eof:
-            raise library.DecodingError("the compressed body ends too soon")
+            raise library.DecodingError("compressed body is truncated")
     except zlib.error as exc:
         raise library.DecodingError(str(exc)) from exc
     finally:

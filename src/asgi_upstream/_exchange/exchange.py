@@ -225,8 +225,8 @@ class Exchange:
                 upstream = await client.send(self.request, stream=True, **relayed)
         except library.StreamConsumed:
             raise RuntimeError(
-                "the body of this request is a stream that was sent already, so it cannot be sent "
-                "again: build the request with bytes, or make a new response for each call"
+                "the request body is a stream that has already been consumed; build the request "
+                "with bytes, or make a new request for each call"
             ) from None
         except BaseException as exc:
             await defer_cancellation(clean_up_pool(client, self.request.url))

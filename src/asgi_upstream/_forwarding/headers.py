@@ -57,7 +57,7 @@ def build_request_headers(scope: Mapping[str, Any], *, trust_forwarded_headers: 
         lengths = {value for name, value in fields if name == b"content-length"}
         length = lengths.pop() if len(lengths) == 1 else b""
         if not (length.isdigit() and len(length) < 20):  # RFC 9112 6.3
-            raise HTTPException(400, "A header field is malformed")
+            raise HTTPException(400, "Malformed header")
         fields = [*remove(fields, b"content-length"), (b"content-length", length)]
     if by_name.get(b"authorization", b"").lower().startswith(_CONNECTION_AUTH_SCHEMES):
         fields.append((b"connection", b"close"))  # or the next caller on it would be this one
@@ -74,7 +74,7 @@ def validate(fields: RawHeaders) -> None:
     """
     names = b"".join([name + b":" for name, _ in fields])
     if not _NAMES.fullmatch(names) or _LINE_BREAKS.search(b"".join([value for _, value in fields])):
-        raise HTTPException(400, "A header field is malformed")
+        raise HTTPException(400, "Malformed header")
 
 
 def _x_forwarded(scope: Mapping[str, Any], host: bytes | None) -> RawHeaders:

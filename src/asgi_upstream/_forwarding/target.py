@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from .._httpx.flavors import HTTPXModule
 
-_PATH_REJECTED = "The path is not one that is forwarded"
+_PATH_REJECTED = "Invalid path"
 _ILLEGAL = re.compile(rb"[^!-~]")  # in a request line (RFC 9112 3.2), though some servers pass it
 
 _ABSOLUTE_FORM = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]*")

@@ -138,8 +138,8 @@ def match_library(client: type[Any], request: type[Any]) -> HTTPXModule:
     ours, theirs = _find_library(client), _find_library(request)
     if ours is not theirs and ours is not None and theirs is not None:
         raise TypeError(
-            f"the client is of {ours.__name__} and the request of {theirs.__name__}: make it with "
-            f"client.build_request('GET', url)"
+            f"got an {ours.__name__} client and an {theirs.__name__} request; build the request "
+            f"with client.build_request('GET', url)"
         )
     return theirs or ours or httpx
 
@@ -161,7 +161,7 @@ else:
 def describe_type(value: object) -> str:
     """What an argument is, as an error names it."""
     if inspect.iscoroutine(value):
-        return "a coroutine that nobody awaited"
+        return "an un-awaited coroutine"
     kind = type(value)
     return "None" if value is None else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 

@@ -112,4 +112,4 @@ class RequestBodyStream(ByteStreamBase):
         except RuntimeError as exc:  # Starlette's, of a body that is read already
             raise self._library.StreamConsumed from exc
         if left:  # as of an upgrade that uvicorn ignores, with the body
-            raise HTTPException(400, "The body is not as long as its Content-Length")
+            raise HTTPException(400, "Request body is shorter than its Content-Length")

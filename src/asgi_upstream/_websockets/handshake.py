@@ -70,7 +70,7 @@ def validate_upgrade(upstream: httpx.Response, subprotocols: Sequence[str]) -> N
         or fields.get("sec-websocket-protocol") not in (None, *subprotocols)
         or "sec-websocket-extensions" in fields  # none was offered
     ):
-        raise protocol_error("a 101 that is not the answer to the handshake")
+        raise protocol_error("invalid response to the WebSocket handshake")
 
 
 def handshake_response_headers(upstream: httpx.Response) -> RawHeaders:

@@ -138,12 +138,12 @@ class UpstreamWebSocket:
                 data = await self._stream.read(_IO_SIZE, self._ping_interval)
             except self._library.TimeoutException as exc:
                 if pinged:
-                    raise self._library.ReadTimeout("it answers no ping") from exc
+                    raise self._library.ReadTimeout("no response to ping") from exc
                 pinged = True
                 self._send_control(Ping())
                 continue
             if not data:
-                raise self._library.RemoteProtocolError("it left without a Close frame")
+                raise self._library.RemoteProtocolError("connection closed without a Close frame")
             self._connection.receive_data(data)
             self._events = self._connection.events()
             return

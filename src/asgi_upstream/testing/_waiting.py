@@ -36,4 +36,4 @@ async def aeventually(condition: Callable[[], object], within: float = 5.0) -> f
 
 def _check(began: float, within: float) -> None:
     if time.monotonic() - began >= within:
-        raise AssertionError(f"what was waited for did not happen within {within:g} s")
+        raise AssertionError(f"condition not met within {within:g} s")

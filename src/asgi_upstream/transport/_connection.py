@@ -321,7 +321,7 @@ class HTTP11Connection(asyncio.Protocol):
         while self._phase is ReadState.HEAD:
             end = _END_OF_HEAD.search(data)
             if self._interim + (end.end() if end else len(data)) > MAX_HEAD_SIZE:
-                raise ParseError("the head is too large")
+                raise ParseError("response head exceeds 64 KiB")
             if end is None:
                 if not b"HTTP/".startswith(data[:5]):
                     raise ParseError("not HTTP")
@@ -330,7 +330,7 @@ class HTTP11Connection(asyncio.Protocol):
             head = parse_head(data[: end.end()])
             data = data[end.end() :]
             if head.status == 101 and b"\r\nupgrade:" not in self._request.head.lower():
-                raise ParseError("it switched protocols, and nobody had asked for that")
+                raise ParseError("unexpected 101 Switching Protocols")
             if head.status < 200 and head.status != 101:  # interim (RFC 9110 15.2)
                 self._interim += end.end()
                 continue

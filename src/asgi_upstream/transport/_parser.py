@@ -61,7 +61,7 @@ class ResponseHead:
 
     def _parse(self, lines: bytes) -> None:
         if lines[:1] in b" \t":
-            raise ParseError("a blank before the first field")
+            raise ParseError("whitespace before the first header")
         lines = _FOLD.sub(b" ", lines)  # RFC 9112 5.2
         lines = _BARE_LF.sub(b"\r\n", lines)  # RFC 9112 2.2
         if lines.count(b"\r") != lines.count(b"\r\n"):
@@ -97,7 +97,9 @@ class ResponseHead:
                     closes = b"close" in map(bytes.strip, value.lower().split(b","))
                     self.keep_alive = self.keep_alive and not closes
         if codings and (length or codings.lower() != b"chunked"):
-            raise ParseError("unknown Transfer-Encoding, or Content-Length beside it")
+            raise ParseError(
+                "unsupported Transfer-Encoding, or both Transfer-Encoding and Content-Length"
+            )
         if repeated:
             length = self._merge_lengths(length)
         if length and not (length.isdigit() and len(length) < 20):

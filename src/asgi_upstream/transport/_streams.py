@@ -66,7 +66,7 @@ class UpgradedStream:
     def _map_exceptions(self) -> Generator[None]:
         """Those of httpcore, which its users expect: they are named as httpx's."""
         if self._connection.request_count != self._exchange:
-            raise self.httpcore.ReadError("the connection is another exchange's")
+            raise self.httpcore.ReadError("the connection has been returned to the pool")
         try:
             yield
         except Exception as exc:

@@ -102,8 +102,9 @@ class AsyncioTransportMixin(_Transport):
             )
         if proxy is not None:
             raise ValueError(
-                "AsyncioTransport connects to no proxy: use httpx.AsyncHTTPTransport(proxy=...), "
-                "or leave out transport= and give proxy= to the client"
+                "AsyncioTransport does not support proxies: use "
+                "httpx.AsyncHTTPTransport(proxy=...), or leave out transport= and give proxy= to "
+                "the client"
             )
         context = self._stock.library.create_ssl_context(
             verify=verify, cert=cert, trust_env=trust_env
