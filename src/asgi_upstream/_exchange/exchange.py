@@ -8,6 +8,7 @@ import inspect
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Iterable,
 )
 from typing import cast
 
@@ -33,9 +34,10 @@ from .options import ExchangeOptions, RawResponse, ResponseHook, SendRaw, Stream
 from .recording import ExchangeRecorder, route_template
 from .response_head import (
     NOSNIFF,
-    end_to_end_response_headers,
-    headers_for_modified_body,
+    build_response_head,
+    has_no_content,
     needs_nosniff,
+    validate_status,
 )
 from .scope import ExchangeScope
 from .upload import UploadStream
@@ -270,11 +272,13 @@ class Exchange:
         if terms.transform is not None:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
             body, changed = self._track_iterator(terms.transform(body)), True
-        status, fields = self._head_of(upstream, caller, changed=changed)
+        status, fields = self._head(
+            upstream.status_code, upstream.headers.raw, caller, modified=changed
+        )
         if terms.on_stream_error is not None:
             fields = headers.remove(fields, b"content-length")
         remaining = await self._send_head(caller, status, fields)
-        if _has_no_content(caller.method, status):
+        if has_no_content(caller.method, status):
             await self._drain_empty_body(upstream)
             return
         async for chunk in body:
@@ -298,7 +302,7 @@ class Exchange:
         if needs_nosniff(values):
             fields = [*fields, NOSNIFF]
         await caller.send_head(status, fields)
-        if _has_no_content(caller.method, status):
+        if has_no_content(caller.method, status):
             return 0
         length = values.get(b"content-length", b"")
         if length.isdigit():
@@ -328,39 +332,38 @@ class Exchange:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
             body = self._track_iterator(terms.transform(self._track_iterator(iter_single(content))))
             content, changed = await read_limited(body, max_bytes, watch), True
-        status, fields = self._head_of(upstream, caller, changed=changed)
+        status, fields = self._head(
+            upstream.status_code, upstream.headers.raw, caller, modified=changed
+        )
         await self._send_buffered(caller, status, fields, content)
 
     async def _send_buffered(
         self, caller: Caller, status: int, fields: headers.RawHeaders, content: bytes
     ) -> None:
         fields = headers.override(fields, self.header_overrides)
-        if not _has_no_content(self.request.method, status):
+        if not has_no_content(self.request.method, status):
             fields = headers.remove(fields, b"content-length")
             fields.append((b"content-length", str(len(content)).encode()))
-        if not _has_no_content(caller.method, status):
+        if not has_no_content(caller.method, status):
             self.final_chunk = content
         await caller.send_head(status, fields)
 
     def _head(
-        self, status: int, fields: headers.RawHeaders, caller: Caller
+        self,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        caller: Caller,
+        *,
+        modified: bool = False,
     ) -> tuple[int, headers.RawHeaders]:
-        """Status and fields for the caller, from the upstream's."""
-        validate_status(status)
-        fields = end_to_end_response_headers(fields)
-        # RFC 9110 8.6: none with a 204. And what goes with no content is not true of a content.
-        empty = _has_no_content(self.request.method, status)
-        if self.status is not None:
-            status = self.status
-        if status in (204, 205) or (empty and not _has_no_content(caller.method, status)):
-            fields = headers.remove(fields, b"content-length")
-        return status, fields
-
-    def _head_of(
-        self, upstream: httpx.Response, caller: Caller, *, changed: bool
-    ) -> tuple[int, headers.RawHeaders]:
-        status, fields = self._head(upstream.status_code, upstream.headers.raw, caller)
-        return status, headers_for_modified_body(fields) if changed else fields
+        return build_response_head(
+            status,
+            headers,
+            request_method=self.request.method,
+            caller_method=caller.method,
+            status_override=self.status,
+            body_modified=modified,
+        )
 
     def _open_body(
         self, upstream: httpx.Response, *, decode: bool
@@ -442,17 +445,6 @@ class Exchange:
         if caller.started:
             await caller.abort()
         raise error
-
-
-def validate_status(status: int) -> None:
-    """Refuse a 101 that nobody asked for, and a number that is no status (RFC 9110 15)."""
-    if not 200 <= status < 600:
-        raise errors.protocol_error(f"status {status}")
-
-
-def _has_no_content(method: str, status: int) -> bool:
-    """RFC 9110 6.4.1, and 15.3.6 for 205."""
-    return method == "HEAD" or status in (204, 205, 304)
 
 
 def _call_on_stream_error(on_stream_error: StreamErrorHook, error: Exception) -> bytes:

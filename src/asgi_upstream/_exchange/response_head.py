@@ -1,12 +1,14 @@
-"""Status and headers for the caller, as pure functions."""
+"""Decides which status and headers the caller gets. Pure functions."""
 
 from collections.abc import Iterable, Mapping
 
-from .._headers import HOP_BY_HOP, RawHeaders, end_to_end
+from .. import _headers as header_lists
+from .._headers import HOP_BY_HOP, RawHeaders
+from ..errors import protocol_error
 
-# Single-valued, and every ASGI server adds its own.
+# Each ASGI server adds its own, and each may occur only once.
 _NOT_RELAYED = HOP_BY_HOP | {b"date", b"server"}
-# True only of the very bytes that the upstream sent (RFC 9110 8, RFC 9530).
+# These describe the exact bytes that the upstream sent (RFC 9110 8, RFC 9530).
 _DEPENDS_ON_BODY = frozenset(
     b"accept-ranges content-digest content-encoding content-length content-md5 digest "
     b"repr-digest".split()
@@ -14,28 +16,63 @@ _DEPENDS_ON_BODY = frozenset(
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
+def build_response_head(
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    request_method: str,
+    caller_method: str,
+    status_override: int | None = None,
+    body_modified: bool = False,
+) -> tuple[int, RawHeaders]:
+    """Return the status and the headers for the caller.
+
+    Arguments:
+        status: The upstream's status.
+        headers: The upstream's headers.
+        request_method: The method that the upstream got.
+        caller_method: The method that the caller used. It may be another one.
+        status_override: The status that the endpoint chose.
+        body_modified: Whether the body is decoded or transformed.
+
+    Raises:
+        UpstreamProtocolError: If `status` is not a final status.
+    """
+    validate_status(status)
+    relayed = end_to_end_response_headers(headers)
+    without_content = has_no_content(request_method, status)
+    if status_override is not None:
+        status = status_override
+    # A 204 and a 205 have no Content-Length (RFC 9110 8.6). The length in a response to HEAD
+    # does not describe the content that another method gets.
+    if status in (204, 205) or (without_content and not has_no_content(caller_method, status)):
+        relayed = header_lists.remove(relayed, b"content-length")
+    return status, headers_for_modified_body(relayed) if body_modified else relayed
+
+
 def end_to_end_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """The fields of an upstream's response that its caller gets."""
-    return end_to_end(raw, _NOT_RELAYED)
+    """Return the headers of the upstream's response that the caller gets."""
+    return header_lists.end_to_end(raw, _NOT_RELAYED)
 
 
-def headers_for_modified_body(fields: RawHeaders) -> RawHeaders:
-    """`fields` for a body that was decoded or transformed on the way.
+def headers_for_modified_body(headers: RawHeaders) -> RawHeaders:
+    """Return `headers` for a body that is decoded or transformed.
 
-    What held for the exact bytes goes, and a strong ETag becomes a weak one (RFC 9110 8.8.1).
+    Headers that describe the exact bytes are dropped. A strong ETag becomes a weak one (RFC 9110
+    8.8.1).
     """
     return [
         (name, b"W/" + value if name == b"etag" and not value.startswith(b"W/") else value)
-        for name, value in fields
+        for name, value in headers
         if name not in _DEPENDS_ON_BODY
     ]
 
 
 def needs_nosniff(values: Mapping[bytes, bytes]) -> bool:
-    """Whether a response of these fields is plain text without `NOSNIFF`.
+    """Return whether this is plain text without `NOSNIFF`.
 
-    A browser holds back the first bytes of `text/plain` to guess what they truly are, and so a
-    stream (WHATWG MIME Sniffing 7.2).
+    A browser holds back the first bytes of `text/plain` to guess the real type, so a stream would
+    be delayed (WHATWG MIME Sniffing 7.2).
     """
     media_type = values.get(b"content-type", b"")
     return (
@@ -43,3 +80,18 @@ def needs_nosniff(values: Mapping[bytes, bytes]) -> bool:
         and media_type.split(b";")[0].strip().lower() == b"text/plain"
         and NOSNIFF[0] not in values
     )
+
+
+def validate_status(status: int) -> None:
+    """Refuse an unexpected 101 and numbers that are not a status (RFC 9110 15).
+
+    Raises:
+        UpstreamProtocolError: If `status` is not between 200 and 599.
+    """
+    if not 200 <= status < 600:
+        raise protocol_error(f"status {status}")
+
+
+def has_no_content(method: str, status: int) -> bool:
+    """Return whether the response has no content, by method or status (RFC 9110 6.4.1, 15.3.6)."""
+    return method == "HEAD" or status in (204, 205, 304)

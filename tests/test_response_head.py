@@ -1,0 +1,83 @@
+"""The status and the headers that the caller gets."""
+
+import pytest
+
+from asgi_upstream import UpstreamProtocolError
+from asgi_upstream._exchange.response_head import (
+    build_response_head,
+    has_no_content,
+    validate_status,
+)
+
+LENGTH = (b"content-length", b"5")
+PLAIN = (b"content-type", b"text/plain")
+
+
+@pytest.mark.parametrize("status", [0, 100, 101, 103, 199, 600, 999])
+def test_status_that_is_not_final_is_the_upstreams_error(status: int) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        validate_status(status)
+    with pytest.raises(UpstreamProtocolError):
+        build_response_head(status, [], request_method="GET", caller_method="GET")
+
+
+@pytest.mark.parametrize("status", [200, 204, 299, 404, 599])
+def test_final_status_is_accepted(status: int) -> None:
+    validate_status(status)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "expected"),
+    [
+        ("GET", 200, False),
+        ("GET", 204, True),
+        ("GET", 205, True),
+        ("GET", 304, True),
+        ("HEAD", 200, True),
+        ("CONNECT", 404, False),
+    ],
+)
+def test_content_is_absent_by_method_or_status(method: str, status: int, expected: bool) -> None:
+    assert has_no_content(method, status) is expected
+
+
+@pytest.mark.parametrize(
+    ("request_method", "caller_method", "status", "override", "expected"),
+    [
+        ("GET", "GET", 200, None, (200, [LENGTH, PLAIN])),
+        ("GET", "GET", 200, 201, (201, [LENGTH, PLAIN])),
+        ("GET", "GET", 204, None, (204, [PLAIN])),
+        ("GET", "GET", 205, None, (205, [PLAIN])),
+        ("GET", "GET", 200, 204, (204, [PLAIN])),
+        ("GET", "GET", 304, 200, (200, [PLAIN])),
+        ("HEAD", "HEAD", 200, None, (200, [LENGTH, PLAIN])),
+        ("HEAD", "GET", 200, None, (200, [PLAIN])),
+        ("GET", "HEAD", 200, None, (200, [LENGTH, PLAIN])),
+    ],
+)
+def test_length_is_sent_only_where_it_is_true(
+    request_method: str,
+    caller_method: str,
+    status: int,
+    override: int | None,
+    expected: tuple[int, list[tuple[bytes, bytes]]],
+) -> None:
+    head = build_response_head(
+        status,
+        [(b"Content-Length", b"5"), (b"Content-Type", b"text/plain"), (b"Connection", b"close")],
+        request_method=request_method,
+        caller_method=caller_method,
+        status_override=override,
+    )
+    assert head == expected
+
+
+def test_head_of_modified_body_has_weak_etag_and_no_length() -> None:
+    _, headers = build_response_head(
+        200,
+        [LENGTH, (b"etag", b'"a"'), (b"content-encoding", b"gzip"), PLAIN],
+        request_method="GET",
+        caller_method="GET",
+        body_modified=True,
+    )
+    assert headers == [(b"etag", b'W/"a"'), PLAIN]
