@@ -324,7 +324,7 @@ async def test_a_client_with_nothing_to_do_is_passed_by(
 async def test_a_request_of_the_other_library_is_refused_at_once(library: Any) -> None:
     other: Any = httpx if library is httpx2 else httpx2
     async with library.AsyncClient() as client:
-        with pytest.raises(TypeError, match=r"make it with client\.build_request"):
+        with pytest.raises(TypeError, match=r"build the request with client\.build_request"):
             StreamedResponse(client, other.Request("GET", "http://x"))
 
 
