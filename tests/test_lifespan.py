@@ -244,7 +244,7 @@ async def test_a_client_whose_opening_fails_is_closed() -> None:
 async def test_a_close_that_hangs_is_given_up_and_logged(
     sync: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("asgi_upstream.lifespan.CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("asgi_upstream.lifespan.CLIENT_CLOSE_TIMEOUT", 0.05)
     released = threading.Event()
 
     class HangsAsync:
@@ -269,7 +269,7 @@ async def test_a_close_that_hangs_is_given_up_and_logged(
 async def test_a_close_that_hangs_does_not_keep_others_from_closing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asgi_upstream.lifespan.CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("asgi_upstream.lifespan.CLIENT_CLOSE_TIMEOUT", 0.05)
     log: list[str] = []
 
     class Hangs:

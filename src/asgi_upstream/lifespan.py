@@ -1,10 +1,10 @@
-"""Clients that open and close with the app."""
+"""Opens shared clients when the app starts and closes them when it stops."""
 
 import inspect
 import keyword
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from typing import Any, TypeVar
 
 import anyio
@@ -15,100 +15,69 @@ from starlette.datastructures import State
 
 from ._clients import register_client, unregister_client
 from ._headers import has_control_characters
+from ._httpx.cookies import reject_cookies
 from ._logging import logger
 from .records import Observer, check_observers, count_open_exchanges
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds that shutdown waits for exchanges which are under way on a client, to close it then."""
+"""Seconds that shutdown waits for open exchanges before it closes their client."""
 
-CLOSE_TIMEOUT = 10.0
-"""Seconds that a client may take to close before shutdown goes on without it."""
+CLIENT_CLOSE_TIMEOUT = 10.0
+"""Seconds that a client may take to close before shutdown continues without it."""
 
 App = TypeVar("App")
+ClientFactory = Callable[..., object]
 Lifespan = Callable[[App], AbstractAsyncContextManager[Mapping[str, object]]]
-"""What Starlette and FastAPI take as `lifespan=`: entered with the app, yields its state."""
+"""What Starlette and FastAPI accept as `lifespan=`: it is entered with the app and yields state."""
 
 
 def client_lifespan(
-    factory: Callable[..., object] = httpx.AsyncClient,
+    factory: ClientFactory = httpx.AsyncClient,
     /,
     *,
     name: str = "client",
     observers: Sequence[Observer] = (),
     **options: object,
 ) -> Lifespan[object]:
-    """A lifespan that shares one client: opened at start-up, closed at shutdown.
+    """Return a lifespan that opens one shared client at startup and closes it at shutdown.
 
         app = FastAPI(lifespan=client_lifespan(base_url="https://api.example"))
 
-    The client keeps no cookies, for what an upstream sets for one caller would be sent for the
-    next. With `cookies=`, even empty, or cookies put there by the factory, it does as httpx does.
+    The client does not store cookies, because one caller's cookies would be sent with the next
+    caller's request. Pass `cookies=` (even an empty dict) to get httpx's usual behaviour.
+    Cookies that the factory puts on the client are kept and sent, also with that behaviour.
+
+    At shutdown, exchanges that are still open get a few seconds to end. Then the client is closed.
 
     Arguments:
-        factory: makes the client, as `factory(**options)`: `httpx.AsyncClient`, a subclass, a
-            function; or `httpx.Client`, which a worker thread closes. What an async function
-            returns is taken as open, so it may have used the client.
-        name: the key in the lifespan state, for `client_dependency(name)`; `get_client` is the one
-            for "client".
-        observers: functions that get a `ExchangeRecord` of each exchange on this client, at its
-        end. options: what the factory takes: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
+        factory: Called as `factory(**options)` at startup: `httpx.AsyncClient`, a subclass or a
+            function. It may be an async function: then its client counts as open already. It may
+            also make an `httpx.Client`, which is closed in a worker thread.
+        name: The key in the lifespan state, for `client_dependency(name)`. `get_client` finds
+            the client named "client".
+        observers: Functions that are called with the `ExchangeRecord` of each exchange on this
+            client when the exchange has ended.
+        options: Options of the factory: `base_url=`, `timeout=`, `limits=`, `headers=`, ...
+
+    Returns:
+        A lifespan for `FastAPI(lifespan=...)`, `Starlette(lifespan=...)` or `combine_lifespans`.
 
     Raises:
-        ValueError, TypeError: at once, where `name` cannot be an attribute of `request.state`, or
-            the factory is no function, `base_url=` has no scheme, `transport=` is a class, or an
-            observer async; at start-up, where a header of the client's has a line break. Causes and
-            fixes: [docs/errors.md][when-the-app-is-written-or-started].
-        Exception: at start-up, whatever the factory raises.
+        TypeError: If `factory` is not callable, `transport=` is a class, `base_url=` is None, or an
+            observer is async.
+        ValueError: If `name` cannot be an attribute of `request.state`, or `base_url=` has no
+            scheme. At startup, if a header of the client contains a line break.
+        Exception: At startup, whatever the factory raises. See
+            [docs/errors.md][when-the-app-is-written-or-started].
     """
-    if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
-        raise ValueError(
-            f"client_lifespan(name={name!r}): the name must be a Python identifier, free to be an "
-            f"attribute of request.state; write for example name='billing_client'"
-        )
-
-    if not callable(factory):
-        raise TypeError(
-            f"client_lifespan({factory!r}): give base_url= by its name, or a factory such as "
-            f"lambda: httpx.AsyncClient(...)"
-        )
-    if isinstance(factory, Starlette):
-        raise TypeError(
-            "client_lifespan was given the app in place of a factory: call it where it is given, "
-            "lifespan=client_lifespan(base_url=...)"
-        )
-    if isinstance(kind := options.get("transport"), type):
-        made = f"{kind.__name__}()"
-        raise TypeError(f"transport={kind.__name__}: give an object, transport={made}")
+    _check_name(name)
+    _check_factory(factory, options)
     check_observers(observers)
-    if isinstance(factory, type):
-        _check_base_url(options.get("base_url", ""))
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
-        client: Any = factory(**options)
-        if already_open := inspect.isawaitable(client):
-            client = await client
-        if not (hasattr(client, "aclose") or hasattr(client, "close")):
-            raise TypeError(
-                f"client_lifespan: the factory returned {client!r}, which has neither aclose() "
-                f"nor close(); it must return a client, such as httpx.AsyncClient()"
-            )
-        try:
-            if hasattr(client, "__aenter__") and not already_open:
-                await client.__aenter__()
-            elif hasattr(client, "__enter__") and not already_open:
-                client.__enter__()
-            jar = getattr(getattr(client, "cookies", None), "jar", None)
-            if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
-                jar.set_policy(_RejectCookies())
-                jar.keeps_none = True  # type: ignore[attr-defined]  # for shortcut.py
-            _check_headers(client)
-            register_client(client, name, observers, options.get("transport"))
+        async with _open_client(factory, name, observers, options) as client:
             yield {name: client}
-        finally:
-            await _drain(name, client)
-            unregister_client(client)
-            await _close(name, client)
 
     lifespan.__qualname__ = f"client_lifespan(name={name!r})"
     return lifespan
@@ -117,38 +86,73 @@ def client_lifespan(
 def combine_lifespans(
     *lifespans: Callable[[App], AbstractAsyncContextManager[Mapping[str, object] | None]],
 ) -> Lifespan[App]:
-    """One lifespan of several: entered in order, their states merged, left in reverse.
+    """Return one lifespan that enters several in order and exits them in reverse order.
+
+        lifespan = combine_lifespans(database_lifespan, client_lifespan(base_url=...))
+
+    Arguments:
+        lifespans: Any lifespans that Starlette accepts. Their states are merged.
+
+    Returns:
+        A lifespan that yields the merged state.
 
     Raises:
-        TypeError: at once, for what is no lifespan.
-        RuntimeError: at start-up, where two yield the same key; those entered before are left.
-            Causes and fixes: [docs/errors.md][when-the-app-is-written-or-started].
+        TypeError: If an argument is not callable.
+        RuntimeError: At startup, if two lifespans yield the same key. The lifespans that were
+            entered are exited. See [docs/errors.md][when-the-app-is-written-or-started].
     """
-    for one in lifespans:
-        if not callable(one):
+    for lifespan in lifespans:
+        if not callable(lifespan):
             raise TypeError(
-                f"combine_lifespans({one!r}): give each lifespan as an argument of its own, "
+                f"combine_lifespans({lifespan!r}): pass each lifespan as its own argument, "
                 f"combine_lifespans(one, another)"
             )
 
     @asynccontextmanager
-    async def lifespan(app: App) -> AsyncGenerator[dict[str, object]]:
+    async def combined(app: App) -> AsyncGenerator[dict[str, object]]:
         state: dict[str, object] = {}
         origins: dict[str, str] = {}
         async with AsyncExitStack() as stack:
-            for one in lifespans:
-                origin = getattr(one, "__qualname__", repr(one))
-                added = await stack.enter_async_context(one(app)) or {}
+            for lifespan in lifespans:
+                origin = getattr(lifespan, "__qualname__", repr(lifespan))
+                added = await stack.enter_async_context(lifespan(app)) or {}
                 for key in added.keys() & state.keys():
                     raise RuntimeError(
                         f"combine_lifespans: {origins[key]} and {origin} both yield the state key "
-                        f"{key!r}; give one another name: client_lifespan(name='billing_client')"
+                        f"{key!r}; rename one of them: client_lifespan(name='billing_client')"
                     )
                 state.update(added)
                 origins.update(dict.fromkeys(added, origin))
             yield state
 
-    return lifespan
+    return combined
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name) or hasattr(State(), name):
+        raise ValueError(
+            f"client_lifespan(name={name!r}): the name must be a Python identifier and usable as "
+            f"an attribute of request.state, for example name='billing_client'"
+        )
+
+
+def _check_factory(factory: ClientFactory, options: Mapping[str, object]) -> None:
+    if not callable(factory):
+        raise TypeError(
+            f"client_lifespan({factory!r}): pass the URL as base_url=..., or a factory such as "
+            f"lambda: httpx.AsyncClient(...)"
+        )
+    if isinstance(factory, Starlette):
+        raise TypeError(
+            "client_lifespan was called with the app: call it when you create the app, "
+            "lifespan=client_lifespan(base_url=...)"
+        )
+    if isinstance(transport := options.get("transport"), type):
+        raise TypeError(
+            f"transport={transport.__name__}: pass an instance, transport={transport.__name__}()"
+        )
+    if isinstance(factory, type):
+        _check_base_url(options.get("base_url", ""))
 
 
 def _check_base_url(base_url: object) -> None:
@@ -156,13 +160,51 @@ def _check_base_url(base_url: object) -> None:
         raise TypeError("base_url is None; is an environment variable missing?")
     if isinstance(base_url, str) and base_url and "://" not in base_url:
         raise ValueError(
-            f"client_lifespan(base_url={base_url!r}): it has no scheme, write 'http://{base_url}' "
-            f"or 'https://{base_url}'"
+            f"client_lifespan(base_url={base_url!r}): the URL has no scheme; write "
+            f"'http://{base_url}' or 'https://{base_url}'"
         )
 
 
+@asynccontextmanager
+async def _open_client(
+    factory: ClientFactory,
+    name: str,
+    observers: Sequence[Observer],
+    options: Mapping[str, object],
+) -> AsyncGenerator[object]:
+    """Create, enter and register a client. Drain, unregister and close it at the end."""
+    client: Any = factory(**options)
+    if is_open := inspect.isawaitable(client):
+        client = await client
+    if not (hasattr(client, "aclose") or hasattr(client, "close")):
+        raise TypeError(
+            f"client_lifespan: the factory returned {client!r}, which has neither aclose() nor "
+            f"close(); it must return a client, such as httpx.AsyncClient()"
+        )
+    try:
+        if not is_open:
+            await _enter(client)
+        jar = getattr(getattr(client, "cookies", None), "jar", None)
+        if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):
+            reject_cookies(jar)
+        _check_headers(client)
+        register_client(client, name, observers, options.get("transport"))
+        yield client
+    finally:
+        await _drain(name, client)
+        unregister_client(client)
+        await _close(name, client)
+
+
+async def _enter(client: Any) -> None:
+    if hasattr(client, "__aenter__"):
+        await client.__aenter__()
+    elif hasattr(client, "__enter__"):
+        client.__enter__()
+
+
 def _check_headers(client: Any) -> None:
-    """Secrets often end in a line break, and with that no request could be sent."""
+    """Refuse a header that no request could be sent with. Secrets often end in a line break."""
     for name, value in getattr(getattr(client, "headers", None), "raw", ()):
         if has_control_characters([(name, value)]):
             raise ValueError(
@@ -171,15 +213,8 @@ def _check_headers(client: Any) -> None:
             )
 
 
-class _RejectCookies(DefaultCookiePolicy):
-    """Lets the cookies in a jar be sent, and none be put there (RFC 6265 5.3)."""
-
-    def set_ok(self, cookie: object, request: object) -> bool:
-        return False
-
-
 async def _drain(name: str, client: Any) -> None:
-    """Wait for exchanges that are ending, as uvicorn does not for those that it has cancelled."""
+    """Wait for open exchanges. uvicorn does not wait for the ones that it has cancelled."""
     with anyio.move_on_after(DRAIN_TIMEOUT, shield=True) as scope:
         while count_open_exchanges(client):  # noqa: ASYNC110  an event would cost each exchange
             await anyio.sleep(0.01)
@@ -191,11 +226,11 @@ async def _drain(name: str, client: Any) -> None:
 
 
 async def _close(name: str, client: Any) -> None:
-    """Close a client, sync or async, whatever happens around it, but never for ever."""
-    with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+    """Close a sync or async client, shielded from cancellation, within `CLIENT_CLOSE_TIMEOUT`."""
+    with anyio.move_on_after(CLIENT_CLOSE_TIMEOUT, shield=True) as scope:
         if hasattr(client, "aclose"):
             await client.aclose()
         else:
             await anyio.to_thread.run_sync(client.close, abandon_on_cancel=True)
     if scope.cancelled_caught:
-        logger.error("gave up closing %r after %g s", name, CLOSE_TIMEOUT)
+        logger.error("gave up closing %r after %g s", name, CLIENT_CLOSE_TIMEOUT)

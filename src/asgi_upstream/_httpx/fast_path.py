@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from .._logging import client_loggers
+from .cookies import rejects_cookies
 from .flavors import HTTPXModule, get_library, small_cache
 from .requests import request_origin
 
@@ -88,7 +89,7 @@ def direct_transport(client: Any, request: httpx.Request) -> httpx.AsyncBaseTran
             or attributes["_auth"]
             or attributes["follow_redirects"]
             or any(attributes["_event_hooks"].values())
-            or not getattr(attributes["_cookies"].jar, "keeps_none", False)
+            or not rejects_cookies(attributes["_cookies"].jar)
             or request_origin(request).userinfo
             or "timeout" not in request.extensions
         )
