@@ -142,9 +142,8 @@ def _lowest(python: str, extras: list[str]) -> list[str]:
         if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
             version = Version(next(iter(requirement.specifier)).version)
             lowest[requirement.name] = max(version, lowest.get(requirement.name, version))
-    # Newer ones need a newer anyio, as the extra says.
-    tools = [] if "ws" in extras else ["httpx-ws<0.9"]
-    return [*(f"{name}=={version}" for name, version in lowest.items()), *tools]
+    # Newer versions of the test tool need a newer anyio.
+    return [*(f"{name}=={version}" for name, version in lowest.items()), "httpx-ws<0.9"]
 
 
 def _packages(session: nox.Session) -> dict[str, str]:

@@ -182,27 +182,27 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
 
 
 @pytest.mark.anyio
-async def test_without_httpx_ws_a_handshake_is_refused_and_the_log_says_why(
+async def test_without_websockets_a_handshake_is_refused_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("relay", "upstream"):
         monkeypatch.delattr(asgi_upstream._websockets, name)
         monkeypatch.delitem(sys.modules, f"asgi_upstream._websockets.{name}")
-    for module in [name for name in sys.modules if name.startswith("httpx_ws")]:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "websockets"]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "httpx_ws", None)
+    monkeypatch.setitem(sys.modules, "websockets", None)
     with caplog.at_level(logging.WARNING, "asgi_upstream"):
         sent = await called(ReverseProxy())
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
     assert "pip install 'asgi-upstream[ws]'" in caplog.text
 
 
-def test_the_library_imports_httpx_ws_with_relay_websocket_and_not_before() -> None:
-    code = "import sys, asgi_upstream; print('httpx_ws' in sys.modules, 'wsproto' in sys.modules);"
-    code += "from asgi_upstream import relay_websocket; print('httpx_ws' in sys.modules)"
+def test_websockets_is_imported_only_with_relay_websocket() -> None:
+    code = "import sys, asgi_upstream; print('websockets' in sys.modules);"
+    code += "from asgi_upstream import relay_websocket; print('websockets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["False", "False", "True"]
-    code = "import sys; sys.modules['httpx_ws'] = None; from asgi_upstream import relay_websocket"
+    assert done.stdout.split() == ["False", "True"]
+    code = "import sys; sys.modules['websockets'] = None; from asgi_upstream import relay_websocket"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "pip install 'asgi-upstream[ws]'" in done.stderr
     with pytest.raises(AttributeError, match="no attribute 'relay_webhook'"):
@@ -443,7 +443,7 @@ async def test_a_close_that_has_come_already_is_not_waited_for(
         if message["type"] == "websocket.send":
             raise OSError("the caller has left")
 
-    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSE_TIMEOUT", 11.0)
+    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 11.0)
     connecting: list[Message] = [{"type": "websocket.connect"}]
     upstream = Waiting(b"\x81\x01x" * 3)
     began = anyio.current_time()
@@ -525,3 +525,84 @@ def test_an_acceptance_must_be_of_this_handshake() -> None:
     ):
         with pytest.raises(UpstreamProtocolError):
             check(**wrong)
+
+
+class SlowReader(Scripted):
+    """An upstream that takes a long message slowly, and answers only after its end."""
+
+    def __init__(self, chunk_time: float) -> None:
+        super().__init__()
+        self._chunk_time = chunk_time
+        self._missing = 1_000_000
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with anyio.move_on_after(timeout):
+            return await super().read(max_bytes)
+        raise httpcore.ReadTimeout
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written.append(buffer)
+        await anyio.sleep(self._chunk_time)
+        self._missing -= len(buffer)
+        if self._missing <= 0:
+            self.comes.set()
+
+
+@pytest.mark.anyio
+async def test_upstream_that_takes_a_long_message_needs_no_pong() -> None:
+    """The ping waits behind the message, so its answer cannot come before."""
+    coming: list[Message] = [
+        {"type": "websocket.receive", "bytes": bytes(1_000_000)},
+        {"type": "websocket.connect"},
+    ]
+    upstream = SlowReader(chunk_time=0.02)
+    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await relay_websocket(client, WebSocket(scope, receive, send), ping_interval=0.01)
+
+        assert await called(app, coming) == HEARD
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ending", ["accept", "close"])
+async def test_accepted_websocket_is_refused_with_advice(ending: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        websocket = WebSocket(scope, receive, send)
+        await getattr(websocket, ending)()
+        await relay_websocket(client, websocket)
+
+    async with httpx.AsyncClient(base_url="http://x", transport=Scripted()) as client:
+        with pytest.raises(RuntimeError, match=r"before websocket\.accept\(\)"):
+            await called(app)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "missing", ["scheme", "query_string", "raw_path", "http_version", "root_path", "subprotocols"]
+)
+async def test_optional_keys_of_the_scope_may_be_missing(missing: str) -> None:
+    complete = {**SCOPE, "subprotocols": []}
+    scope = {key: value for key, value in complete.items() if key != missing}
+    async with httpx.AsyncClient(base_url="http://x") as client:
+        request = build_handshake(client, HTTPConnection(scope))
+    assert request.extensions["target"] == b"/x"
+    assert request.headers["x-forwarded-proto"] == "http"
+
+
+@pytest.mark.anyio
+async def test_headers_of_the_scope_may_be_any_iterable() -> None:
+    for headers in (((b"x-kept", b"1"),), iter([[b"x-kept", b"1"]])):
+        scope = SCOPE | {"headers": headers}
+        async with httpx.AsyncClient(base_url="http://x") as client:
+            request = build_handshake(client, HTTPConnection(scope))
+        assert request.headers["x-kept"] == "1"
+
+
+@pytest.mark.anyio
+async def test_refused_handshake_is_logged_with_advice(caplog: pytest.LogCaptureFixture) -> None:
+    forbids = httpx.MockTransport(lambda request: httpx.Response(403))
+    async with httpx.AsyncClient(base_url="http://x", transport=forbids) as client:
+        with caplog.at_level(logging.INFO, "asgi_upstream"):
+            await called(ReverseProxy(), state={"client": client})
+    assert "preserve_host=True" in caplog.text

@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`relay_websocket` needs httpx-ws, which is imported with it and not before."""
+    """Import `relay_websocket` on first use, because it needs the `ws` extra."""
     if name == "relay_websocket":
         from ._websockets.relay import relay_websocket
 

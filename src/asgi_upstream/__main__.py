@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
     ("asgi-upstream", "httpx", "httpcore", "starlette", "anyio"),
-    ("fastapi", "httpx2", "httptools", "httpx-ws", "prometheus-client", "opentelemetry-api"),
+    ("fastapi", "httpx2", "websockets", "prometheus-client", "opentelemetry-api"),
     ("h2", "brotli", "brotlicffi", "zstandard"),
     ("uvicorn", "hypercorn", "granian", "gunicorn", "uvloop", "trio", "h11"),
-    ("websockets", "wsproto"),
+    ("httptools", "wsproto"),
 )
 
 

@@ -1,12 +1,10 @@
-"""The upstream's end of a relayed WebSocket: its connection, its messages, its pings.
+"""The upstream's side of a relayed WebSocket: its connection, its messages and its pings.
 
-httpx-ws frames and sends. Its session is never entered, though, for its own reading has no bound on
-a message, answers no ping while a write waits, fails on a pong nobody asked for, and loses the
-upstream's close code. So this reads by itself, in the one task that needs to.
+The sans-IO protocol of the `websockets` package frames, masks and checks messages. Reading,
+writing and waiting are done here, on the upgraded connection of the httpx client.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 
@@ -17,192 +15,238 @@ import httpx
 from anyio.abc import TaskGroup
 
 try:
-    from httpx_ws import AsyncWebSocketSession
-    from wsproto.connection import ConnectionState
-    from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
-    from wsproto.frame_protocol import CloseReason
-    from wsproto.utilities import LocalProtocolError
+    from websockets.exceptions import InvalidState, PayloadTooBig, ProtocolError
+    from websockets.frames import Close, CloseCode, Frame, Opcode
+    from websockets.protocol import Protocol, Side, State
 except ImportError as _exc:
-    if _exc.name not in ("httpx_ws", "wsproto"):
+    if (_exc.name or "").partition(".")[0] != "websockets":
         raise
     raise ImportError(
-        "relaying WebSockets needs httpx-ws: pip install 'asgi-upstream[ws]'", name=_exc.name
+        "relaying WebSockets needs websockets: pip install 'asgi-upstream[ws]'", name=_exc.name
     ) from _exc
 
 from .._httpx.flavors import HTTPXModule, map_httpcore_error
 from ..errors import UpstreamBodyTooLarge
 
-CLOSE_TIMEOUT = 1.0
+CLOSING_HANDSHAKE_TIMEOUT = 1.0
 """Seconds that either side may take for its part of the closing handshake (RFC 6455 7.1.1)."""
 
 _IO_SIZE = 65536  # bytes in one read or write
-_CHECKPOINT_EVERY = 64  # frames that are dealt with before others have their turn
-_MAX_PONGS = 16  # that wait for a write to end; of more, the first are left out (RFC 6455 5.5.3)
+_PARSE_SIZE = 4096  # bytes that are parsed before other tasks may run
+_CHECKPOINT_INTERVAL = 64  # frames that are handled before other tasks may run
+_MAX_PENDING_CONTROL_FRAMES = 16  # older pongs are dropped (RFC 6455 5.5.3)
+_MAX_REASON_BYTES = 123  # (RFC 6455 5.5)
 
 
 class UpstreamWebSocket:
-    """One WebSocket to the upstream, from its 101 on."""
+    """A WebSocket to the upstream, from its 101 response on.
+
+    Attributes:
+        close_code, close_reason: How the WebSocket ends: sent to the upstream, or received from it.
+        failure: The error that ended the connection while nothing was reading.
+    """
 
     failure: Exception | None = None
-    """What ended it while nobody read."""
 
     def __init__(
         self,
         library: HTTPXModule,
-        upstream: httpx.Response,
+        response: httpx.Response,
         group: TaskGroup,
+        *,
         write_timeout: float | None,
         max_message_bytes: int,
         ping_interval: float | None,
     ) -> None:
-        self._stream = _Stream(library, upstream.extensions["network_stream"], write_timeout)
+        network_stream = response.extensions["network_stream"]
+        self._stream = _WebSocketStream(library, network_stream, write_timeout)
+        self._protocol = Protocol(Side.CLIENT, max_size=max_message_bytes)
         self._library = library
-        self._connection_errors = library.NetworkError, LocalProtocolError
-        session = AsyncWebSocketSession(self._stream, response=upstream)
-        self._session, self._connection = session, session.connection
-        self.subprotocol: str | None = session.subprotocol
-        self.farewell: tuple[int, str] = CloseReason.GOING_AWAY, ""  # unless it ends otherwise
-        self._group, self._max_message_bytes, self._ping_interval = (
-            group,
-            max_message_bytes,
-            ping_interval,
+        self._connection_errors = (
+            library.NetworkError,
+            library.TimeoutException,
+            library.RemoteProtocolError,
         )
-        self._events: Iterator[Event] = iter(())
-        self._event_count = 0
-        self._fragments: BytesIO | None = None  # of a message
-        self._size = 0  # bytes in them
-        self._pongs: deque[Event] = deque(maxlen=_MAX_PONGS)
+        self._group = group
+        self._ping_interval = ping_interval
+        self.close_code: int = CloseCode.GOING_AWAY
+        self.close_reason: str = ""
+        self._unparsed = memoryview(b"")
+        self._frames: deque[Frame] = deque()
+        self._frame_count = 0
+        self._is_text = False
+        self._fragments: BytesIO | None = None
+        self._control_frames: deque[bytes] = deque(maxlen=_MAX_PENDING_CONTROL_FRAMES)
         self._control_task_running = False
+        self._close_frame = b""
+        self._ping_pending = False
+        self._ping_sent_at: float | None = None
 
     async def send(self, message: str | bytes) -> None:
-        """Send a message. That the upstream is gone is for `receive` to say.
+        """Send a message. If the connection is gone, `receive` reports it.
 
         Raises:
-            httpx.WriteTimeout: it takes nothing.
+            httpx.WriteTimeout: If the upstream does not read.
         """
-        event = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
-        await self._send(event)
+        with suppress(InvalidState, self._library.NetworkError):
+            if isinstance(message, str):
+                self._protocol.send_text(message.encode())
+            else:
+                self._protocol.send_binary(message)
+            await self._stream.write(b"".join(self._protocol.data_to_send()))
 
-    async def receive(self) -> str | bytes | bytearray | None:
-        """The next message; None where the upstream has closed, with its code as `farewell`.
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, or None after the upstream's Close frame.
 
         Raises:
-            httpx.TransportError: it is gone, or sent what is no WebSocket.
-            UpstreamBodyTooLarge: a message is longer than may be.
+            httpx.TransportError: If the connection ended without a Close frame, or the upstream
+                sent something that is not a WebSocket message.
+            UpstreamBodyTooLarge: If a message is longer than `max_message_bytes`.
         """
         while True:
-            # No more is read before all of it is dealt with.
-            for event in self._events:
-                self._event_count += 1
-                if (
-                    self._event_count % _CHECKPOINT_EVERY == 0
-                ):  # neither reading nor sending need ever wait
+            while self._frames:
+                self._frame_count += 1
+                if self._frame_count % _CHECKPOINT_INTERVAL == 0:
                     await anyio.lowlevel.checkpoint()
-                if isinstance(event, Ping):
-                    self._send_control(event.response())
-                elif isinstance(event, CloseConnection):
-                    self.farewell = event.code, event.reason or ""
-                    if self._connection.state is ConnectionState.OPEN:  # it is wsproto's verdict
-                        raise self._library.RemoteProtocolError(
-                            event.reason or "no WebSocket frame"
-                        )
-                    return None
-                elif isinstance(event, TextMessage | BytesMessage):
-                    message = self._assemble(event)
-                    if message is not None:
-                        return message
-            await self._read()
+                message = self._assemble(self._frames.popleft())
+                if message is not None:
+                    return message
+            if (close := self._protocol.close_rcvd) is not None:
+                self.close_code, self.close_reason = close.code, close.reason
+                return None
+            if self._protocol.parser_exc is not None:
+                self._raise_parser_error(self._protocol.parser_exc)
+            if not self._unparsed:
+                self._unparsed = memoryview(await self._read())
+            self._parse()
 
-    def _assemble(self, event: TextMessage | BytesMessage) -> str | bytes | bytearray | None:
-        self._size += byte_length(event.data)
-        if self._size > self._max_message_bytes:
-            self.farewell = CloseReason.MESSAGE_TOO_BIG, ""
-            raise UpstreamBodyTooLarge
-        if event.message_finished and self._fragments is None:
-            self._size = 0
-            return event.data
-        # A list of them might take 30 times their bytes, and so does StringIO's.
-        self._fragments = self._fragments or BytesIO()
-        data = event.data
-        self._fragments.write(data.encode() if isinstance(data, str) else data)
-        if not event.message_finished:
+    def _assemble(self, frame: Frame) -> str | bytes | None:
+        """Return the message that the frame completes, if it completes one."""
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._is_text = frame.opcode is Opcode.TEXT
+        elif frame.opcode is not Opcode.CONT:
             return None
-        message = self._fragments.getvalue()
-        self._fragments, self._size = None, 0
-        return message.decode() if isinstance(data, str) else message
+        content = bytes(frame.data)
+        if self._fragments is not None or not frame.fin:
+            # A list of small fragments would take thirty times the memory of their bytes.
+            self._fragments = self._fragments or BytesIO()
+            self._fragments.write(content)
+            if not frame.fin:
+                return None
+            content, self._fragments = self._fragments.getvalue(), None
+        if not self._is_text:
+            return content
+        try:
+            return content.decode()
+        except UnicodeDecodeError as exc:
+            self.close_code = CloseCode.INVALID_DATA
+            raise self._library.RemoteProtocolError("text message is not UTF-8") from exc
 
-    async def _read(self) -> None:
-        pinged = False
+    def _raise_parser_error(self, exc: Exception) -> None:
+        if isinstance(exc, PayloadTooBig):
+            raise UpstreamBodyTooLarge from exc
+        if isinstance(exc, EOFError):
+            message = "connection closed without a Close frame"
+        else:
+            message = str(exc) or "invalid WebSocket frame"
+        raise self._library.RemoteProtocolError(message) from exc
+
+    async def _read(self) -> bytes:
+        """Read from the connection. Ping a silent upstream, and give up if it stays silent.
+
+        While a long message is on its way, the upstream proves that it is alive by reading it. So
+        only silence after the ping and after that message counts.
+        """
+        timeout, self._ping_pending, self._ping_sent_at = self._ping_interval, False, None
         while True:
             try:
-                data = await self._stream.read(_IO_SIZE, self._ping_interval)
+                data = await self._stream.read(_IO_SIZE, timeout)
+                break
             except self._library.TimeoutException as exc:
-                if pinged:
-                    raise self._library.ReadTimeout("no response to ping") from exc
-                pinged = True
-                self._send_control(Ping())
-                continue
-            if not data:
-                raise self._library.RemoteProtocolError("connection closed without a Close frame")
-            self._connection.receive_data(data)
-            self._events = self._connection.events()
-            return
+                assert self._ping_interval is not None
+                timeout = self._ping_interval
+                if not self._ping_pending:
+                    self._ping_pending = True
+                    self._protocol.send_ping(b"")
+                    self._queue_control_frames()
+                elif self._ping_sent_at is not None and not self._stream.is_writing:
+                    silent_since = max(self._ping_sent_at, self._stream.last_long_write)
+                    timeout = silent_since + self._ping_interval - anyio.current_time()
+                    if timeout <= 0:
+                        raise self._library.ReadTimeout("no response to ping") from exc
+        return data
 
-    async def _send(self, event: Event) -> None:
-        with suppress(*self._connection_errors):  # how it ended is for whoever reads to find
-            await self._session.send(event)
+    def _parse(self) -> None:
+        """Parse some of the unparsed bytes, or the end of the connection if there are none."""
+        if not self._unparsed:
+            self._protocol.receive_eof()
+        else:
+            data, self._unparsed = self._unparsed[:_PARSE_SIZE], self._unparsed[_PARSE_SIZE:]
+            self._protocol.receive_data(bytes(data))
+        received = self._protocol.events_received()
+        self._frames.extend(event for event in received if isinstance(event, Frame))
+        if self._protocol.state is State.OPEN:
+            self._queue_control_frames()
+        else:  # The reply is the Close frame, which `close` sends.
+            self._close_frame = b"".join(self._protocol.data_to_send())
 
-    def _send_control(self, event: Event) -> None:
-        """Send a ping or pong, and read on: the write may wait for the upstream to be read."""
-        self._pongs.append(event)
-        if not self._control_task_running:
+    def _queue_control_frames(self) -> None:
+        """Send pings and pongs in a task, because a write may wait until we read."""
+        self._control_frames.extend(self._protocol.data_to_send())
+        if self._control_frames and not self._control_task_running:
             self._control_task_running = True
-            self._group.start_soon(self._send_pongs)
+            self._group.start_soon(self._send_control_frames)
 
-    async def _send_pongs(self) -> None:
+    async def _send_control_frames(self) -> None:
         try:
-            while self._pongs:
-                await self._send(self._pongs.popleft())
+            with suppress(self._library.NetworkError):
+                while self._control_frames:
+                    await self._stream.write(self._control_frames.popleft())
+                    if self._ping_pending and self._ping_sent_at is None:
+                        self._ping_sent_at = anyio.current_time()
         except self._library.TimeoutException as exc:
             self.failure = exc
             self._group.cancel_scope.cancel()
         self._control_task_running = False
 
-    async def close_handshake(self) -> None:
-        """Say farewell, and wait for the upstream's: a close with bytes unread is a reset."""
+    async def close(self) -> None:
+        """Perform the closing handshake with `close_code`, in at most a second.
+
+        Reads until the upstream closes. A connection that is closed with unread bytes is reset, and
+        the upstream would lose the Close frame.
+        """
         with (
-            anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope,
-            suppress(
-                *self._connection_errors,
-                self._library.TimeoutException,
-                self._library.RemoteProtocolError,
-            ),
+            anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT, shield=True) as scope,
+            suppress(*self._connection_errors, ProtocolError),
         ):
-            for _ in self._connection.events():  # its Close may be among what was read already
-                pass
-            if not self._stream.in_frame:
-                code, reason = self.farewell
-                # wsproto knows "no code" by this very object.
-                code = CloseReason.NO_STATUS_RCVD if code == 1005 else code
-                await self._session.close(code, reason)
-            # By the clock too, for no scope ends a loop that never has to wait.
-            while (
-                self._connection.state is ConnectionState.LOCAL_CLOSING
-                and anyio.current_time() < scope.deadline
-            ):
-                self._connection.receive_data(await self._stream.read(_IO_SIZE) or None)
-                for _ in self._connection.events():
-                    pass
+            while self._unparsed and self._protocol.state is State.OPEN:
+                self._parse()
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(*_valid_close(self.close_code, self.close_reason))
+                self._close_frame = b"".join(self._protocol.data_to_send())
+            if not self._stream.is_mid_frame:
+                await self._stream.write(self._close_frame)
+            # The clock is checked too, because a scope does not end a loop that never waits.
+            while self._protocol.close_rcvd is None and anyio.current_time() < scope.deadline:
+                if not (data := await self._stream.read(_IO_SIZE)):
+                    break
+                self._protocol.receive_data(data)
+                self._protocol.events_received()
 
     async def aclose(self) -> None:
-        """Close the connection, where that of the response has not: httpx-ws's transport for tests
-        has none."""
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(*self._connection_errors):
-            await self._stream.close()
+        """Close the connection, if closing the response did not. A test transport may not do so."""
+        timeout = anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT, shield=True)
+        with timeout, suppress(*self._connection_errors):
+            await self._stream.aclose()
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    """The upgraded connection, with the library's own errors, which httpx-ws does not close."""
+class _WebSocketStream:
+    """The upgraded connection. Raises httpx's errors, and keeps frames of several tasks apart.
+
+    Attributes:
+        is_mid_frame: Whether a write is in progress, or was cancelled within a frame.
+        last_long_write: When the last write of more than one chunk made progress, in loop time.
+    """
 
     def __init__(
         self,
@@ -210,8 +254,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         stream: httpcore.AsyncNetworkStream,
         write_timeout: float | None,
     ) -> None:
-        self._library, self._stream, self._write_timeout = library, stream, write_timeout
-        self.in_frame = False  # a write is under way, or was cancelled
+        self._library = library
+        self._stream = stream
+        self._write_timeout = write_timeout
+        self._lock = anyio.Lock()
+        self.is_mid_frame: bool = False
+        self.last_long_write: float = 0.0
+
+    @property
+    def is_writing(self) -> bool:
+        return self._lock.locked()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
@@ -220,38 +272,46 @@ class _Stream(httpcore.AsyncNetworkStream):
             self._raise_mapped(exc)
             raise
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """In pieces: the timeout is for an upstream that takes none, not for a long message."""
-        self.in_frame = True
-        try:
-            if len(buffer) <= _IO_SIZE:
-                await self._stream.write(buffer, self._write_timeout)
-            else:
-                for at in range(0, len(buffer), _IO_SIZE):
-                    await self._stream.write(buffer[at : at + _IO_SIZE], self._write_timeout)
-        except Exception as exc:
-            self._raise_mapped(exc)
-            raise
-        self.in_frame = False
-
-    def _raise_mapped(self, exc: Exception) -> None:
-        kind = map_httpcore_error(type(exc), self._library)
-        if kind is not None:
-            raise kind(str(exc)) from exc
+    async def write(self, data: bytes) -> None:
+        """Write `data` in chunks. The write timeout applies to each of them."""
+        async with self._lock:
+            self.is_mid_frame = True
+            try:
+                for start in range(0, len(data), _IO_SIZE):
+                    await self._stream.write(data[start : start + _IO_SIZE], self._write_timeout)
+                    if len(data) > _IO_SIZE:
+                        self.last_long_write = anyio.current_time()
+            except Exception as exc:
+                self._raise_mapped(exc)
+                raise
+            self.is_mid_frame = False
 
     async def aclose(self) -> None:
-        """Nothing: what the upstream said last is still to be read."""
-
-    async def close(self) -> None:
         try:
             await self._stream.aclose()
         except Exception as exc:
             self._raise_mapped(exc)
             raise
 
+    def _raise_mapped(self, exc: Exception) -> None:
+        mapped = map_httpcore_error(type(exc), self._library)
+        if mapped is not None:
+            raise mapped(str(exc)) from exc
 
-def byte_length(data: str | bytes | bytearray) -> int:
-    """In bytes, as sent."""
+
+def _valid_close(code: int, reason: str) -> tuple[int | None, str]:
+    """Return a code and reason that may be sent (RFC 6455 7.4)."""
+    if code == CloseCode.NO_STATUS_RCVD:
+        return None, ""
+    try:
+        Close(code, "").check()
+    except ProtocolError:
+        code = CloseCode.NORMAL_CLOSURE
+    return code, reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def byte_length(message: str | bytes) -> int:
+    """Return the length of a message as sent, in bytes."""
     return (
-        len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
+        len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
     )
