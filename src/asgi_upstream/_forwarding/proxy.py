@@ -49,7 +49,7 @@ class ReverseProxy:
             Domain.
         options: as of `StreamedResponse`.
 
-    A WebSocket is relayed where websockets is installed (the extra `ws`), as by `relay_websocket`, by
+    A WebSocket is relayed with the extra `ws`, as by `relay_websocket`, by
     the arguments above but `methods` and the two rewrites; of `options` it takes `observers`. Else
     its handshake is refused (403).
 

@@ -146,10 +146,10 @@ class UpstreamWebSocket:
         if isinstance(exc, PayloadTooBig):
             raise UpstreamBodyTooLarge from exc
         if isinstance(exc, EOFError):
-            message = "connection closed without a Close frame"
-        else:
-            message = str(exc) or "invalid WebSocket frame"
-        raise self._library.RemoteProtocolError(message) from exc
+            raise self._library.RemoteProtocolError(
+                "connection closed without a Close frame"
+            ) from exc
+        raise self._library.RemoteProtocolError(str(exc)) from exc
 
     async def _read(self) -> bytes:
         """Read from the connection. Ping a silent upstream, and give up if it stays silent.
