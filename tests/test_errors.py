@@ -3,12 +3,19 @@
 import errno
 import logging
 import pickle
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import anyio
+import h2.exceptions
 import httpx
 import httpx2
 import pytest
+import trustme
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
@@ -21,7 +28,6 @@ from asgi_upstream import (
     UpstreamTimeout,
     upstream_errors,
 )
-from asgi_upstream.errors import map_exception
 
 ALL = [
     UpstreamError,
@@ -328,11 +334,115 @@ def test_what_is_not_of_httpx_is_not_logged(caplog: pytest.LogCaptureFixture) ->
     assert caplog.records == []
 
 
-def test_what_anyio_raises_of_a_connection_reset_at_once_is_a_connect_error() -> None:
-    with pytest.raises(UpstreamConnectError), upstream_errors():
-        raise AttributeError("no attribute 'getpeername'", name="getpeername", obj=None)
+def raise_in(exc: Exception, *calls: tuple[str, str]) -> None:
+    """Raise an exception from nested calls of functions, each in the module named with it."""
+
+    inner: Any = None
+    for index, (module, function) in enumerate(reversed(calls)):
+        namespace: dict[str, Any] = {"__name__": module, "inner": inner, "exc": exc}
+        body = "inner()" if index else "raise exc"
+        exec(f"def {function}():\n    {body}", namespace)
+        inner = namespace[function]
+    inner()
+
+
+IN_CONNECT = (("httpcore._async.connection", "_connect"), ("anyio._core._sockets", "connect_tcp"))
+IN_READ = (("httpcore._async.http11", "_receive_event"), ("anyio.streams.tls", "receive"))
+IN_APP = (("httpcore._async.http11", "_send_request_body"), ("app", "upload"), ("ssl", "read"))
+
+
+def tls_alert(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {reason}] (_ssl.c:2580)")
+    error.reason = reason
+    return error
+
+
+UNMAPPED = [
+    OSError(errno.EMFILE, "Too many open files"),
+    ConnectionResetError("reset"),
+    tls_alert("DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
+    ValueError("negative file descriptor"),
+    AttributeError("no attribute 'getpeername'", name="getpeername", obj=None),
+    anyio.BrokenResourceError(),
+    anyio.EndOfStream(),
+    h2.exceptions.FrameTooLargeError("too large"),
+]
+
+
+@pytest.mark.parametrize("exc", UNMAPPED, ids=lambda exc: type(exc).__name__)
+def test_unmapped_error_of_transport_is_an_upstream_error(exc: Exception) -> None:
+    with pytest.raises(UpstreamError) as caught, upstream_errors():
+        raise_in(exc, *IN_CONNECT)
+    assert type(caught.value) is UpstreamConnectError
+    assert caught.value.__cause__ is exc
+    with pytest.raises(UpstreamError) as caught, upstream_errors():
+        raise_in(exc.with_traceback(None), *IN_READ)
+    assert type(caught.value) is UpstreamProtocolError
+
+
+@pytest.mark.parametrize("exc", UNMAPPED, ids=lambda exc: type(exc).__name__)
+def test_same_error_of_the_app_passes_unchanged(exc: Exception) -> None:
+    """Raised in the block itself, or by a body of the app that the transport reads."""
+    for calls in ((("app", "endpoint"),), IN_APP):
+        with pytest.raises(type(exc)) as caught, upstream_errors():
+            raise_in(exc.with_traceback(None), *calls)
+        assert caught.value is exc
+
+
+def test_programming_error_in_transport_passes_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="Event loop is closed"), upstream_errors():
+        raise_in(RuntimeError("Event loop is closed"), *IN_READ)
     with pytest.raises(AttributeError), upstream_errors():
-        raise AttributeError("a mistake in the app", name="getpeername", obj=object())
+        raise_in(AttributeError("no attribute 'reqeust'", name="reqeust", obj=None), *IN_READ)
+
+
+@pytest.mark.parametrize(
+    "reason", ["TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"]
+)
+def test_tls_alert_is_a_connect_error_even_in_a_read(reason: str) -> None:
+    with pytest.raises(UpstreamConnectError), upstream_errors():
+        raise_in(tls_alert(reason), *IN_READ)
+    with pytest.raises(UpstreamConnectError), upstream_errors():
+        raise httpx.ReadError("read failed") from tls_alert(reason)
+
+
+@contextmanager
+def refusing_client_certificates(tls: ssl.SSLContext) -> Iterator[int]:
+    """A server that ends the handshake with an alert, as asyncio's server does not. Its port."""
+
+    def serve() -> None:
+        accepted, _ = listener.accept()
+        wrapped = tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        with suppress(ssl.SSLError):
+            wrapped.do_handshake()
+        with socket.socket(fileno=wrapped.detach()) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):  # a close with unread bytes would discard the alert
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda library: library.__name__)
+async def test_refused_client_certificate_is_a_connect_error(library: Any) -> None:
+    authority = trustme.CA()
+    tls, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.configure_trust(trust)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    transport = library.AsyncHTTPTransport(verify=trust)
+    async with library.AsyncClient(transport=transport) as client:
+        with (
+            refusing_client_certificates(tls) as port,
+            pytest.raises(UpstreamConnectError),
+            upstream_errors(),
+        ):
+            await client.get(f"https://127.0.0.1:{port}/")
 
 
 def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
@@ -347,9 +457,3 @@ def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
             raise httpx.ConnectError("refused")
     finally:
         logging.getLogger("asgi_upstream").removeHandler(handler)
-
-
-def test_no_descriptor_left_is_no_connection_whatever_httpx_lets_pass() -> None:
-    error = map_exception(OSError(errno.EMFILE, "Too many open files"))
-    assert type(error) is UpstreamConnectError
-    assert map_exception(OSError(errno.ENOENT, "the author's own file")) is None

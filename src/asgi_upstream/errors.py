@@ -1,32 +1,32 @@
-"""Failures of an upstream, as HTTP errors that an app answers without a handler of its own.
+"""Upstream failures as HTTP errors, which an app answers without an exception handler of its own.
 
 docs/errors.md has the cause and the fix of each message of the package.
 """
 
-import errno
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, TypeGuard, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import httpx
 from starlette.exceptions import HTTPException
 
 from ._httpx.flavors import is_httpx_error
+from ._httpx.transport_errors import is_connect_failure, is_unmapped_transport_error
 from ._logging import logger
 
-_QUOTED = re.compile(r" b['\"]")
+_QUOTED_BYTES = re.compile(r" b['\"]")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class UpstreamError(HTTPException):
-    """The upstream failed: 502 Bad Gateway (RFC 9110 15.6.3). The base of all the others.
+    """The upstream failed. 502 Bad Gateway (RFC 9110 15.6.3). All other errors are subclasses.
 
     `status_code` and `detail` can be read from the class, for FastAPI's `responses=`. The detail
-    is for callers, and names no host, port or URL; httpx's exception is the `__cause__`.
+    is sent to callers, so it names no host, port or URL. httpx's exception is the `__cause__`.
     Cause and fix: [docs/errors.md][the-upstream-failed].
     """
 
@@ -42,7 +42,7 @@ class UpstreamError(HTTPException):
 
 
 class UpstreamConnectError(UpstreamError):
-    """No connection to the upstream: refused, unresolvable, a TLS or proxy failure. 502.
+    """There is no connection: refused, unresolvable, or a TLS or proxy failure. 502.
 
     Cause and fix: [docs/errors.md][the-upstream-cannot-be-reached].
     """
@@ -51,7 +51,7 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The upstream broke off, or what it sent is not the HTTP it should be. 502.
+    """The upstream closed the connection too early or sent invalid HTTP. 502.
 
     Cause and fix: [docs/errors.md][the-upstream-sent-an-invalid-response].
     """
@@ -60,7 +60,7 @@ class UpstreamProtocolError(UpstreamError):
 
 
 class UpstreamBodyTooLarge(UpstreamError):
-    """The body is longer than the `max_bytes` of a `BufferedResponse`. 502.
+    """The response body is larger than the `max_bytes` of a `BufferedResponse`. 502.
 
     Cause and fix: [docs/errors.md][the-upstreams-response-is-too-large].
     """
@@ -69,7 +69,7 @@ class UpstreamBodyTooLarge(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """A connect, read or write timeout, or the deadline, passed. 504 (RFC 9110 15.6.5).
+    """A connect, read or write timeout or the deadline passed. 504 (RFC 9110 15.6.5).
 
     Cause and fix: [docs/errors.md][the-upstream-did-not-answer-in-time].
     """
@@ -79,7 +79,7 @@ class UpstreamTimeout(UpstreamError):
 
 
 class PoolExhausted(UpstreamError):
-    """No connection of the pool came free in time. 503 with `retry-after` (RFC 9110 15.6.4).
+    """No connection of the pool became free in time. 503 with `retry-after` (RFC 9110 15.6.4).
 
     Cause and fix: [docs/errors.md][too-many-concurrent-requests-to-the-upstream].
     """
@@ -90,17 +90,17 @@ class PoolExhausted(UpstreamError):
 
 
 class ExchangeCancelled(UpstreamError):
-    """The server, as it stops, or a middleware cancelled the exchange in the middle of its body.
+    """The server cancelled the exchange during its body because it stops, or a middleware did.
 
-    It is not raised: the cancellation is. `on_stream_error` gets it, to tell the caller to come
-    again. See [docs/errors.md][the-server-ended-the-response].
+    It is passed to `on_stream_error`, which can ask the caller to come back. It is never raised:
+    the cancellation continues instead. See [docs/errors.md][the-server-ended-the-response].
     """
 
     status_code = 503
     detail = "The server ended the response"
 
 
-_ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first that fits decides
+_ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first match decides
     httpx.PoolTimeout: PoolExhausted,
     httpx.TimeoutException: UpstreamTimeout,
     httpx.ConnectError: UpstreamConnectError,
@@ -111,99 +111,103 @@ _ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first that fit
 
 
 def map_exception(exc: Exception) -> UpstreamError | None:
-    """One of the errors above for one of httpx's, its `__cause__`; None for any other."""
-    if _is_unmapped_connect_error(exc):
-        error: UpstreamError = UpstreamConnectError()
-        error.__cause__ = exc
-        return error
-    for httpx_type, upstream_type in _ERROR_MAP.items():
-        if is_httpx_error(exc, httpx_type):
-            error = upstream_type()
-            error.__cause__ = exc
-            return error
-    return exc if isinstance(exc, UpstreamError) else None
+    """Return the `UpstreamError` for an exception of httpx or its transport, or None for others.
 
-
-def _is_unmapped_connect_error(exc: BaseException | None) -> TypeGuard[Exception]:
-    """What httpx's own transport lets pass of a failure to connect.
-
-    On uvloop, anyio 4 asks a socket for its peer that is closed already, where the upstream resets
-    as soon as it accepts. And where no descriptor is left, it may fail to import what it needs.
+    The exception becomes the `__cause__` of the error. An `UpstreamError` is returned as it is.
     """
-    if isinstance(exc, AttributeError):
-        return exc.obj is None and exc.name == "getpeername"
-    if isinstance(exc, ValueError):
-        return exc.args == ("negative file descriptor",)
-    return isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
+    if isinstance(exc, UpstreamError):
+        return exc
+    error_class = _find_error_class(exc)
+    if error_class is None:
+        return None
+    error = error_class()
+    error.__cause__ = exc
+    return error
+
+
+def is_upstream_failure(exc: BaseException | None) -> bool:
+    """Whether an exception is httpx's or its transport's, not the app's or this library's."""
+    return isinstance(exc, Exception) and _find_error_class(exc) is not None
+
+
+def _find_error_class(exc: Exception) -> type[UpstreamError] | None:
+    for httpx_class, error_class in _ERROR_MAP.items():
+        if is_httpx_error(exc, httpx_class):
+            if error_class is UpstreamProtocolError and is_connect_failure(exc):
+                return UpstreamConnectError
+            return error_class
+    if is_unmapped_transport_error(exc):
+        return UpstreamConnectError if is_connect_failure(exc) else UpstreamProtocolError
+    return None
 
 
 def deadline_error(seconds: float | None) -> UpstreamTimeout:
-    """The failure of an exchange that took so many seconds; the caller is not told how many."""
+    """Return the error for a deadline that passed. Only the log names the seconds."""
     error = UpstreamTimeout()
     error.add_note(f"the deadline of {seconds} s passed")
     return error
 
 
-def protocol_error(what: str) -> UpstreamProtocolError:
-    """The failure of an upstream that sent this; the log is told what, and the caller is not."""
+def protocol_error(reason: str) -> UpstreamProtocolError:
+    """Return the error for an invalid response. Only the log contains the reason."""
     error = UpstreamProtocolError()
-    error.add_note(what)
+    error.add_note(reason)
     return error
 
 
 def log_failure(
     error: UpstreamError, request: httpx.Request | None, route: str | None = None
 ) -> None:
-    """Write the one WARNING line of an upstream failure, with the app's route where it is known."""
+    """Log an upstream failure in one WARNING line, with the app's route if it is known."""
     host, method = (request.url.netloc.decode(), request.method) if request else ("(unknown)", None)
-    asked = " ".join(filter(None, (method, route)))
-    what = describe_exception(error.__cause__ or error)
-    logger.warning("upstream %s failed: %s", host, f"{what} ({asked})" if asked else what)
+    requested = " ".join(filter(None, (method, route)))
+    reason = describe_exception(error.__cause__ or error)
+    logger.warning(
+        "upstream %s failed: %s", host, f"{reason} ({requested})" if requested else reason
+    )
 
 
 def describe_exception(exc: BaseException) -> str:
-    """Its type, and its text if it has one, on one line, for a log."""
+    """Return an exception's class and text on one line for a log, without URLs and secrets."""
     text = str(exc)
-    if is_httpx_error(exc, httpx.HTTPStatusError):  # its text has the whole URL, and two lines
+    if is_httpx_error(exc, httpx.HTTPStatusError):  # its text contains the whole URL
         text = f"status {exc.response.status_code}"
-    elif is_httpx_error(
-        exc, httpx.LocalProtocolError
-    ):  # it quotes a field's value, which may be a secret
-        text = _QUOTED.split(text, 1)[0]
-    elif isinstance(exc, UpstreamError):  # its text begins with the status
+    elif is_httpx_error(exc, httpx.LocalProtocolError):
+        text = _QUOTED_BYTES.split(text, 1)[0]  # it quotes a header value, which may be a secret
+    elif isinstance(exc, UpstreamError):  # its text starts with the status
         text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 class upstream_errors:
-    """Raise httpx's exceptions as `UpstreamError`s: a context manager, and a decorator.
+    """Raises httpx's exceptions as `UpstreamError`s. A context manager and a decorator.
 
         with upstream_errors():
             answer = (await client.get("/item")).raise_for_status()
 
-    Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which comes only of
-    `raise_for_status()`, becomes a plain `UpstreamError`. What is not httpx's passes unchanged.
+    Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which only
+    `raise_for_status()` raises, becomes a plain `UpstreamError`. All other exceptions pass
+    unchanged.
 
     Raises:
-        UpstreamError: one of its kinds. Causes and fixes: [docs/errors.md][what-callers-get].
-        TypeError: where it decorates a generator.
+        UpstreamError: Or a subclass. Causes and fixes: [docs/errors.md][what-callers-get].
+        TypeError: If it decorates a generator function.
     """
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if (
-            is_httpx_error(exc, httpx.RequestError)
-            or is_httpx_error(exc, httpx.HTTPStatusError)
-            or _is_unmapped_connect_error(exc)
-        ):
-            error = map_exception(exc) or UpstreamError()
-            try:
-                log_failure(error, getattr(exc, "request", None))
-            except RuntimeError:  # it was raised by code that set no request on it
-                log_failure(error, None)
-            raise error from exc
+        if not isinstance(exc, Exception) or isinstance(exc, UpstreamError):
+            return
+        error = map_exception(exc)
+        if error is None:
+            return
+        try:
+            log_failure(error, getattr(exc, "request", None))
+        except RuntimeError:  # the code that raised it did not set its request
+            log_failure(error, None)
+        raise error from exc
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
