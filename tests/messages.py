@@ -45,7 +45,9 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield from filter(None, map(_template, node.exc.args))
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        named = any(_name(target) in ("detail", "_PATH_REJECTED") for target in targets)
+        named = any(
+            _name(target) in ("detail", "_PATH_REJECTED", "_MISSING_CLIENT") for target in targets
+        )
         if named and node.value is not None and (text := _template(node.value)) is not None:
             yield text
 

@@ -29,5 +29,5 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         f"anyio              {version('anyio')}",
         "no-such-package    not installed",
         "",
-        "errors             docs/errors.md has the cause and the fix of each message",
+        "errors             docs/errors.md explains each message",
     ]

@@ -1000,13 +1000,13 @@ def test_what_makes_an_observer_and_was_not_called_is_refused() -> None:
 
 @pytest.mark.parametrize("observers", [print, [None], [print, "print"], [observing_in_vain]])
 async def test_what_cannot_observe_is_told_of_at_once(observers: Any) -> None:
-    with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
+    with pytest.raises(TypeError, match=r"observers=.*: pass a list of plain functions"):
         client_lifespan(observers=observers)
-    with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
+    with pytest.raises(TypeError, match=r"observers=.*: pass a list of plain functions"):
         ReverseProxy(observers=observers)
     async with httpx.AsyncClient() as client:
         request = client.build_request("GET", "http://upstream/")
-        with pytest.raises(TypeError, match=r"observers=.*: give a list of plain functions"):
+        with pytest.raises(TypeError, match=r"observers=.*: pass a list of plain functions"):
             StreamedResponse(client, request, observers=observers)
 
 

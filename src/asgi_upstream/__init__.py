@@ -1,7 +1,7 @@
-"""Share one pooled HTTP client in an ASGI app, and answer with an upstream's response.
+"""Reverse proxy building blocks for FastAPI and Starlette.
 
-docs/errors.md has the cause and the fix of each message of the package, and `python -m
-asgi_upstream` prints what a report of a bug needs.
+Share one httpx client, and return an upstream's response, streamed or buffered. docs/errors.md
+explains the package's messages. `python -m asgi_upstream` prints the versions for a bug report.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m asgi_upstream`: what is installed here, to be pasted into a bug report."""
+"""Prints the installed versions for a bug report: `python -m asgi_upstream`."""
 
 import platform
 import sys
@@ -15,7 +15,7 @@ PACKAGES = (
 
 
 def report_lines() -> Iterator[str]:
-    """Python and the platform; what is required; what is optional; what decodes; servers."""
+    """Yield a line for Python, for the platform and for each package that matters."""
     yield _format_row("Python", sys.version)
     yield _format_row("platform", platform.platform())
     for group in PACKAGES:
@@ -23,7 +23,7 @@ def report_lines() -> Iterator[str]:
         for name in group:
             yield _format_row(name, _version(name))
     yield ""
-    yield _format_row("errors", "docs/errors.md has the cause and the fix of each message")
+    yield _format_row("errors", "docs/errors.md explains each message")
 
 
 def _version(name: str) -> str:

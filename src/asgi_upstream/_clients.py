@@ -1,4 +1,4 @@
-"""The state that is kept for each client: its name, its observers and its open exchanges."""
+"""The registry of clients: the name, observers and open exchanges of each."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 
 class OpenExchange(Protocol):
-    """An exchange that is open."""
+    """An exchange in progress."""
 
     request: httpx.Request
 
 
 class ClientState:
-    """What is kept of a client: its name, who observes it, and which exchanges are open."""
+    """The state kept for a client: its name, observers and open exchanges."""
 
     __slots__ = ("name", "observers", "open_exchanges", "transport")
 
     def __init__(self) -> None:
-        self.name: str | None = None  # where a lifespan has it open
+        self.name: str | None = None  # only while a lifespan has the client open
         self.observers: Sequence[Observer] = ()
         self.open_exchanges: set[OpenExchange] = set()
-        self.transport: object = None  # where a lifespan was given one
+        self.transport: object = None  # the one that the lifespan created or was given
 
     @property
     def open_count(self) -> int:
-        """How many exchanges are under way."""
+        """The number of exchanges in progress."""
         return len(self.open_exchanges)
 
 
@@ -37,48 +37,48 @@ _client_states: weakref.WeakKeyDictionary[object, ClientState] = weakref.WeakKey
 
 
 def get_client_state(client: object) -> ClientState:
-    """The client's ledger, opened where it has none."""
+    """Return the client's state, creating it if needed."""
     try:
-        ledger = _client_states.get(client)
-        if ledger is None:
-            ledger = _client_states[client] = ClientState()
-    except TypeError:  # no key of a dict, or not to be referred to weakly: nothing is kept of it
-        ledger = ClientState()
-    return ledger
+        state = _client_states.get(client)
+        if state is None:
+            state = _client_states[client] = ClientState()
+    except TypeError:  # not hashable, or without weak references: it cannot be registered
+        state = ClientState()
+    return state
 
 
 def register_client(
     client: object, name: str, observers: "Sequence[Observer]", transport: object = None
 ) -> None:
-    """Open the ledger of a client that has a name.
+    """Register a client that a lifespan has opened.
 
     Raises:
-        TypeError: this client cannot be observed.
+        TypeError: If there are observers and the client cannot be registered.
     """
-    ledger = get_client_state(client)
-    ledger.name, ledger.observers, ledger.transport = name, observers, transport
-    if observers and get_client_state(client) is not ledger:
+    state = get_client_state(client)
+    state.name, state.observers, state.transport = name, observers, transport
+    if observers and get_client_state(client) is not state:
         raise TypeError(
-            f"client_lifespan(observers=...): exchanges on {type(client).__name__} cannot be told "
-            f"apart, for it is not hashable or cannot be referred to weakly"
+            f"client_lifespan(observers=...): {type(client).__name__} cannot be observed, because "
+            f"it is not hashable or has no __weakref__"
         )
 
 
 def unregister_client(client: object) -> None:
-    """The client is closed: it has no name any more."""
+    """Unregister a closed client."""
     get_client_state(client).name = None
 
 
 def iter_client_states() -> Iterator[tuple[Any, ClientState]]:
-    """Those of all clients that are there, with the clients; from any thread."""
+    """Iterate over all clients that exist and their states. Safe in any thread."""
     for reference in _client_states.keyrefs():
         client = reference()
-        if client is not None and (ledger := _client_states.get(client)) is not None:
-            yield client, ledger
+        if client is not None and (state := _client_states.get(client)) is not None:
+            yield client, state
 
 
 def iter_registered() -> Iterator[tuple[str, ClientState]]:
-    """Those of the clients that a lifespan has opened and not closed yet, with their names."""
-    for ledger in list(_client_states.values()):
-        if ledger.name is not None:
-            yield ledger.name, ledger
+    """Iterate over the names and states of the clients that lifespans have open."""
+    for state in list(_client_states.values()):
+        if state.name is not None:
+            yield state.name, state

@@ -1,4 +1,4 @@
-"""The package's log, which can fail without changing what a caller gets."""
+"""The package's loggers."""
 
 import logging
 from contextlib import suppress
@@ -8,8 +8,14 @@ from ._httpx.flavors import MODULE_NAMES
 
 
 class _SafeLogger(logging.LoggerAdapter[logging.Logger]):
+    """Logs, and ignores exceptions of the app's filters and handlers.
+
+    `logging` lets exceptions of filters and of some handlers through. In the middle of an exchange
+    they would change the response or keep a connection open.
+    """
+
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        with suppress(Exception):  # a handler or a filter that raises, or whose disk is full
+        with suppress(Exception):
             super().log(level, msg, *args, stacklevel=2, **kwargs)
 
 

@@ -1,6 +1,6 @@
-"""Finding a shared client from a request, a WebSocket or any other connection."""
+"""Finds a shared client for a request, a WebSocket or any other connection."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import cache
 from typing import Any, TypeVar, overload
 
@@ -9,15 +9,30 @@ from starlette.requests import HTTPConnection
 
 ClientT = TypeVar("ClientT")
 
+_MISSING_CLIENT = """\
+there is no client named {name!r} in this app's lifespan state, which holds {keys}.{suggestion}
+Likely causes:
+(1) The app has no such lifespan. Write FastAPI(lifespan={call}), or
+    combine_lifespans(other_lifespan, {call}).
+(2) Only a mounted sub-app has it. Starlette runs only the lifespan of the outermost app.
+(3) A test client does not run it. Write `with TestClient(app) as client:`, or use asgi-lifespan:
+    `async with LifespanManager(app) as manager:` with httpx.ASGITransport(manager.app).
+(4) The server does not run it (--lifespan off, daphne, a2wsgi, Mangum, Azure Functions).
+(5) Your own lifespan does not pass the state on. Write
+    `async with {call}(app) as state: yield state`."""
+
 
 async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
-    """The app's client named "client", which `client_lifespan()` opened.
+    """Return the app's client named "client", which `client_lifespan()` has opened.
 
-    In FastAPI: `Annotated[httpx.AsyncClient, Depends(get_client)]`. Elsewhere, with a request, a
-    WebSocket, or `HTTPConnection(scope)` in a middleware: `await get_client(request)`.
+        client: Annotated[httpx.AsyncClient, Depends(get_client)]  # in FastAPI
+        client = await get_client(request)                         # elsewhere
+
+    Arguments:
+        connection: A request, a WebSocket, or `HTTPConnection(scope)` in a middleware.
 
     Raises:
-        RuntimeError: there is no such client; the message tells the likely causes, and more is in
+        RuntimeError: If there is no such client. The message lists the likely causes. See
             [docs/errors.md][when-the-app-is-written-or-started].
     """
     return find_client(connection, "client")
@@ -30,13 +45,18 @@ def client_dependency(
     name: str, client_type: type[ClientT]
 ) -> Callable[[HTTPConnection], Awaitable[ClientT]]: ...
 def client_dependency(name: str, client_type: type[object] = httpx.AsyncClient) -> object:
-    """What `get_client` is for "client", for a client of another name, or of another class.
+    """Return a function like `get_client` for a client with another name or class.
 
-    The same name gives the same function, so that `app.dependency_overrides` finds it.
+        Billing = Annotated[httpx.AsyncClient, Depends(client_dependency("billing"))]
+
+    The same name returns the same function, so that `app.dependency_overrides` finds it.
 
     Arguments:
-        name: what `client_lifespan(name=...)` was given.
-        client_type: the client's class, for type checkers: `httpx2.AsyncClient`, `httpx.Client`.
+        name: The `name=` of `client_lifespan`.
+        client_type: The client's class, for type checkers: `httpx2.AsyncClient`, `httpx.Client`.
+
+    Returns:
+        An async function that takes a connection and returns the client.
     """
     return _cached_dependency(name)
 
@@ -53,26 +73,23 @@ def _cached_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.
 
 
 def find_client(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
-    """The client of that name in the lifespan state of the connection's app."""
+    """Return the client with this name from the lifespan state of the connection's app."""
     state: dict[str, Any] = connection.scope.get("state") or {}
     if name in state:
         client: httpx.AsyncClient = state[name]
         return client
-    argument = "" if name == "client" else f"name={name!r}, "
-    import difflib  # for this message only
+    raise RuntimeError(_describe_missing_client(name, state))
+
+
+def _describe_missing_client(name: str, state: Collection[str]) -> str:
+    import difflib  # only this message needs it
 
     close_matches = difflib.get_close_matches(name, state, 1)
-    raise RuntimeError(
-        f"there is no client named {name!r} in this app's lifespan state, which holds "
-        f"{', '.join(map(repr, state)) or 'nothing'}. "
-        f"{f'Did you mean {close_matches[0]!r}? ' if close_matches else ''}Likely "
-        f"causes: (1) the app has no such "
-        f"lifespan: write app = FastAPI(lifespan=client_lifespan({argument}...)), or beside "
-        f"another combine_lifespans(the_other, client_lifespan({argument}...)); (2) only a "
-        f"mounted sub-app has it, and Starlette runs the lifespan of the outermost app alone: "
-        f"pass it there; (3) a test client does not run it: write `with TestClient(app) as "
-        f"client:`, or use asgi-lifespan's LifespanManager around httpx.ASGITransport; (4) the "
-        f"server was started with the lifespan off; (5) a lifespan of your own enters this one and "
-        f"does not pass its state on: write `async with client_lifespan(...)(app) as state: yield "
-        f"state`."
+    suggestion = f" Did you mean {close_matches[0]!r}?" if close_matches else ""
+    argument = "" if name == "client" else f"name={name!r}, "
+    return _MISSING_CLIENT.format(
+        name=name,
+        keys=", ".join(map(repr, state)) or "nothing",
+        suggestion=suggestion,
+        call=f"client_lifespan({argument}...)",
     )

@@ -1,7 +1,7 @@
-"""What happened to each exchange: one immutable record, for whoever observes.
+"""The immutable record of each exchange that observers are called with.
 
-An observer is a plain function. It is called in the event loop, when the exchange is over and
-nothing is open any more, so it should return at once.
+An observer is a plain function. It is called in the event loop after everything of the exchange
+is closed. It must return at once, because it holds up all other requests.
 """
 
 import inspect
@@ -16,35 +16,35 @@ class Outcome(StrEnum):
     """How an exchange ended."""
 
     COMPLETED = "completed"
-    """The server took the whole response."""
+    """The server accepted the complete response."""
     REPLACED = "replaced"
-    """`on_response` answered instead, or refused with an `HTTPException`."""
+    """`on_response` returned another response or raised an `HTTPException`."""
     CALLER_DISCONNECTED_BEFORE_HEADERS = "caller_disconnected_before_headers"
     CALLER_DISCONNECTED_MID_BODY = "caller_disconnected_mid_body"
     CONNECT_FAILED = "connect_failed"
-    """No connection to the upstream: refused, unresolvable, a TLS or proxy failure."""
+    """There was no connection: refused, unresolvable, or a TLS or proxy failure."""
     PROTOCOL_FAILED = "protocol_failed"
-    """The upstream broke off before its headers, or what it sent is not HTTP."""
+    """The upstream closed the connection before its headers, or sent invalid HTTP."""
     BODY_FAILED = "body_failed"
-    """The upstream's body broke off, or is not what its framing or coding says."""
+    """The upstream's body was cut off, or does not match its framing or coding."""
     CONNECT_TIMEOUT = "connect_timeout"
     READ_TIMEOUT = "read_timeout"
     WRITE_TIMEOUT = "write_timeout"
     DEADLINE = "deadline"
     """The `deadline` of the response passed."""
     POOL_EXHAUSTED = "pool_exhausted"
-    """No connection of the pool came free in time."""
+    """No connection of the pool became free in time."""
     TOO_LARGE = "too_large"
-    """The body is longer than the `max_bytes` of a `BufferedResponse`."""
+    """The body is larger than `max_bytes`."""
     TRANSFORM_FAILED = "transform_failed"
     APP_FAILED = "app_failed"
-    """`on_response`, or the request's own body, raised something else."""
+    """`on_response` or the iterator of the request's body raised another exception."""
     CANCELLED = "cancelled"
-    """The server or a middleware cancelled the exchange, as at shutdown."""
+    """The server or a middleware cancelled the exchange, for example at shutdown."""
 
     @property
     def is_failure(self) -> bool:
-        """Whether the upstream or the app failed; callers may leave, and servers stop."""
+        """Whether the upstream or the app failed. A disconnect or a cancellation is no failure."""
         return self not in _NOT_FAILURES
 
 
@@ -64,19 +64,19 @@ class ExchangeRecord:
     """What happened to one exchange.
 
     Attributes:
-        client: the name that `client_lifespan` gave the client; None for another's client.
-        method: of the request to the upstream.
-        host: of the upstream, with the port where it is not the scheme's own.
-        route: the template of the route that answered, such as "/items/{id}", where known.
-        status: the upstream's status; None where it sent none.
-        outcome: how the exchange ended.
-        exception: what made it fail: httpx's exception, where there is one.
-        seconds: from the beginning of the exchange to its end.
-        time_to_headers: until the upstream's headers were there; None where none came.
-        time_to_first_byte: until the first byte of its body was there; None where none came.
-        bytes_sent: of the request's body, taken to be sent to the upstream.
-        bytes_received: of the upstream's body, as it came: not decoded.
-        reused: whether the connection had served another exchange before; None where not known.
+        client: The name that `client_lifespan` gave the client. None for other clients.
+        method: The method of the request to the upstream.
+        host: The upstream's host, with the port unless it is the scheme's default.
+        route: The template of the app's route, such as "/items/{id}", if it is known.
+        status: The upstream's status. None if it sent none.
+        outcome: How the exchange ended.
+        exception: The cause of a failure. httpx's exception if there is one.
+        duration: Seconds from the beginning of the exchange to its end.
+        time_to_headers: Seconds until the upstream's headers arrived. None if they did not.
+        time_to_first_byte: Seconds until the first byte of the body arrived. None if none did.
+        bytes_sent: Bytes of the request body that were handed to the client.
+        bytes_received: Bytes of the response body as received, before decoding.
+        connection_reused: Whether the connection had served an exchange before, if known.
     """
 
     client: str | None
@@ -95,31 +95,35 @@ class ExchangeRecord:
 
 
 Observer = Callable[[ExchangeRecord], None]
-
+"""A function that is called with each record. Its exceptions are logged."""
 
 _INSTRUMENTATION = f"{__package__}.instrumentation."
 
 
 def check_observers(observers: Sequence[Observer]) -> None:
-    """Refuse what would observe nothing.
+    """Reject observers that would never be called.
 
     Raises:
-        TypeError: it is no list of functions, or has one that is async, or one of this package's
-            that makes an observer and was not called.
+        TypeError: If `observers` is not a list of plain functions, or contains a function of
+            `instrumentation` that returns an observer and was not called.
     """
     if callable(observers) or any(
-        not callable(each) or inspect.iscoroutinefunction(each) for each in observers
+        not callable(observer) or inspect.iscoroutinefunction(observer) for observer in observers
     ):
-        raise TypeError(f"observers={observers!r}: give a list of plain functions, not async ones")
-    for each in observers:
+        raise TypeError(f"observers={observers!r}: pass a list of plain functions, not async ones")
+    for observer in observers:
         if (
-            inspect.isfunction(each)
-            and (each.__module__ or "").startswith(_INSTRUMENTATION)
-            and (name := each.__qualname__).isidentifier()
+            inspect.isfunction(observer)
+            and (observer.__module__ or "").startswith(_INSTRUMENTATION)
+            and (name := observer.__qualname__).isidentifier()
         ):
-            raise TypeError(f"observers=[{name}]: give what it returns, observers=[{name}()]")
+            raise TypeError(f"observers=[{name}]: call it, observers=[{name}()]")
 
 
 def count_open_exchanges(client: object) -> int:
-    """How many exchanges are under way on a client, from their beginning to their end."""
+    """Return the number of exchanges in progress on a client, including those that wait.
+
+    Arguments:
+        client: A client of a lifespan, or any other client that is used with this package.
+    """
     return get_client_state(client).open_count

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from asgi_upstream.instrumentation.logs import LOGGER, log_observer
+from asgi_upstream.instrumentation.logs import LOGGER_NAME, log_observer
 from asgi_upstream.records import ExchangeRecord, Outcome
 from tests.instrumentation.made import failure, record
 from tests.test_examples import ROOT
@@ -26,10 +26,10 @@ NO_FAILURES = {
 
 def logged(caplog: pytest.LogCaptureFixture, *records: ExchangeRecord) -> list[logging.LogRecord]:
     observe = log_observer()
-    with caplog.at_level(logging.INFO, logger=LOGGER):
+    with caplog.at_level(logging.INFO, logger=LOGGER_NAME):
         for one in records:
             observe(one)
-    return [line for line in caplog.records if line.name == LOGGER]
+    return [line for line in caplog.records if line.name == LOGGER_NAME]
 
 
 def test_a_line_says_in_words_what_happened(caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +79,7 @@ def test_nothing_is_made_of_a_line_that_nobody_reads(caplog: pytest.LogCaptureFi
         def __str__(self) -> str:
             pytest.fail("it was put into words")
 
-    with caplog.at_level(logging.WARNING, logger=LOGGER):
+    with caplog.at_level(logging.WARNING, logger=LOGGER_NAME):
         observe = log_observer()
         observe(record(exception=Unread()))
         observe(failure())
@@ -119,7 +119,7 @@ def test_the_json_formatter_of_the_docs_writes_every_field(
     assert "\n" not in text
     written = json.loads(text)
     assert written["level"] == "WARNING"
-    assert written["logger"] == LOGGER
+    assert written["logger"] == LOGGER_NAME
     assert written["message"] == line.getMessage()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", written["time"])
     assert written["error"] == 'ConnectError: refused\n"so"'
@@ -151,5 +151,5 @@ def test_the_docs_silence_the_librarys_own_warnings_and_not_the_records(
         log_observer()(failure())
     assert [(line.name, line.levelname) for line in caplog.records] == [
         ("asgi_upstream", "ERROR"),
-        (LOGGER, "WARNING"),
+        (LOGGER_NAME, "WARNING"),
     ]

@@ -21,7 +21,7 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.semconv.metrics import http_metrics
 from opentelemetry.trace import StatusCode
 
-from asgi_upstream.instrumentation.opentelemetry import SECONDS, opentelemetry_observer
+from asgi_upstream.instrumentation.opentelemetry import DURATION_BUCKETS, opentelemetry_observer
 from asgi_upstream.records import ExchangeRecord, Observer, Outcome
 from tests.instrumentation.made import Busy, failure, open_clients_are, record
 
@@ -104,7 +104,7 @@ def test_the_duration_is_measured_as_the_conventions_say(metrics: Metrics) -> No
     assert metric.unit == "s"
     (point,) = metrics.points(metric.name)
     assert (point.count, point.sum) == (2, 2.5)
-    assert point.explicit_bounds == SECONDS
+    assert point.explicit_bounds == DURATION_BUCKETS
     assert point.attributes == {
         "http.request.method": "GET",
         "server.address": "api.example",
@@ -121,7 +121,7 @@ def test_the_buckets_are_those_that_opentelemetry_itself_uses() -> None:
 
     if not hasattr(_semconv, "HTTP_DURATION_HISTOGRAM_BUCKETS_NEW"):
         pytest.skip("the lowest version that is supported does not name them")
-    assert SECONDS == _semconv.HTTP_DURATION_HISTOGRAM_BUCKETS_NEW
+    assert DURATION_BUCKETS == _semconv.HTTP_DURATION_HISTOGRAM_BUCKETS_NEW
 
 
 def test_every_name_is_of_the_conventions_or_says_that_it_is_ours(

@@ -1,4 +1,4 @@
-"""Records what happens in an exchange, for its observers."""
+"""Collects the data of an exchange and calls its observers with the record."""
 
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -15,7 +15,7 @@ from ..records import ExchangeRecord, Observer, Outcome
 
 
 class ExchangeRecorder:
-    """What becomes a record: kept while an exchange goes on, for its observers."""
+    """Collects the data of an exchange's record while the exchange runs."""
 
     __slots__ = (
         "_client",
@@ -54,69 +54,68 @@ class ExchangeRecorder:
         self._start = time.perf_counter()
 
     def headers_received(self, status: int, *, reused: bool | None) -> None:
-        """The upstream's headers are there."""
+        """Record that the upstream's headers have arrived."""
         self._headers_at = time.perf_counter() - self._start
         self._status = status
         self._reused = reused
 
     def bytes_received(self, count: int) -> None:
-        """So many bytes of the upstream's body are there."""
+        """Record that `count` bytes of the upstream's body have arrived."""
         if self._first_byte is None:
             self._first_byte = time.perf_counter() - self._start
         self._received += count
 
     def count_hook_read(self, upstream: httpx.Response) -> None:
-        """An event hook or `on_response` may have read the body, or a part of it."""
+        """Record the bytes that an event hook or `on_response` has read, if any."""
         if self._first_byte is None and upstream.num_bytes_downloaded:
             self.bytes_received(upstream.num_bytes_downloaded)
 
     async def count_bytes(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """`body`, with its bytes counted."""
+        """Yield the chunks of `body` and record their bytes."""
         async for chunk in body:
             self.bytes_received(len(chunk))
             yield chunk
 
-    def classify_failure(self, error: Exception, own: Outcome) -> Outcome:
-        """How an exchange ended that failed so; `own` where that is the app's own failure."""
+    def classify_failure(self, error: Exception, app_outcome: Outcome) -> Outcome:
+        """Return the outcome of a failed exchange: `app_outcome` if the upstream did not fail."""
         if isinstance(error, errors.UpstreamTimeout):
-            cause, read = error.__cause__, Outcome.READ_TIMEOUT
-            return next(
-                (
-                    outcome
-                    for kind, outcome in _OUTCOME_BY_TIMEOUT.items()
-                    if is_httpx_error(cause, kind)
-                ),
-                read,
-            )
-        for kind, outcome in _OUTCOME_BY_ERROR.items():
-            if isinstance(error, kind):
-                # What is not httpx's is this library's verdict, or the app's, on the whole answer.
-                theirs = is_httpx_error(error.__cause__, httpx.RequestError)
-                in_body = theirs and self._headers_at is not None
-                return Outcome.BODY_FAILED if in_body and kind is _PROTOCOL else outcome
-        if own is Outcome.REPLACED and not isinstance(error, HTTPException):
+            for timeout_class, outcome in _OUTCOME_BY_TIMEOUT.items():
+                if is_httpx_error(error.__cause__, timeout_class):
+                    return outcome
+            return Outcome.READ_TIMEOUT
+        if (
+            isinstance(error, errors.UpstreamProtocolError)
+            and self._headers_at is not None
+            and errors.is_upstream_failure(error.__cause__)
+        ):  # without such a cause, this library or the app has rejected the response as a whole
+            return Outcome.BODY_FAILED
+        for error_class, outcome in _OUTCOME_BY_ERROR.items():
+            if isinstance(error, error_class):
+                return outcome
+        if app_outcome is Outcome.REPLACED and not isinstance(error, HTTPException):
             return Outcome.APP_FAILED
-        return own
+        return app_outcome
 
     def emit(self, outcome: Outcome, failure: Exception | None) -> None:
-        """Tell the observers."""
-        now, request = time.perf_counter(), self._request
-        url = request_origin(request)
-        # Bytes go in one piece: whoever waited for an answer, or got one, had sent them.
+        """Call the observers with the record of the exchange."""
+        duration = time.perf_counter() - self._start
+        request = self._request
+        # A bytes body is written at once, so it was sent if a response was received or awaited.
         waited = self._headers_at is not None or outcome is Outcome.READ_TIMEOUT
         if waited and isinstance(request.stream, self._library.ByteStream):
             self.sent = sum(map(len, request.stream))
+        exception: BaseException | None = failure
+        if isinstance(failure, errors.UpstreamError):
+            exception = failure.__cause__ or failure
         record = ExchangeRecord(
             client=self._client,
             method=request.method,
-            host=url.netloc.decode("ascii", "replace"),
+            host=request_origin(request).netloc.decode("ascii", "replace"),
             route=route_template(self._scope),
             status=self._status,
             outcome=outcome,
-            exception=failure.__cause__ or failure
-            if isinstance(failure, errors.UpstreamError)
-            else failure,
-            duration=now - self._start,
+            exception=exception,
+            duration=duration,
             time_to_headers=self._headers_at,
             time_to_first_byte=self._first_byte,
             bytes_sent=self.sent,
@@ -131,24 +130,23 @@ class ExchangeRecorder:
 
 
 def route_template(scope: Mapping[str, Any]) -> str | None:
-    """The template of the app's route that answers, where it is known."""
+    """Return the template of the app's route for this request, if it is known."""
     route = scope.get("route")
-    if route is None:  # FastAPI's router does not say which mount it took
+    if route is None:  # neither Starlette nor FastAPI puts the matched mount into the scope
         mounts = getattr(scope.get("app"), "routes", ())
         route = next((m for m in mounts if getattr(m, "app", scope) is scope.get("endpoint")), None)
-    # Where FastAPI's router was included under a prefix, the path with it is in here.
+    # FastAPI 0.165: the route of a router that was included with a prefix.
     included = scope.get("fastapi", {}).get("effective_route_context")
     if getattr(included, "original_route", scope) is route:
         route = included
     return getattr(route, "path", None)
 
 
-_PROTOCOL = errors.UpstreamProtocolError
 _OUTCOME_BY_ERROR = {
     errors.PoolExhausted: Outcome.POOL_EXHAUSTED,
     errors.UpstreamBodyTooLarge: Outcome.TOO_LARGE,
     errors.UpstreamConnectError: Outcome.CONNECT_FAILED,
-    _PROTOCOL: Outcome.PROTOCOL_FAILED,
+    errors.UpstreamProtocolError: Outcome.PROTOCOL_FAILED,
 }
 _OUTCOME_BY_TIMEOUT: dict[type[Exception], Outcome] = {
     httpx.ConnectTimeout: Outcome.CONNECT_TIMEOUT,

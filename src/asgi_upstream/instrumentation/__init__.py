@@ -1,1 +1,1 @@
-"""Observers for `client_lifespan(observers=[...])`, a module for each tool that wants to know."""
+"""Observers for `client_lifespan(observers=[...])`, one module per tool."""

@@ -1,7 +1,7 @@
-"""Few values for a label, whatever callers send: each new one is a time series for good."""
+"""Limits label values, because each new value creates a permanent time series."""
 
 OTHER = "_OTHER"
-"""Stands for all values that are not told apart, as in OpenTelemetry's conventions."""
+"""Replaces the values above the limit. The name is from OpenTelemetry's conventions."""
 
 MAX_HOSTS = 100
 
@@ -11,22 +11,22 @@ _METHODS = frozenset(
 
 
 def bounded_method(method: str) -> str:
-    """The method, if it is one of RFC 9110 9 or RFC 5789: a caller may send any."""
+    """Return a standard method as it is and `OTHER` for others (RFC 9110 9, RFC 5789)."""
     return method if method in _METHODS else OTHER
 
 
 class BoundedLabels(dict[str, str]):
-    """Of all values those that came first, as they are; any other is `OTHER`.
+    """Maps the first `max_values` values to themselves and all others to `OTHER`.
 
-    For hosts: few of one API, but as many as callers like where they choose the upstream.
+    An API has few hosts. An app that lets callers choose the upstream can have any number.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_values: int) -> None:
         super().__init__()
-        self._most = most
+        self._max_values = max_values
 
     def __missing__(self, value: str) -> str:
-        if len(self) >= self._most:
+        if len(self) >= self._max_values:
             return OTHER
         self[value] = value
         return value

@@ -1,4 +1,4 @@
-"""A line of the standard `logging` for each exchange, with its record as `extra` fields."""
+"""Logs each exchange with the standard library's `logging`."""
 
 import logging
 from dataclasses import fields
@@ -6,21 +6,24 @@ from dataclasses import fields
 from ..errors import describe_exception
 from ..records import ExchangeRecord, Observer
 
-LOGGER = "asgi_upstream.exchanges"
+LOGGER_NAME = "asgi_upstream.exchanges"
 
 _FIELDS = tuple(field.name for field in fields(ExchangeRecord) if field.name != "exception")
 
 
-def log_observer(logger: logging.Logger | str = LOGGER) -> Observer:
-    """An observer that logs each exchange: a failed one as WARNING, any other as INFO.
+def log_observer(logger: logging.Logger | str = LOGGER_NAME) -> Observer:
+    """Return an observer that logs failed exchanges as WARNING and all others as INFO.
 
         client_lifespan(observers=[log_observer()])
 
-    The line's `extra` fields are those of `ExchangeRecord`, under their names, with `error` in
-    place of `exception`: its type and text, or None.
+    The log record has the fields of `ExchangeRecord` as `extra` fields. `exception` is replaced by
+    `error`: the exception's class and text, or None.
 
     Arguments:
-        logger: where to, by itself or by its name.
+        logger: The logger or its name.
+
+    Returns:
+        A function for `client_lifespan(observers=[...])`.
     """
     log = logging.getLogger(logger) if isinstance(logger, str) else logger
 

@@ -1,7 +1,8 @@
-"""Metrics by OpenTelemetry's conventions, and what happened in the trace of the caller's request.
+"""Records OpenTelemetry metrics, and adds each exchange to the trace of the caller's request.
 
-https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client. Spans of the requests
-to the upstream, and their context in its headers, come from OpenTelemetry's httpx instrumentation.
+Names follow https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client. The spans
+of requests to the upstream and the `traceparent` header come from OpenTelemetry's httpx
+instrumentation.
 """
 
 import time
@@ -22,10 +23,10 @@ from ..records import ExchangeRecord, Observer
 from ._gauges import open_exchange_counts
 from ._labels import MAX_HOSTS, OTHER, BoundedLabels, bounded_method
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""The buckets that the conventions advise."""
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds in seconds. The conventions recommend them."""
 
-_SPAN = "asgi_upstream.exchange"
+_SPAN_NAME = "asgi_upstream.exchange"
 _SPAN_FIELDS = tuple(
     field.name
     for field in fields(ExchangeRecord)
@@ -40,33 +41,41 @@ def opentelemetry_observer(
     body_sizes: bool = False,
     max_hosts: int = MAX_HOSTS,
 ) -> Observer:
-    """An observer that records metrics, and tells the trace. Give the same one to every client.
+    """Return an observer that records metrics and annotates traces. Use one for all clients.
 
-        client_lifespan(observers=[opentelemetry_observer()])
+        observe = opentelemetry_observer()
+        client_lifespan(observers=[observe])
 
-    Where an instrumentation of the app made a span for the caller's request, that one is told while
-    it is open. OpenTelemetry's own ends it with the last part of the body, so what happened to an
-    exchange that came so far is in a span of its own under it.
+    If the app is instrumented, the span of the caller's request gets the data of the exchange as
+    attributes and events. OpenTelemetry ends that span with the last chunk of the response. If it
+    has ended, the data goes to a child span.
 
     Arguments:
-        meter_provider, tracer_provider: instead of the global ones.
-        body_sizes: also record the sizes of bodies, which is optional in the conventions.
-        max_hosts: so many hosts are told apart, and those after them are "_OTHER".
+        meter_provider: The meter provider. Default: the global one.
+        tracer_provider: The tracer provider. Default: the global one.
+        body_sizes: Whether to record body sizes. They are optional in the conventions.
+        max_hosts: Maximum number of hosts in labels. Later hosts are recorded as "_OTHER".
+
+    Returns:
+        A function for `client_lifespan(observers=[...])`.
 
     Raises:
-        ImportError: on import, without opentelemetry-api: `asgi-upstream[otel]` brings it.
+        ImportError: On import, if opentelemetry-api is not installed. The extra
+            `asgi-upstream[otel]` installs it.
     """
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
     tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)
 
     def duration_histogram(name: str, text: str) -> metrics.Histogram:
-        return meter.create_histogram(name, "s", text, explicit_bucket_boundaries_advisory=SECONDS)
+        return meter.create_histogram(
+            name, "s", text, explicit_bucket_boundaries_advisory=DURATION_BUCKETS
+        )
 
     duration = duration_histogram(
         "http.client.request.duration", "Duration of HTTP client requests."
     )
     first_byte = duration_histogram(
-        "asgi_upstream.time_to_first_byte", "Until the upstream's body had its first byte."
+        "asgi_upstream.time_to_first_byte", "Time to the first byte of the upstream's body."
     )
     sizes = [
         meter.create_histogram(
@@ -76,13 +85,13 @@ def opentelemetry_observer(
         if body_sizes
     ]
     meter.create_observable_up_down_counter(
-        "asgi_upstream.open_exchanges", [_open], "{exchange}", "Exchanges under way."
+        "asgi_upstream.open_exchanges", [_observe_open], "{exchange}", "Exchanges in progress."
     )
     meter.create_observable_up_down_counter(
         "asgi_upstream.waiting_exchanges",
-        [_waiting],
+        [_observe_waiting],
         "{exchange}",
-        "Exchanges under way that wait for a connection; on AsyncioTransport.",
+        "Exchanges that wait for a connection. Only on AsyncioTransport.",
     )
     hosts = BoundedLabels(max_hosts)
     by_labels: dict[object, Mapping[str, str | int]] = {}
@@ -104,7 +113,9 @@ def opentelemetry_observer(
             _annotate(span, record, time.time_ns())
         elif span.get_span_context().is_valid:
             now = time.time_ns()
-            exchange_span = tracer.start_span(_SPAN, start_time=now - int(record.duration * 1e9))
+            exchange_span = tracer.start_span(
+                _SPAN_NAME, start_time=now - int(record.duration * 1e9)
+            )
             _annotate(exchange_span, record, now)
             if record.outcome.is_failure:
                 exchange_span.set_status(trace.StatusCode.ERROR)
@@ -114,14 +125,14 @@ def opentelemetry_observer(
 
 
 def _attributes(record: ExchangeRecord, method: str, host: str) -> Mapping[str, str | int]:
-    """Those of the conventions for a client's metrics, and what only this library knows."""
-    address = urlsplit(f"//{host}")  # which would write OTHER in lower case
+    """Return the attributes of the conventions for client metrics, and the library's own."""
+    address = urlsplit(f"//{host}")  # not used for OTHER, which it would convert to lower case
     error: str | None = None
     if record.outcome.is_failure:
         error = record.outcome.value
     elif record.status is not None and record.status >= 400:
         error = str(record.status)
-    all_of: dict[str, str | int | None] = {
+    attributes: dict[str, str | int | None] = {
         "http.request.method": method,
         "server.address": host if host == OTHER else address.hostname,
         "server.port": address.port,
@@ -131,7 +142,7 @@ def _attributes(record: ExchangeRecord, method: str, host: str) -> Mapping[str, 
         "asgi_upstream.client": record.client,
         "asgi_upstream.outcome": record.outcome.value,
     }
-    return {name: value for name, value in all_of.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _annotate(span: trace.Span, record: ExchangeRecord, now: int) -> None:
@@ -149,12 +160,12 @@ def _annotate(span: trace.Span, record: ExchangeRecord, now: int) -> None:
             span.add_event(event, timestamp=now - int((record.duration - seconds) * 1e9))
 
 
-def _open(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    for name, now in open_exchange_counts().items():
-        yield metrics.Observation(now.open, {"asgi_upstream.client": name})
+def _observe_open(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    for name, count in open_exchange_counts().items():
+        yield metrics.Observation(count.open, {"asgi_upstream.client": name})
 
 
-def _waiting(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    for name, now in open_exchange_counts().items():
-        if now.waiting is not None:
-            yield metrics.Observation(now.waiting, {"asgi_upstream.client": name})
+def _observe_waiting(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    for name, count in open_exchange_counts().items():
+        if count.waiting is not None:
+            yield metrics.Observation(count.waiting, {"asgi_upstream.client": name})

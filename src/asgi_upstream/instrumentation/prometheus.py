@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what happened to exchanges, and how many are under way."""
+"""Prometheus metrics: ended exchanges, and exchanges in progress."""
 
 from collections.abc import Iterable, Sequence
 
@@ -19,9 +19,9 @@ from ._gauges import open_exchange_counts
 from ._labels import MAX_HOSTS, BoundedLabels, bounded_method
 
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""The upper ends of the histograms' buckets: a stream may last for minutes."""
+"""Upper bounds in seconds. They go up to five minutes because streams are long."""
 
-_REQUEST = ("client", "host", "method", "route")
+_REQUEST_LABELS = ("client", "host", "method", "route")
 _Metrics = tuple[Counter, Histogram, Histogram, Histogram]
 
 
@@ -31,80 +31,85 @@ def prometheus_observer(
     buckets: Sequence[float] = DEFAULT_BUCKETS,
     max_hosts: int = MAX_HOSTS,
 ) -> Observer:
-    """An observer that counts and times exchanges. Give the same one to every client.
+    """Return an observer that counts and times exchanges. Use one for all clients.
 
-        client_lifespan(observers=[prometheus_observer()])
+        observe = prometheus_observer()
+        client_lifespan(observers=[observe])
 
-    With it come gauges of what is open and waiting, read at each scrape from all the clients of
-    the process that have a name.
+    It also registers gauges of open and waiting exchanges. They are read at each scrape, for all
+    clients that lifespans of this process have open.
 
     Arguments:
-        registry: where the metrics are; once in each.
-        buckets: of the histograms, in seconds.
-        max_hosts: so many hosts are told apart, and those after them are "_OTHER".
+        registry: The registry of the metrics. Each registry can have one observer.
+        buckets: Upper bounds of the histograms' buckets, in seconds.
+        max_hosts: Maximum number of hosts in labels. Later hosts are recorded as "_OTHER".
+
+    Returns:
+        A function for `client_lifespan(observers=[...])`.
 
     Raises:
-        ImportError: on import, without prometheus-client: `asgi-upstream[prometheus]` brings it.
-        ValueError: at once, where the registry has these metrics already.
+        ImportError: On import, if prometheus-client is not installed. The extra
+            `asgi-upstream[prometheus]` installs it.
+        ValueError: If the registry already has these metrics.
     """
 
     def histogram(name: str, text: str) -> Histogram:
         return Histogram(
-            f"asgi_upstream_{name}", text, _REQUEST, registry=registry, buckets=buckets
+            f"asgi_upstream_{name}", text, _REQUEST_LABELS, registry=registry, buckets=buckets
         )
 
     exchanges_total = Counter(
         "asgi_upstream_exchanges",
-        "Exchanges that ended, by how they did and by the upstream's status.",
-        (*_REQUEST, "status", "outcome"),
+        "Ended exchanges by outcome and by the upstream's status.",
+        (*_REQUEST_LABELS, "status", "outcome"),
         registry=registry,
     )
-    to_headers = histogram("time_to_headers_seconds", "Until the upstream's headers were there.")
+    to_headers = histogram("time_to_headers_seconds", "Time to the upstream's headers.")
     to_first_byte = histogram(
-        "time_to_first_byte_seconds", "Until the first byte of the upstream's body was there."
+        "time_to_first_byte_seconds", "Time to the first byte of the upstream's body."
     )
-    duration = histogram("exchange_duration_seconds", "From an exchange's beginning to its end.")
+    duration = histogram("exchange_duration_seconds", "Duration of an exchange.")
     registry.register(_OpenExchangesCollector())
     hosts = BoundedLabels(max_hosts)
-    by_labels: dict[object, _Metrics] = {}  # finding them by `labels()` costs more than all else
+    by_labels: dict[object, _Metrics] = {}  # a cache, because `labels()` is slow
 
     def observe(record: ExchangeRecord) -> None:
         method, host = bounded_method(record.method), hosts[record.host]
         key = (record.client, host, method, record.route, record.status, record.outcome)
         metrics = by_labels.get(key)
         if metrics is None:
-            request = (record.client or "", host, method, record.route or "")
+            labels = (record.client or "", host, method, record.route or "")
             metrics = by_labels[key] = (
-                exchanges_total.labels(*request, record.status or "", record.outcome),
-                to_headers.labels(*request),
-                to_first_byte.labels(*request),
-                duration.labels(*request),
+                exchanges_total.labels(*labels, record.status or "", record.outcome),
+                to_headers.labels(*labels),
+                to_first_byte.labels(*labels),
+                duration.labels(*labels),
             )
-        count, headers, first_byte, whole = metrics
-        count.inc()
+        total, headers, first_byte, exchange = metrics
+        total.inc()
         if record.time_to_headers is not None:
             headers.observe(record.time_to_headers)
         if record.time_to_first_byte is not None:
             first_byte.observe(record.time_to_first_byte)
-        whole.observe(record.duration)
+        exchange.observe(record.duration)
 
     return observe
 
 
 class _OpenExchangesCollector(Collector):
-    """Gauges that are read when they are scraped, so that they cost nothing between."""
+    """Reads the gauges at each scrape, so that exchanges cost nothing."""
 
     def collect(self) -> Iterable[Metric]:
-        open_ = GaugeMetricFamily(
-            "asgi_upstream_open_exchanges", "Exchanges under way.", labels=["client"]
+        open_exchanges = GaugeMetricFamily(
+            "asgi_upstream_open_exchanges", "Exchanges in progress.", labels=["client"]
         )
-        waiting = GaugeMetricFamily(
+        waiting_exchanges = GaugeMetricFamily(
             "asgi_upstream_waiting_exchanges",
-            "Exchanges under way that wait for a connection; on AsyncioTransport.",
+            "Exchanges that wait for a connection. Only on AsyncioTransport.",
             labels=["client"],
         )
-        for name, now in open_exchange_counts().items():
-            open_.add_metric([name], now.open)
-            if now.waiting is not None:
-                waiting.add_metric([name], now.waiting)
-        return open_, waiting
+        for name, count in open_exchange_counts().items():
+            open_exchanges.add_metric([name], count.open)
+            if count.waiting is not None:
+                waiting_exchanges.add_metric([name], count.waiting)
+        return open_exchanges, waiting_exchanges
