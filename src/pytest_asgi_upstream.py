@@ -1,7 +1,7 @@
-"""The pytest plugin: fixtures `upstream`, `serve` and `no_leaks`, and a marker of that name.
+"""The pytest plugin: fixtures `upstream`, `serve` and `no_leaks`, and a marker `no_leaks`.
 
-It lies beside the package, and imports that only where a test uses it, so that it costs the start
-of pytest nothing. (PYTEST_DONT_REWRITE: there are no asserts in here.)
+It is outside the package and imports the package only if a test uses it, so that pytest starts as
+fast as without it. (PYTEST_DONT_REWRITE: this module has no asserts.)
 """
 
 import functools
@@ -22,7 +22,7 @@ MARKER = "no_leaks(within=5.0): fail each test that leaves an exchange or a clie
 
 @pytest.fixture
 def upstream() -> Iterator["testing.Upstream"]:
-    """An upstream on loopback, to be scripted: `upstream.get("/item").json({...})`."""
+    """A scripted upstream on loopback: `upstream.get("/item").json({...})`."""
     from asgi_upstream.testing import Upstream
 
     with Upstream() as upstream:
@@ -31,7 +31,7 @@ def upstream() -> Iterator["testing.Upstream"]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Serves an app under uvicorn until the end of the test: `url = serve(app)`."""
+    """Serve an app with uvicorn until the end of the test: `url = serve(app)`."""
     from asgi_upstream.testing import serve
 
     with ExitStack() as stack:
@@ -44,14 +44,14 @@ def serve() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> None:
-    """Fails the test if it leaves an exchange open, or a client that it never closed."""
+    """Fail the test if it leaves an exchange or a client open."""
     if request.session.stash.get(_LEAK_CHECK, None) is None:
         raise RuntimeError(
             "no_leaks must be a test argument or a marker; getfixturevalue() requests it too late"
         )
 
 
-# What `no_leaks` does is done in these hooks, for a fixture is torn down when others are already.
+# `no_leaks` works in these hooks, because a fixture would be torn down after other fixtures.
 
 _LEAK_CHECK: pytest.StashKey["testing.no_leaks"] = pytest.StashKey()
 
@@ -62,82 +62,82 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
-    """Watch from before the first fixture."""
+    """Start the leak check before the first fixture."""
     marker = item.get_closest_marker("no_leaks")
     if marker is not None or "no_leaks" in getattr(item, "fixturenames", ()):
         from asgi_upstream.testing import no_leaks
 
         if marker is not None and (marker.args or marker.kwargs.keys() - {"within"}):
-            yield  # pytest's own teardown needs its own setup
+            yield  # pytest's teardown needs its setup.
             raise TypeError(f"{MARKER.partition(':')[0]} has one argument, within=, in seconds")
-        item.session.stash[_LEAK_CHECK] = watch = no_leaks(**(marker.kwargs if marker else {}))
-        watch.begin()
+        item.session.stash[_LEAK_CHECK] = leak_check = no_leaks(**(marker.kwargs if marker else {}))
+        leak_check.begin()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
-    """What a fixture opens for many tests is not of the one that comes first."""
-    watch = request.session.stash.get(_LEAK_CHECK, None)
-    if watch is None or request.scope == "function":
+    """Ignore resources that a fixture opens for more than one test."""
+    leak_check = request.session.stash.get(_LEAK_CHECK, None)
+    if leak_check is None or request.scope == "function":
         return (yield)
-    with watch.paused():
+    with leak_check.paused():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Look for exchanges as soon as the test is over, while its fixtures are still there."""
-    watch = item.session.stash.get(_LEAK_CHECK, None)
-    if watch is None:
+    """Check for open exchanges right after the test, before its fixtures are torn down."""
+    leak_check = item.session.stash.get(_LEAK_CHECK, None)
+    if leak_check is None:
         return (yield)
     try:
-        if isinstance(item, pytest.Function) and (checked := _wrap_test(item, watch)):
+        if isinstance(item, pytest.Function) and (checked := _wrap_test(item, leak_check)):
             with _replaced(item, checked):
                 return (yield)
         yield
-        watch.check_exchanges()
+        leak_check.check_exchanges()
     except BaseException:
-        # One failure is enough: what it left open is told of, or is that of a test cut short.
-        _stop(item, watch)
+        # Report one failure only. A failed test may leave things open.
+        _stop(item, leak_check)
         raise
     return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Look for clients when all fixtures of the test had their turn to close them."""
-    watch = item.session.stash.get(_LEAK_CHECK, None)
-    if watch is None:
+    """Check for open clients after all fixtures of the test are torn down."""
+    leak_check = item.session.stash.get(_LEAK_CHECK, None)
+    if leak_check is None:
         return (yield)
     try:
         yield
-        watch.check_clients()
+        leak_check.check_clients()
     finally:
-        _stop(item, watch)
+        _stop(item, leak_check)
     return None
 
 
-def _wrap_test(item: pytest.Function, watch: "testing.no_leaks") -> Callable[..., Any] | None:
-    """The test with the check as its last step; None where that can follow it."""
+def _wrap_test(item: pytest.Function, leak_check: "testing.no_leaks") -> Callable[..., Any] | None:
+    """Return the test with the check as its last step, or None if the check can follow the test."""
     if inspect.iscoroutinefunction(test := item.obj):
-        # In its event loop, which may be closed at its end with all that goes on in it.
-        return _with_async_check(test, watch)
-    if _is_of_unittest(item):
-        # Before what `addCleanup` has, as before the fixtures of others.
-        return _with_check(test, watch)
+        # Check inside the event loop, because closing the loop may end open exchanges.
+        return _with_async_check(test, leak_check)
+    if _is_unittest(item):
+        # Check before the functions of `addCleanup` run.
+        return _with_check(test, leak_check)
     return None
 
 
-def _is_of_unittest(item: pytest.Function) -> bool:
-    return hasattr(item, "addFailure")  # pytest's item of one is its result too
+def _is_unittest(item: pytest.Function) -> bool:
+    return hasattr(item, "addFailure")  # pytest's item for a unittest test is its result too.
 
 
 @contextmanager
 def _replaced(item: pytest.Function, checked: Callable[..., Any]) -> Generator[None]:
-    """The test is that; unittest asks its own object for an async one."""
+    """Replace the test. For an async unittest test, replace the method of its instance too."""
     test: Any = item.obj
-    case: object = item.instance if _is_of_unittest(item) else None
+    case: object = item.instance if _is_unittest(item) else None
     item.obj = checked
     if case is not None and inspect.iscoroutinefunction(checked):
         setattr(case, item.name, checked)
@@ -149,26 +149,26 @@ def _replaced(item: pytest.Function, checked: Callable[..., Any]) -> Generator[N
             case.__dict__.pop(item.name, None)
 
 
-def _stop(item: pytest.Item, watch: "testing.no_leaks") -> None:
-    watch.end()
+def _stop(item: pytest.Item, leak_check: "testing.no_leaks") -> None:
+    leak_check.end()
     del item.session.stash[_LEAK_CHECK]
 
 
 def _with_async_check(
-    test: Callable[..., Awaitable[None]], watch: "testing.no_leaks"
+    test: Callable[..., Awaitable[None]], leak_check: "testing.no_leaks"
 ) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def checked(*args: Any, **options: Any) -> None:
         await test(*args, **options)
-        await watch.acheck_exchanges()
+        await leak_check.acheck_exchanges()
 
     return checked
 
 
-def _with_check(test: Callable[..., None], watch: "testing.no_leaks") -> Callable[..., None]:
+def _with_check(test: Callable[..., None], leak_check: "testing.no_leaks") -> Callable[..., None]:
     @functools.wraps(test)
     def checked(*args: Any, **options: Any) -> None:
         test(*args, **options)
-        watch.check_exchanges()
+        leak_check.check_exchanges()
 
     return checked

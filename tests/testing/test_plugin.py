@@ -116,19 +116,19 @@ def test_fixture(served, upstream, no_leaks):
         passed=0,
         failed=9,
     )
-    by_outer, by_client = "by a client of no lifespan", "by the client 'client'"
+    by_outer, by_client = "sent by a client without a lifespan", "sent by the client 'client'"
     assert lines_of(told, "GET U/never, (.*)") == {
-        "test_asyncio": [by_outer, "as the upstream sees it"],
-        "test_anyio[asyncio]": [by_outer, "as the upstream sees it"],
-        "test_trio[trio]": [by_outer, "as the upstream sees it"],
-        "test_client_in_a_thread[TestClient0]": [by_client, "as the upstream sees it"],
-        "test_client_in_a_thread[TestClient1]": [by_client, "as the upstream sees it"],
-        "test_server": [by_client, "as the upstream sees it"],
-        "test_app_in_another_process": ["as the upstream sees it"],
-        "TestClass.test_method": [by_client, "as the upstream sees it"],
-        "test_fixture": [by_client, "as the upstream sees it"],
+        "test_asyncio": [by_outer, "at the upstream"],
+        "test_anyio[asyncio]": [by_outer, "at the upstream"],
+        "test_trio[trio]": [by_outer, "at the upstream"],
+        "test_client_in_a_thread[TestClient0]": [by_client, "at the upstream"],
+        "test_client_in_a_thread[TestClient1]": [by_client, "at the upstream"],
+        "test_server": [by_client, "at the upstream"],
+        "test_app_in_another_process": ["at the upstream"],
+        "TestClass.test_method": [by_client, "at the upstream"],
+        "test_fixture": [by_client, "at the upstream"],
     }
-    assert "AssertionError: still open 0.3 s after the end:" in told["test_server"]
+    assert "AssertionError: exchanges still open 0.3 s after the end:" in told["test_server"]
 
 
 def test_a_response_that_nobody_closed_is_told_of_however_short_it_is(run: Run) -> None:
@@ -164,9 +164,9 @@ def test_twice(leaking):
         passed=0,
         failed=4,
     )
-    assert [*lines_of(told, "(.*), which nobody closed").values()] == [
-        *[["a response of the client 'client'"]] * 2,
-        *[["2 responses of the client 'client'"]] * 2,
+    assert [*lines_of(told, "(.* unclosed .*)").values()] == [
+        *[["an unclosed response of the client 'client'"]] * 2,
+        *[["2 unclosed responses of the client 'client'"]] * 2,
     ]
 
 
@@ -207,11 +207,11 @@ class TestAsync(Case, unittest.IsolatedAsyncioTestCase):
         failed=2,
         errors=1,  # the caller of the async one
     )
-    by_outer = "by a client of no lifespan"
+    by_outer = "sent by a client without a lifespan"
     told.pop("ERROR at teardown of TestAsync.test_leak")
     assert lines_of(told, "GET U/never, (.*)") == {
-        "TestAsync.test_leak": [by_outer, "as the upstream sees it"],
-        "TestSync.test_leak": ["as the upstream sees it"],
+        "TestAsync.test_leak": [by_outer, "at the upstream"],
+        "TestSync.test_leak": ["at the upstream"],
     }
 
 
@@ -307,7 +307,7 @@ def test_last():
         ],
         "ERROR at teardown of test_one_for_each_request": stray,
         "ERROR at teardown of test_lifespan": [
-            "the client 'billing': the lifespan that opened it was not left",
+            "the client 'billing': its lifespan was not exited",
         ],
     }
 
@@ -417,7 +417,7 @@ def test_clean(upstream, tested):
         failed=2,
     )
     for lines in lines_of(told, "GET U/never, (.*)").values():
-        assert lines[0] == "by the client 'client'"
+        assert lines[0] == "sent by the client 'client'"
 
 
 def test_a_module_is_watched_and_what_a_test_raised_is_not_hidden(run: Run) -> None:
@@ -496,8 +496,8 @@ asyncio.run(leaks())
         timeout=60,
     )
     assert done.stderr.splitlines()[-2:] == [
-        "AssertionError: never closed:",
-        "  the client 'billing': the lifespan that opened it was not left",
+        "AssertionError: clients that were never closed:",
+        "  the client 'billing': its lifespan was not exited",
     ]
 
 

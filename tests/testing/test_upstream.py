@@ -293,7 +293,7 @@ def test_what_is_not_scripted_is_501_and_says_what_is(
     upstream.get("/item").json(1)
     response = client.post("/itme")
     assert response.status_code == 501
-    assert response.text == "nothing is scripted for POST /itme, but for: GET /item\n"
+    assert response.text == "no response is scripted for POST /itme; scripted: GET /item\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""What a test of a relaying app needs: a scripted upstream, the app served, a check for leaks.
+"""Test kit for apps that relay: a scripted upstream, a server for the app, a leak check.
 
-The pytest plugin, `pytest_asgi_upstream`, has the fixtures `upstream`, `serve` and `no_leaks`.
+The pytest plugin `pytest_asgi_upstream` has the fixtures `upstream`, `serve` and `no_leaks`.
 """
 
 from ._answers import ScriptedResponse

@@ -1,7 +1,8 @@
-"""What an upstream answers, said in one line.
+"""Scripts the response to a request in one line.
 
-Three kinds of calls make an answer, and each returns it: what is sent (`json`, `chunks`, `raw`,
-`calls`, ...), what goes wrong (`stalls`, `ends`, `resets`), and `then`, for the answer after this.
+Three kinds of methods build a response, and each returns it: those that set the message (`json`,
+`chunks`, `raw`, `callback`, ...), those that add a fault (`stall`, `close`, `reset`), and `then`,
+which starts the response to the request after this one.
 """
 
 import copy
@@ -18,20 +19,20 @@ from ._received import ReceivedRequest
 from ._steps import Fault, Step, is_data, with_faults
 
 Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
-Fields: TypeAlias = list[tuple[str, str]]
+HeaderList: TypeAlias = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class _Message:
-    steps: Sequence[bytes | float] | None  # None: the body of the request
-    status: int | None = None  # None: the steps are all of it, head included
-    fields: Sequence[tuple[str, str]] = ()
+    steps: Sequence[bytes | float] | None  # None echoes the request body.
+    status: int | None = None  # None if the steps include the head.
+    headers: Sequence[tuple[str, str]] = ()
     chunked: bool = False
     forever: bool = False
 
 
 class ScriptedResponse:
-    """What a request is answered: 200 and no content, unless said otherwise."""
+    """A scripted response. Without further calls it is a 200 without content."""
 
     def __init__(self) -> None:
         self._message = _Message([b""], 200)
@@ -40,25 +41,25 @@ class ScriptedResponse:
         self._next: ScriptedResponse | None = None
         self.is_early: bool = False
 
-    # What is sent.
+    # The message
 
     def status(self, status: int, *, headers: Headers = ()) -> Self:
-        """Send a status, and no content."""
+        """Send a status without content."""
         return self.content(b"", status=status, headers=headers)
 
     def content(self, content: bytes, *, status: int = 200, headers: Headers = ()) -> Self:
-        """Send bytes, with their length."""
-        return self._set_message(_Message([content], status, _fields(headers)))
+        """Send bytes with a Content-Length."""
+        return self._set_message(_Message([content], status, _header_list(headers)))
 
     def text(self, text: str, *, status: int = 200, headers: Headers = ()) -> Self:
         """Send plain text."""
-        fields = _with_defaults([("content-type", "text/plain; charset=utf-8")], headers)
-        return self.content(text.encode(), status=status, headers=fields)
+        headers = _with_defaults([("content-type", "text/plain; charset=utf-8")], headers)
+        return self.content(text.encode(), status=status, headers=headers)
 
     def json(self, value: object, *, status: int = 200, headers: Headers = ()) -> Self:
         """Send a value as JSON."""
-        fields = _with_defaults([("content-type", "application/json")], headers)
-        return self.content(json.dumps(value).encode(), status=status, headers=fields)
+        headers = _with_defaults([("content-type", "application/json")], headers)
+        return self.content(json.dumps(value).encode(), status=status, headers=headers)
 
     def chunks(
         self,
@@ -68,11 +69,14 @@ class ScriptedResponse:
         status: int = 200,
         headers: Headers = (),
     ) -> Self:
-        """Send each of some bytes as a chunk; a number among them is seconds to wait.
+        """Send a chunked body.
 
         Arguments:
-            every: seconds to wait after each chunk.
-            forever: begin again at the end, until the other side leaves.
+            steps: Bytes to send as one chunk, or seconds to wait.
+            every: Seconds to wait after each chunk.
+            forever: Repeat the steps until the other side disconnects.
+            status: The status of the response.
+            headers: The headers of the response.
         """
         if forever and not any(is_data(step) and step for step in steps):
             raise ValueError("forever=True needs bytes to send")
@@ -80,7 +84,7 @@ class ScriptedResponse:
         for step in steps:
             paced += [step, every] if is_data(step) and every else [step]
         return self._set_message(
-            _Message(paced, status, _fields(headers), chunked=True, forever=forever)
+            _Message(paced, status, _header_list(headers), chunked=True, forever=forever)
         )
 
     def events(
@@ -91,92 +95,99 @@ class ScriptedResponse:
         status: int = 200,
         headers: Headers = (),
     ) -> Self:
-        """Send an event stream: an event for each string, and for each other value as JSON.
+        """Send an event stream.
 
-        `every`, `forever` as of `chunks`.
+        Arguments:
+            data: The data of each event. Values other than strings are sent as JSON.
+            every: Seconds to wait after each event.
+            forever: Repeat the events until the other side disconnects.
+            status: The status of the response.
+            headers: The headers of the response.
         """
-        fields = _with_defaults(
+        headers = _with_defaults(
             [("content-type", "text/event-stream"), ("cache-control", "no-store")], headers
         )
         events = map(_event, data)
-        return self.chunks(*events, every=every, forever=forever, status=status, headers=fields)
+        return self.chunks(*events, every=every, forever=forever, status=status, headers=headers)
 
     def echo(self, *, status: int = 200, headers: Headers = ()) -> Self:
-        """Send back the body of the request, and its content type."""
-        return self._set_message(_Message(None, status, _fields(headers)))
+        """Send the request body back with its content type."""
+        return self._set_message(_Message(None, status, _header_list(headers)))
 
     def raw(self, *steps: bytes | float) -> Self:
-        """Send these bytes as they are, head and all, and close; a number is seconds to wait."""
+        """Send bytes unchanged, including the head, then close. A number is seconds to wait."""
         return self._set_message(_Message(steps))
 
     def broken(self, kind: MalformedKind) -> Self:
-        """Send what no client can take; the kinds, with their bytes, are in `broken.py`."""
+        """Send a malformed message. `_malformed.py` lists the kinds with their bytes."""
         return self.raw(MALFORMED[kind])
 
     def callback(self, function: "Callable[[ReceivedRequest], ScriptedResponse]") -> Self:
-        """Send what a function says to the request; it is called in the server's thread.
+        """Send the response that `function` returns for the request.
 
-        Where it raises, the answer is 500 with the traceback.
+        The function runs in the server's thread. If it raises, the response is a 500 with the
+        traceback.
         """
         self._function = function
         return self
 
-    # What goes wrong.
+    # Faults
 
     def stall(self, seconds: float | None = None, *, after: int | None = None) -> Self:
-        """Be silent for so many seconds; for ever if not said.
+        """Send nothing for a while.
 
         Arguments:
-            after: so many bytes of the body were sent; of everything, for `raw`. 0 is after the
-                head, and None before it.
+            seconds: How long to wait. None waits forever.
+            after: The number of body bytes that are sent before. For `raw`, the head counts too.
+                0 is right after the head, None before it.
         """
         return self._add_fault(Fault("stall", after, seconds))
 
     def close(self, *, after: int | None = None) -> Self:
-        """Close the connection, `after` so many bytes as of `stalls`."""
+        """Close the connection. `after` works as in `stall`."""
         return self._add_fault(Fault("end", after))
 
     def reset(self, *, after: int | None = None) -> Self:
-        """Reset the connection, `after` so many bytes as of `stalls`."""
+        """Reset the connection. `after` works as in `stall`."""
         return self._add_fault(Fault("reset", after))
 
     def respond_early(self) -> Self:
-        """Answer when the head is there; the body is read after that, if it still comes."""
+        """Respond after the request head, and read the body afterwards if it still arrives."""
         self.is_early = True
         return self
 
     @property
     def then(self) -> "ScriptedResponse":
-        """What the next such request is answered. The last answer is given again and again."""
+        """The response to the next matching request. The last response is repeated."""
         if self._next is None:
             self._next = ScriptedResponse()
         return self._next
 
-    # What the upstream asks.
+    # Used by the upstream
 
     @property
     def next(self) -> "ScriptedResponse":
-        """The answer for the next such request."""
+        """The response to the next matching request."""
         return self._next or self
 
     def resolve(self, request: ReceivedRequest) -> "ScriptedResponse":
-        """The answer to this request: itself, or what its function says."""
+        """Return the response to this request: this one, or the result of its callback."""
         if self._function is None:
             return self
         try:
-            made = copy.copy(self._function(request).resolve(request))
+            response = copy.copy(self._function(request).resolve(request))
         except Exception:
             return ScriptedResponse().text(traceback.format_exc(), status=500)
-        made._faults = [*made._faults, *self._faults]
-        return made
+        response._faults = [*response._faults, *self._faults]
+        return response
 
     @property
     def closes(self) -> bool:
-        """Whether the connection ends with it: nobody knows where a raw message ends."""
+        """Whether the connection closes afterwards. The end of a raw message is not known."""
         return self._message.status is None
 
     def steps(self, request: ReceivedRequest) -> Iterator[Step]:
-        """All that is to be done for a request, in its order."""
+        """Return the steps that answer a request, in order."""
         yield from (fault for fault in self._faults if fault.after is None)
         message = self._message
         body: Iterable[Step] = [request.body] if message.steps is None else message.steps
@@ -190,32 +201,33 @@ class ScriptedResponse:
         for step in with_faults(itertools.cycle(body) if message.forever else body, later):
             if not message.chunked or not is_data(step):
                 yield step
-            elif step:  # an empty chunk would be the end of the body
+            elif step:  # An empty chunk would end the body.
                 yield b"%x\r\n%s\r\n" % (len(step), step)
         if message.chunked:
             yield b"0\r\n\r\n"
 
     def _head(self, status: int, request: ReceivedRequest) -> bytes:
-        message, fields = self._message, Fields()
+        message, headers = self._message, HeaderList()
         if message.steps is None:
-            fields += [
+            headers += [
                 ("content-type", request.headers.get("content-type", "application/octet-stream")),
                 ("content-length", str(len(request.body))),
             ]
         elif message.chunked:
-            fields += [("transfer-encoding", "chunked")]
+            headers += [("transfer-encoding", "chunked")]
         elif status not in (204, 304):
-            fields += [("content-length", str(sum(map(len, filter(is_data, message.steps)))))]
+            headers += [("content-length", str(sum(map(len, filter(is_data, message.steps)))))]
         reason = responses.get(status, "Whatever")
-        lines = [f"{name}: {value}" for name, value in _with_defaults(fields, message.fields)]
+        lines = [f"{name}: {value}" for name, value in _with_defaults(headers, message.headers)]
         return "\r\n".join([f"HTTP/1.1 {status} {reason}", *lines, "", ""]).encode("latin-1")
 
     def _set_message(self, message: _Message) -> Self:
         for step in message.steps or ():
             if not isinstance(step, bytes | float | int):  # pyright: ignore
-                raise TypeError(f"{step!r}: give bytes to send, or seconds to wait")
-        for field in message.fields:
-            ": ".join(field).encode("latin-1")  # else it would fail in the server's thread
+                raise TypeError(f"{step!r}: expected bytes to send or seconds to wait")
+        for header in message.headers:
+            # Fail here, not in the server's thread.
+            ": ".join(header).encode("latin-1")
         self._message = message
         return self
 
@@ -224,15 +236,15 @@ class ScriptedResponse:
         return self
 
 
-def _fields(headers: Headers) -> Fields:
+def _header_list(headers: Headers) -> HeaderList:
     return list(headers.items() if isinstance(headers, Mapping) else headers)
 
 
-def _with_defaults(defaults: Fields, headers: Headers) -> Fields:
-    """The headers, and the defaults that are not among them."""
-    fields = _fields(headers)
-    named = {name.lower() for name, _ in fields}
-    return [*((name, value) for name, value in defaults if name not in named), *fields]
+def _with_defaults(defaults: HeaderList, headers: Headers) -> HeaderList:
+    """Return the headers, and those defaults that they do not set."""
+    own = _header_list(headers)
+    names = {name.lower() for name, _ in own}
+    return [*((name, value) for name, value in defaults if name not in names), *own]
 
 
 def _event(data: object) -> bytes:

@@ -1,4 +1,4 @@
-"""What was opened and not closed: exchanges that go on, and clients that nobody closed."""
+"""Finds exchanges that are still open and clients that were never closed."""
 
 import functools
 import sys
@@ -12,35 +12,37 @@ from .._httpx.flavors import MODULE_NAMES
 from ._upstream import running_upstreams
 from ._waiting import aeventually, eventually
 
-WITHIN = 5.0
-"""Seconds that an exchange may take to end once its caller has left."""
+EXCHANGE_END_TIMEOUT = 5.0
+"""Seconds that an exchange may take to end after its caller has disconnected."""
 
 
 class no_leaks:
-    """Fails a test that leaves an exchange open, or a client that it never closed.
+    """Fails a test that leaves an exchange or a client open.
 
         with no_leaks():  # or async with
             ...
 
-    Only what begins inside counts. Exchanges of this library are seen wherever the app runs in
-    this process; those of an app elsewhere, where they end in an `Upstream`. Of clients are seen
-    those that `client_lifespan` opened, and each `httpx.AsyncClient` that was made inside and sent
-    something; and of both, a response of `send(stream=True)` that nobody closed.
+    Only exchanges and clients that are opened inside count. Detected are:
+
+    - exchanges of this library in this process, and exchanges of other processes that reach an
+      `Upstream`;
+    - clients that `client_lifespan` opened, and each `httpx.AsyncClient` that was created inside
+      and has sent a request;
+    - responses of `send(stream=True)` on these clients that were not closed.
 
     Arguments:
-        within: seconds that an exchange may still take to end.
+        within: Seconds that open exchanges may take to end.
 
     Raises:
-        AssertionError: at the end, with the requests of what is open and the names of the clients.
-            Not where the block raised something itself.
+        AssertionError: At the end, with the open requests and clients. Not if the block raised.
     """
 
-    def __init__(self, *, within: float = WITHIN) -> None:
+    def __init__(self, *, within: float = EXCHANGE_END_TIMEOUT) -> None:
         self._within = within
         self._paused = False
 
     def begin(self) -> None:
-        """Watch from here on."""
+        """Start to watch."""
         self._made: list[Any] = []
         self._ignored: list[object] = []
         self._stray_before = {id(client): stray for client, stray in _unaccounted_connections([])}
@@ -49,14 +51,14 @@ class no_leaks:
         _patch_constructors()
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self in _watching:
             _watching.remove(self)
         _patch_constructors()
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """What is opened inside is somebody else's to close."""
+        """Ignore everything that is opened inside."""
         self._paused = True
         try:
             yield
@@ -69,57 +71,65 @@ class no_leaks:
             self._made.append(client)
 
     def check_exchanges(self) -> None:
-        """Wait for what is open to end, and raise where it does not."""
+        """Wait for open exchanges to end.
+
+        Raises:
+            AssertionError: If one does not end in time.
+        """
         try:
             eventually(lambda: not self._open_exchanges(), self._within)
         except AssertionError:
             raise AssertionError(self._leak_report()) from None
 
     async def acheck_exchanges(self) -> None:
-        """The same in an async test, while the tasks beside it go on."""
+        """Check exchanges in an async test, while other tasks keep running."""
         try:
             await aeventually(lambda: not self._open_exchanges(), self._within)
         except AssertionError:
             raise AssertionError(self._leak_report()) from None
 
     def check_clients(self) -> None:
-        """Raise where a client was not closed."""
+        """Check that all clients were closed.
+
+        Raises:
+            AssertionError: If one was not closed.
+        """
         if unclosed := list(self._unclosed_clients()):
-            raise AssertionError("\n  ".join(["never closed:", *unclosed]))
+            raise AssertionError("\n  ".join(["clients that were never closed:", *unclosed]))
 
     def _leak_report(self) -> str:
-        title = f"still open {self._within:g} s after the end:"
+        title = f"exchanges still open {self._within:g} s after the end:"
         return "\n  ".join([title, *self._open_exchanges()])
 
     def _ignore_existing(self) -> None:
-        """What is open now is not of the test."""
-        self._ignored += [one for one, _ in _under_way()]
+        """Ignore exchanges and clients that are open now."""
+        self._ignored += [exchange for exchange, _ in _iter_open_exchanges()]
         self._ignored += [
-            client for client, ledger in iter_client_states() if ledger.name is not None
+            client for client, state in iter_client_states() if state.name is not None
         ]
 
-    def _is_ours(self, one: object) -> bool:
-        return all(one is not other for other in self._ignored)
+    def _is_new(self, resource: object) -> bool:
+        return all(resource is not ignored for ignored in self._ignored)
 
     def _open_exchanges(self) -> list[str]:
-        told = [told for one, told in _under_way() if self._is_ours(one)]
+        leaks = [text for exchange, text in _iter_open_exchanges() if self._is_new(exchange)]
         for client, stray in _unaccounted_connections(self._made):
-            if (ours := stray - self._stray_before.get(id(client), 0)) > 0:
-                responses = "a response" if ours == 1 else f"{ours} responses"
-                told.append(f"{responses} of {_describe_client(client)}, which nobody closed")
-        return told
+            if (count := stray - self._stray_before.get(id(client), 0)) > 0:
+                responses = "an unclosed response" if count == 1 else f"{count} unclosed responses"
+                leaks.append(f"{responses} of {_describe_client(client)}")
+        return leaks
 
     def _unclosed_clients(self) -> Iterator[str]:
-        ledgers = list(iter_client_states())
-        for client, ledger in ledgers:
-            if ledger.name is not None and self._is_ours(client):
-                yield f"the client {ledger.name!r}: the lifespan that opened it was not left"
-        of_a_lifespan = {id(client) for client, ledger in ledgers if ledger.name is not None}
-        used = {id(client) for client, _ in ledgers}
+        states = list(iter_client_states())
+        for client, state in states:
+            if state.name is not None and self._is_new(client):
+                yield f"the client {state.name!r}: its lifespan was not exited"
+        lifespan_clients = {id(client) for client, state in states if state.name is not None}
+        used = {id(client) for client, _ in states}
         for client in self._made:
-            # An exchange may go past the client's own methods, which keep its state.
+            # Exchanges may bypass the client's methods, which keep its state.
             was_used = id(client) in used or _is_opened(client)
-            if was_used and id(client) not in of_a_lifespan and not client.is_closed:
+            if was_used and id(client) not in lifespan_clients and not client.is_closed:
                 yield f"{_describe_client(client)}: use `async with`, or aclose()"
 
     def __enter__(self) -> Self:
@@ -155,46 +165,47 @@ _watching: list[no_leaks] = []
 _constructors: dict[Any, Any] = {}
 
 
-def _under_way() -> Iterator[tuple[object, str]]:
-    """What is open now, and how to tell of it."""
-    for _, ledger in iter_client_states():
-        for exchange in list(ledger.open_exchanges):
+def _iter_open_exchanges() -> Iterator[tuple[object, str]]:
+    """Return the exchanges that are open now, each with a description."""
+    for _, state in iter_client_states():
+        for exchange in list(state.open_exchanges):
             request = exchange.request
-            by = f"by the client {ledger.name!r}" if ledger.name else "by a client of no lifespan"
-            yield exchange, f"{request.method} {request.url}, {by}"
+            client = f"the client {state.name!r}" if state.name else "a client without a lifespan"
+            yield exchange, f"{request.method} {request.url}, sent by {client}"
     for upstream in list(running_upstreams):
         for received in upstream.under_way():
-            told = f"{received.method} {upstream.url}{received.target}, as the upstream sees it"
-            yield received, told
+            yield received, f"{received.method} {upstream.url}{received.target}, at the upstream"
 
 
 def _unaccounted_connections(clients: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-    """These clients and all that had an exchange, and how many connections each has in use, as far
-    as its transports tell, beyond those of its exchanges."""
-    open_on = {id(client): (client, ledger.open_count) for client, ledger in iter_client_states()}
-    open_on |= {id(client): (client, 0) for client in clients if id(client) not in open_on}
-    for client, exchanges in open_on.values():
+    """Return each client with the number of its used connections that no open exchange explains.
+
+    Covers `clients` and all clients that had an exchange.
+    """
+    open_counts = {id(client): (client, state.open_count) for client, state in iter_client_states()}
+    open_counts |= {id(client): (client, 0) for client in clients if id(client) not in open_counts}
+    for client, exchanges in open_counts.values():
         transports = (getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values())
         yield client, sum(map(_in_use, transports)) - exchanges
 
 
 def _in_use(transport: Any) -> int:
-    if tell := getattr(transport, "pool_state", None):
-        state = tell()
+    if pool_state := getattr(transport, "pool_state", None):
+        state = pool_state()
         return int(state.open - state.idle)
     connections = getattr(getattr(transport, "_pool", None), "connections", ())
-    return sum(not (one.is_idle() or one.is_closed()) for one in connections)
+    return sum(not (each.is_idle() or each.is_closed()) for each in connections)
 
 
 def _describe_client(client: Any) -> str:
     if name := get_client_state(client).name:
         return f"the client {name!r}"
-    kind, url = type(client).__name__, getattr(client, "base_url", None)
-    return f"an {kind} for {url}" if url and url.host else f"an {kind}"
+    name, url = type(client).__name__, getattr(client, "base_url", None)
+    return f"an {name} for {url}" if url and url.host else f"an {name}"
 
 
 def _patch_constructors() -> None:
-    """Learn of each new client while somebody watches, and not else."""
+    """Track new clients while at least one check is active."""
     if not _watching:
         for client_class, constructor in _constructors.items():
             client_class.__init__ = constructor
@@ -208,7 +219,7 @@ def _patch_constructors() -> None:
 
 
 def _is_opened(client: Any) -> bool:
-    """Whether a request was sent by it, or it was entered; what httpx tells only in private."""
+    """Whether the client has sent a request or was entered."""
     return getattr(getattr(client, "_state", None), "name", None) == "OPENED"
 
 

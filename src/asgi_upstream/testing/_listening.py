@@ -1,4 +1,4 @@
-"""A server of asyncio's streams on loopback, in a thread of its own, beside the test."""
+"""Runs an asyncio stream server on loopback in a thread beside the test."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Corout
 
 
 class LoopbackServer:
-    """Serves each connection by a function, while it is entered."""
+    """Calls a function for each connection while the context is entered."""
 
     def __init__(self, serve: Serve, tls: ssl.SSLContext | None = None) -> None:
         self._serve, self._tls = serve, tls
@@ -36,7 +36,7 @@ class LoopbackServer:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         server = await asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
-        # What clients do to their connections is no failure of the test.
+        # Errors of client connections are not failures of the test.
         self.loop.set_exception_handler(lambda loop, context: None)
         ready.set()
         await self._stopping.wait()
@@ -48,7 +48,7 @@ class LoopbackServer:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close it so that the peer gets an RST."""
+    """Close the connection with an RST."""
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()

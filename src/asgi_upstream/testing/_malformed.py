@@ -1,4 +1,4 @@
-"""Messages that no client can take, by what is wrong with them."""
+"""Malformed messages, by kind."""
 
 import zlib
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ _GZIP = _packer.compress(b"first") + _packer.flush(zlib.Z_FULL_FLUSH) + b"\xff" 
 MALFORMED: Mapping[MalformedKind, bytes] = {
     # Another protocol.
     "not-http": b"220 mail.example ESMTP\r\n",
-    # Ends within the head.
+    # The connection ends within the head.
     "head": _OK + b"content-ty",
-    # A head that is longer than any client takes.
+    # The head is longer than any client accepts.
     "huge-head": _OK + b"x-big: " + b"h" * 2_000_000 + b"\r\ncontent-length: 0\r\n\r\n",
-    # A number that is no status.
+    # The number is not a status.
     "status": b"HTTP/1.1 777 Odd\r\ncontent-length: 0\r\n\r\n",
-    # A change of protocols that nobody asked for.
+    # An unexpected change of protocols.
     "switch": b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello",
-    # A second chunk without a size.
+    # The second chunk has no size.
     "chunk": _OK + b"transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\nzz\r\nnot a chunk\r\n",
-    # Two lengths, of which one is wrong.
+    # Two lengths differ.
     "length": _OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok",
-    # The gzip breaks after its first block.
+    # The gzip data is damaged after its first block.
     "gzip": _OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(_GZIP) + _GZIP,
 }

@@ -1,4 +1,4 @@
-"""A request as the upstream got it, byte for byte."""
+"""A request as the upstream received it, byte for byte."""
 
 import asyncio
 import json
@@ -8,13 +8,13 @@ import httpx
 
 
 class ReceivedRequest:
-    """One request, from the moment its head was there.
+    """A request, from the moment its head is complete.
 
     Attributes:
-        head: the request line and the fields, with the empty line that ends them.
-        whole: whether the body came to its end.
-        left: whether the other side closed the connection before the answer was whole.
-        connection: the number of the connection it came on, from 0.
+        head: The request line and headers, including the empty line at the end.
+        complete: Whether the complete body was received.
+        disconnected: Whether the other side disconnected before the response was complete.
+        connection: The number of the connection, counted from 0.
     """
 
     def __init__(self, head: bytes, connection: int) -> None:
@@ -29,12 +29,12 @@ class ReceivedRequest:
 
     @property
     def body(self) -> bytes:
-        """What has come of the body, without the framing of chunks."""
+        """The received part of the body, without chunk framing."""
         return bytes(self._body)
 
     @property
     def raw(self) -> bytes:
-        """All that has come, with the framing."""
+        """All received bytes, including chunk framing."""
         return bytes(self._raw)
 
     @property
@@ -43,7 +43,7 @@ class ReceivedRequest:
 
     @property
     def target(self) -> str:
-        """As it came: path and query, nothing decoded."""
+        """Path and query as sent, not decoded."""
         return self.head.split(b"\r\n", 1)[0].split(b" ")[1].decode("latin-1")
 
     @property
@@ -56,25 +56,26 @@ class ReceivedRequest:
 
     @property
     def fields(self) -> list[tuple[bytes, bytes]]:
-        """The fields as they came, in their order."""
+        """The headers as sent, in order."""
         lines = self.head.split(b"\r\n")[1:-2]
         pairs = (line.partition(b":") for line in lines)
         return [(name, value.strip(b" \t")) for name, _, value in pairs]
 
     @property
     def headers(self) -> httpx.Headers:
-        """The fields by their names, in any case."""
+        """The headers, by case-insensitive name."""
         return httpx.Headers(self.fields)
 
     def json(self) -> Any:
         return json.loads(self.body)
 
     async def read_body(self, reader: asyncio.StreamReader) -> None:
-        """Read the body by its framing (RFC 9112 6), and keep what comes.
+        """Read the body according to its framing (RFC 9112 6).
 
         Raises:
-            EOFError, ConnectionError: it did not come to its end.
-            ValueError: its framing is invalid.
+            EOFError: If the connection closes before the end of the body.
+            ConnectionError: If the connection fails before the end of the body.
+            ValueError: If the framing is invalid.
         """
         headers = self.headers
         if headers.get("transfer-encoding", "").lower() == "chunked":
@@ -94,9 +95,9 @@ class ReceivedRequest:
 
     async def _content(self, reader: asyncio.StreamReader, size: int) -> None:
         while size:
-            part = await reader.read(min(size, 1 << 20))
-            if not part:
+            chunk = await reader.read(min(size, 1 << 20))
+            if not chunk:
                 raise EOFError
-            self._raw += part
-            self._body += part
-            size -= len(part)
+            self._raw += chunk
+            self._body += chunk
+            size -= len(chunk)

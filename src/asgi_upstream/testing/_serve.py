@@ -1,4 +1,4 @@
-"""An app under a real uvicorn, in a thread of its own."""
+"""Serves an app with uvicorn in a thread."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ._waiting import eventually
 
 STARTUP_TIMEOUT = 10.0
-"""Seconds that an app may take to start."""
+"""Maximum time in seconds for the app to start."""
 
 
 class serve:
@@ -21,17 +21,17 @@ class serve:
         with serve(app) as url:  # or async with, on asyncio and trio
             httpx.get(f"{url}/item")
 
-    At the end exchanges may finish for `grace` seconds, then they are cancelled.
+    On exit, open exchanges get `grace` seconds to finish. Then they are cancelled.
 
     Arguments:
-        app: any ASGI app. Its lifespan runs in the server's own event loop, so what the test opened
-            in another loop cannot be used in it.
-        grace: whole seconds.
-        options: of `uvicorn.Config`, such as `http="h11"`, `loop="uvloop"` or `root_path="/api"`.
+        app: The ASGI app. Its lifespan runs in the server's event loop, so it cannot use resources
+            that the test opened in another loop.
+        grace: Time for open exchanges to finish, in whole seconds.
+        options: Options of `uvicorn.Config`, such as `http="h11"` or `root_path="/api"`.
 
     Raises:
-        Exception: at the start or at the end, whatever the app's lifespan raised there.
-        RuntimeError: the app did not start or stop, and raised nothing.
+        Exception: If the app's lifespan raises at startup or shutdown.
+        RuntimeError: If the app does not start or stop in time.
     """
 
     def __init__(self, app: ASGIApp, *, grace: int = 1, **options: Any) -> None:
@@ -39,7 +39,7 @@ class serve:
         self._options: dict[str, Any] = {
             "http": "auto",
             "loop": "asyncio",
-            "log_config": None,  # what is logged is the test's to keep
+            "log_config": None,  # The test configures logging.
             "access_log": False,
             "timeout_graceful_shutdown": grace,
             **options,
@@ -61,32 +61,31 @@ class serve:
             return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._stop()
         raise self._app.failure or RuntimeError(
-            f"the app did not start within {STARTUP_TIMEOUT:g} s: what does its lifespan wait for?"
+            f"the app did not start within {STARTUP_TIMEOUT:g} s; check its lifespan"
         )
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stop()
         if self._thread.is_alive():
             raise RuntimeError(
-                f"the server did not stop within {self._grace + STARTUP_TIMEOUT:g} s: "
-                f"what does the app's "
-                f"lifespan wait for?"
+                f"the server did not stop within {self._grace + STARTUP_TIMEOUT:g} s; check the "
+                f"app's lifespan"
             )
         if self._app.failure is not None and kind is None:
             raise self._app.failure
 
     async def __aenter__(self) -> str:
         url = ""
-        with anyio.CancelScope(shield=True):  # else what was started would not be stopped
+        with anyio.CancelScope(shield=True):  # Otherwise the server might not be stopped.
             url = await anyio.to_thread.run_sync(self.__enter__)
-        return url  # noqa: RET504  a scope may leave its block early, as far as types tell
+        return url  # noqa: RET504  a cancel scope may end its block early
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.__exit__, kind)
 
     def _run(self) -> None:
-        with contextlib.suppress(SystemExit):  # uvicorn's, where the app did not start
+        with contextlib.suppress(SystemExit):  # Raised by uvicorn if the app does not start.
             self._server.run(sockets=[self._listener])
 
     def _stop(self) -> None:
@@ -96,7 +95,7 @@ class serve:
 
 
 class _LifespanErrorCapture:
-    """The app; what its lifespan raised is kept, which servers only log."""
+    """Keeps the exception that the app's lifespan raises, because servers only log it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,18 +105,18 @@ class _LifespanErrorCapture:
         if scope["type"] != "lifespan":
             await self._app(scope, receive, send)
             return
-        told: list[str] = []
+        sent: list[str] = []
 
         async def send_wrapper(message: Message) -> None:
-            told.append(message["type"])
+            sent.append(message["type"])
             await send(message)
 
         try:
             await self._app(scope, receive, send_wrapper)
         except Exception as exc:
-            if told:  # else it has no lifespan, and says so by raising
+            if sent:  # An app without a lifespan raises before it sends anything.
                 self.failure = exc
             raise
         finally:
-            if self.failure is None and told and told[-1].endswith(".failed"):
-                self.failure = RuntimeError(f"the app answered {told[-1]}")
+            if self.failure is None and sent and sent[-1].endswith(".failed"):
+                self.failure = RuntimeError(f"the app sent {sent[-1]}")

@@ -1,4 +1,4 @@
-"""An answer, step by step: bytes to send, seconds to wait, things that go wrong."""
+"""The steps of a scripted response: bytes to send, seconds to wait, faults."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Literal, TypeAlias, TypeGuard
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong at a point of the answer."""
+    """A fault at a position of the response."""
 
     kind: Literal["stall", "end", "reset"]
-    after: int | None  # so many bytes of the body; None is before anything is sent
-    seconds: float | None = None  # None is for ever
+    after: int | None  # Bytes of the body. None is before the head.
+    seconds: float | None = None  # None is forever.
 
 
 Step: TypeAlias = bytes | float | Fault
@@ -22,7 +22,7 @@ def is_data(step: Step) -> TypeGuard[bytes]:
 
 
 def with_faults(steps: Iterable[Step], faults: Iterable[Fault]) -> Iterator[Step]:
-    """The steps, with each fault after its number of bytes, or at the end if there are fewer."""
+    """Return the steps with each fault after its number of bytes, or at the end."""
     waiting = sorted(faults, key=lambda fault: fault.after or 0)
     sent = 0
     for step in steps:

@@ -1,4 +1,4 @@
-"""A real server on loopback, in a thread of its own, that answers as scripted and counts."""
+"""Runs a scripted HTTP server on loopback in a thread, and counts what it receives."""
 
 import asyncio
 import contextlib
@@ -13,28 +13,28 @@ from ._steps import Fault, is_data
 
 running_upstreams: "weakref.WeakSet[Upstream]" = weakref.WeakSet()
 
-_LONGEST_HEAD = 4 << 20
+_MAX_HEAD_SIZE = 4 * 1024 * 1024
 
 
 class Upstream:
-    """An upstream for a test, sync or async, on any event loop.
+    """An upstream for sync and async tests, on any event loop.
 
         with Upstream() as upstream:
             upstream.get("/item").json({"name": "lamp"})
             upstream.get("/events").events("one", "two", every=0.1).reset(after=20)
             upstream.post("/orders").status(503).then.json({"id": 1}, status=201)
 
-    A path is as it is sent, with nothing decoded; one with a query answers only that query. A HEAD
-    that is not scripted is answered by the head of the GET. What nothing is scripted for is
-    answered 501, with a text that says so.
+    A path matches as it is sent, without decoding. A path with a query matches only that query. A
+    HEAD without a script gets the head of the GET. Other requests without a script get a 501 that
+    says so.
 
     Arguments:
-        tls: to serve HTTPS.
+        tls: The TLS context to serve HTTPS with.
 
     Attributes:
-        requests: what it got, in the order in which the heads were there.
-        connections: how many sockets are open.
-        accepted: how many there have been.
+        requests: The received requests, in the order in which their heads arrived.
+        open_connections: The number of open connections.
+        total_connections: The number of connections that were ever accepted.
     """
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
@@ -44,10 +44,10 @@ class Upstream:
         self.port: int = 0
         self._tls = tls
         self._listening = LoopbackServer(self._connection, tls)
-        self._answers: dict[tuple[str | None, str | None], ScriptedResponse] = {}
-        self._under_way: dict[int, ReceivedRequest] = {}
+        self._responses: dict[tuple[str | None, str | None], ScriptedResponse] = {}
+        self._open_requests: dict[int, ReceivedRequest] = {}
 
-    # The script.
+    # The script
 
     def get(self, path: str) -> ScriptedResponse:
         return self.request("GET", path)
@@ -65,33 +65,33 @@ class Upstream:
         return self.request("DELETE", path)
 
     def any(self, path: str | None = None) -> ScriptedResponse:
-        """Every method; without a path, everything that is not scripted otherwise."""
+        """Match every method. Without a path, match every request that has no other script."""
         return self.request(None, path)
 
     def request(self, method: str | None, path: str | None) -> ScriptedResponse:
-        """Begin the answer to such requests, in place of one that was scripted before."""
+        """Start the response to matching requests. Replaces an earlier script."""
         if path is not None and not path.startswith(("/", "http://", "https://", "*")):
-            raise ValueError(f"path={path!r}: a path begins with a slash")
-        answer = self._answers[method, path] = ScriptedResponse()
-        return answer
+            raise ValueError(f"path={path!r}: a path starts with a slash")
+        response = self._responses[method, path] = ScriptedResponse()
+        return response
 
-    def answer_to(self, request: ReceivedRequest) -> ScriptedResponse:
-        """What is scripted for a request; its turn is then over."""
+    def next_response(self, request: ReceivedRequest) -> ScriptedResponse:
+        """Return the scripted response to a request, and move on to the one after it."""
         methods = [request.method, *(["GET"] if request.method == "HEAD" else []), None]
         paths = [request.target, request.path, None]
         for key in [(method, path) for path in paths for method in methods]:
-            if key in self._answers:
-                answer = self._answers[key]
-                self._answers[key] = answer.next
-                return answer
-        scripted = ", ".join(f"{method or 'any'} {path}" for method, path in self._answers)
+            if key in self._responses:
+                response = self._responses[key]
+                self._responses[key] = response.next
+                return response
+        scripted = ", ".join(f"{method or 'any'} {path}" for method, path in self._responses)
         return ScriptedResponse().text(
-            f"nothing is scripted for {request.method} {request.target}, "
-            f"but for: {scripted or 'nothing'}\n",
+            f"no response is scripted for {request.method} {request.target}; "
+            f"scripted: {scripted or 'nothing'}\n",
             status=501,
         )
 
-    # What can be asked of it.
+    # State
 
     @property
     def url(self) -> str:
@@ -99,14 +99,14 @@ class Upstream:
 
     @property
     def open_exchanges(self) -> int:
-        """How many exchanges are under way: from the head of a request to the answer's end."""
-        return len(self._under_way)
+        """The number of exchanges in progress, from the request head to the end of the response."""
+        return len(self._open_requests)
 
     def under_way(self) -> list[ReceivedRequest]:
-        """The requests of the exchanges that are open."""
-        return list(self._under_way.values())
+        """Return the requests of the exchanges in progress."""
+        return list(self._open_requests.values())
 
-    # The server.
+    # The server
 
     def __enter__(self) -> Self:
         self.port = self._listening.__enter__().port
@@ -125,43 +125,43 @@ class Upstream:
             while await self._exchange(connection):
                 pass
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # it is gone, or what it sends is no request, or the upstream stops
+            pass  # The client is gone or sent no valid request, or the upstream is stopping.
         finally:
             connection.close()
             self.open_connections -= 1
 
     async def _exchange(self, connection: "_Connection") -> bool:
-        """Read one request and answer it; whether another may follow."""
+        """Read one request and answer it. Return whether the connection stays open."""
         head = await connection.received.readuntil(b"\r\n\r\n")
         if head.split(b"\r\n", 1)[0].count(b" ") != 2:
             return False
         request = ReceivedRequest(head, connection.number)
         self.requests.append(request)
-        self._under_way[id(request)] = request
+        self._open_requests[id(request)] = request
         try:
-            scripted = self.answer_to(request)
+            scripted = self.next_response(request)
             if not scripted.is_early:
                 await connection.read_request_body(request)
-            answer = scripted.resolve(request)
-            whole = await connection.answer(request, answer)
-            if scripted.is_early and whole:
+            response = scripted.resolve(request)
+            complete = await connection.respond(request, response)
+            if scripted.is_early and complete:
                 await request.read_body(connection.received)
         finally:
-            del self._under_way[id(request)]
-        wants_more = request.headers.get("connection", "").lower() != "close"
-        return whole and wants_more and not answer.closes
+            del self._open_requests[id(request)]
+        keep_alive = request.headers.get("connection", "").lower() != "close"
+        return complete and keep_alive and not response.closes
 
 
 class _Connection:
-    """Reads all the time, so that it sees at any moment when the other side leaves."""
+    """Reads all the time, so that it notices at any moment when the other side disconnects."""
 
     def __init__(
         self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.number = number
-        self.received = asyncio.StreamReader(limit=_LONGEST_HEAD)
+        self.received = asyncio.StreamReader(limit=_MAX_HEAD_SIZE)
         self._writer = writer
-        writer.transport.set_write_buffer_limits(1, 0)  # so that what is sent has left
+        writer.transport.set_write_buffer_limits(1, 0)  # `drain` waits until everything is sent.
         self._reading = asyncio.create_task(self._read(reader))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -182,20 +182,19 @@ class _Connection:
             request.disconnected = True
             raise
 
-    async def answer(self, request: ReceivedRequest, answer: ScriptedResponse) -> bool:
-        """Do as the answer says; whether it came to its end."""
-        acting = asyncio.create_task(self._run_script(request, answer))
+    async def respond(self, request: ReceivedRequest, response: ScriptedResponse) -> bool:
+        """Send the response. Return whether it was sent completely."""
+        script = asyncio.create_task(self._run_script(request, response))
         try:
-            await asyncio.wait([acting, self._reading], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([script, self._reading], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            acting.cancel()
-            await asyncio.wait([acting])
-        # It failed where the connection did.
-        request.disconnected = acting.cancelled() or acting.exception() is not None
-        return not request.disconnected and acting.result()
+            script.cancel()
+            await asyncio.wait([script])
+        request.disconnected = script.cancelled() or script.exception() is not None
+        return not request.disconnected and script.result()
 
-    async def _run_script(self, request: ReceivedRequest, answer: ScriptedResponse) -> bool:
-        for step in answer.steps(request):
+    async def _run_script(self, request: ReceivedRequest, response: ScriptedResponse) -> bool:
+        for step in response.steps(request):
             if is_data(step):
                 await self.send(step)
             elif isinstance(step, Fault) and step.kind != "stall":
@@ -210,7 +209,7 @@ class _Connection:
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
-        await asyncio.sleep(0)  # or one who reads fast would keep all others waiting
+        await asyncio.sleep(0)  # Give other connections a chance to run.
 
     def close(self) -> None:
         self._reading.cancel()

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere, for a bounded time."""
+"""Waits for a condition, for a limited time."""
 
 import time
 from collections.abc import Callable
@@ -6,34 +6,35 @@ from collections.abc import Callable
 import anyio
 
 POLL_INTERVAL = 0.005
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 def eventually(condition: Callable[[], object], within: float = 5.0) -> float:
-    """Wait until the condition holds; the seconds that took.
+    """Wait until a condition holds, and return how long that took, in seconds.
 
     Arguments:
-        within: seconds to wait at most.
+        condition: Called repeatedly until its result is true.
+        within: Maximum time to wait, in seconds.
 
     Raises:
-        AssertionError: it did not hold in time.
+        AssertionError: If the condition does not hold in time.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     while not condition():
-        _check(began, within)
+        _check(start, within)
         time.sleep(POLL_INTERVAL)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 async def aeventually(condition: Callable[[], object], within: float = 5.0) -> float:
-    """`eventually` for async tests, on asyncio and trio: others run while it waits."""
-    began = time.monotonic()
+    """Wait like `eventually` in an async test, on asyncio or trio. Other tasks keep running."""
+    start = time.monotonic()
     while not condition():
-        _check(began, within)
+        _check(start, within)
         await anyio.sleep(POLL_INTERVAL)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
-def _check(began: float, within: float) -> None:
-    if time.monotonic() - began >= within:
+def _check(start: float, within: float) -> None:
+    if time.monotonic() - start >= within:
         raise AssertionError(f"condition not met within {within:g} s")
