@@ -1,5 +1,6 @@
 """Failures of an upstream as HTTP errors: statuses, details, mapping, and the log line."""
 
+import asyncio
 import errno
 import logging
 import pickle
@@ -16,7 +17,7 @@ import httpx
 import httpx2
 import pytest
 import trustme
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 
 from asgi_upstream import (
@@ -133,21 +134,31 @@ def test_an_error_survives_pickling(cls: type[UpstreamError]) -> None:
         assert again.headers == error.headers
 
 
-def test_the_errors_document_themselves_in_fastapis_responses() -> None:
-    app = FastAPI()
+def test_responses_appear_in_openapi_of_app_router_and_route() -> None:
+    app = FastAPI(responses=UpstreamError.responses)
+    router = APIRouter(prefix="/router", responses=UpstreamError.responses)
 
-    documents: dict[int | str, dict[str, Any]] = {
-        cls.status_code: {"description": cls.detail}
-        for cls in (UpstreamTimeout, PoolExhausted, UpstreamConnectError)
-    }
+    @app.get("/app")
+    async def in_app() -> None: ...
 
-    @app.get("/", responses=documents)
-    async def endpoint() -> None: ...
+    @router.get("/route", responses={**UpstreamTimeout.responses, 404: {"description": "Gone"}})
+    async def in_router() -> None: ...
 
-    documented = app.openapi()["paths"]["/"]["get"]["responses"]
-    assert documented["504"]["description"] == UpstreamTimeout().detail
-    assert documented["503"]["description"] == PoolExhausted().detail
-    assert documented["502"]["description"] == UpstreamConnectError().detail
+    app.include_router(router)
+    paths = app.openapi()["paths"]
+    for path in ("/app", "/router/route"):
+        documented = paths[path]["get"]["responses"]
+        for cls in (UpstreamError, PoolExhausted, UpstreamTimeout):
+            response = documented[str(cls.status_code)]
+            assert response["description"]
+            schema = response["content"]["application/json"]["schema"]
+            assert schema["properties"].keys() == {"detail"}
+        assert documented["503"]["headers"].keys() == {"Retry-After"}
+    assert paths["/router/route"]["get"]["responses"]["404"]["description"] == "Gone"
+
+
+def test_responses_have_the_statuses_of_all_errors() -> None:
+    assert {cls.status_code for cls in ALL} == set(UpstreamError.responses)
 
 
 # --- the mapping ---------------------------------------------------------------------------
@@ -457,3 +468,109 @@ def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
             raise httpx.ConnectError("refused")
     finally:
         logging.getLogger("asgi_upstream").removeHandler(handler)
+
+
+# --- groups --------------------------------------------------------------------------------
+
+
+def group(*members: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("unhandled errors in a TaskGroup", members)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([httpx.ConnectError("refused")], UpstreamConnectError),
+        ([httpx2.ReadTimeout("slow"), httpx2.ConnectError("refused")], UpstreamConnectError),
+        ([httpx.PoolTimeout("full"), httpx.ReadTimeout("slow")], UpstreamTimeout),
+        ([PoolExhausted(), group(group(httpx.RemoteProtocolError("x")))], UpstreamProtocolError),
+        ([UpstreamBodyTooLarge(), UpstreamTimeout()], UpstreamBodyTooLarge),
+        ([UpstreamError(), PoolExhausted()], PoolExhausted),
+        ([httpx.ReadTimeout("slow"), HTTPException(404), ValueError("x")], UpstreamTimeout),
+    ],
+)
+def test_group_becomes_its_most_severe_upstream_error(
+    members: list[Exception], expected: type[UpstreamError]
+) -> None:
+    raised = group(*members)
+    with pytest.raises(UpstreamError) as caught, upstream_errors():
+        raise raised
+    assert type(caught.value) is expected
+    assert caught.value.__cause__ is raised
+    assert caught.value not in raised.exceptions
+
+
+@pytest.mark.parametrize("member", [ValueError("x"), HTTPException(404), httpx.InvalidURL("x")])
+def test_group_without_upstream_failure_passes_unchanged(member: Exception) -> None:
+    raised = group(member, group(KeyError("y")))
+    with pytest.raises(ExceptionGroup) as caught, upstream_errors():
+        raise raised
+    assert caught.value is raised
+    assert raised.__cause__ is None
+
+
+def test_group_with_cancellation_passes_unchanged() -> None:
+    raised = BaseExceptionGroup("x", [asyncio.CancelledError(), httpx.ReadTimeout("slow")])
+    with pytest.raises(BaseExceptionGroup) as caught, upstream_errors():
+        raise raised
+    assert caught.value is raised
+
+
+def test_error_from_group_keeps_detail_headers_and_note() -> None:
+    original = UpstreamTimeout("own words", {"x-own": "1"})
+    original.add_note("the deadline of 3 s passed")
+    with pytest.raises(UpstreamTimeout) as caught, upstream_errors():
+        raise group(original)
+    assert (caught.value.detail, caught.value.headers) == ("own words", {"x-own": "1"})
+    assert caught.value.__notes__ == original.__notes__
+
+
+def test_group_logs_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:
+    def run() -> None:
+        with upstream_errors():
+            try:
+                with upstream_errors():
+                    raise httpx.ConnectError("refused", request=REQUEST)
+            except UpstreamError as logged_already:
+                raise group(
+                    logged_already, httpx.ReadTimeout("slow", request=REQUEST), ValueError("bug")
+                ) from None
+
+    with pytest.raises(UpstreamConnectError):
+        run()
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in lines] == ["WARNING", "WARNING", "ERROR"]
+    assert "refused" in lines[0][1]
+    assert "slow" in lines[1][1]
+    assert caplog.records[2].exc_info is not None
+    assert isinstance(caplog.records[2].exc_info[1], ValueError)
+
+
+@pytest.mark.anyio
+async def test_task_group_of_calls_is_a_502_in_an_app(anyio_backend: str) -> None:
+    """The idiom for merging two upstreams: with the block around the group, and as a decorator."""
+    app = FastAPI()
+    client = httpx.AsyncClient(base_url="http://127.0.0.1:1")
+
+    @app.get("/anyio")
+    async def with_anyio() -> None:
+        with upstream_errors():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.get, "/a")
+                tasks.start_soon(client.get, "/b")
+
+    @app.get("/asyncio")
+    @upstream_errors()
+    async def with_asyncio() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(client.get("/a"))
+            tasks.create_task(client.get("/b"))
+
+    transport = httpx.ASGITransport(app)
+    async with client, httpx.AsyncClient(transport=transport, base_url="http://app") as caller:
+        for path in ["/anyio"] + ["/asyncio"] * (anyio_backend == "asyncio"):
+            answer = await caller.get(path)
+            assert (answer.status_code, answer.json()) == (
+                502,
+                {"detail": UpstreamConnectError.detail},
+            )

@@ -5,9 +5,10 @@ docs/errors.md has the cause and the fix of each message of the package.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar
 
 import httpx
 from starlette.exceptions import HTTPException
@@ -25,14 +26,18 @@ T = TypeVar("T")
 class UpstreamError(HTTPException):
     """The upstream failed. 502 Bad Gateway (RFC 9110 15.6.3). All other errors are subclasses.
 
-    `status_code` and `detail` can be read from the class, for FastAPI's `responses=`. The detail
-    is sent to callers, so it names no host, port or URL. httpx's exception is the `__cause__`.
-    Cause and fix: [docs/errors.md][the-upstream-failed].
+    The detail is sent to callers, so it names no host, port or URL. httpx's exception is the
+    `__cause__`. Cause and fix: [docs/errors.md][the-upstream-failed].
+
+    Attributes:
+        responses: The answers 502, 503 and 504 for OpenAPI:
+            `FastAPI(responses=UpstreamError.responses)`, or the same on a router or a route.
     """
 
     status_code: int = 502
     detail: str = "The upstream failed"
     headers: Mapping[str, str] | None = None
+    responses: ClassVar[dict[int | str, dict[str, object]]]
 
     def __init__(self, detail: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         headers = headers or self.headers
@@ -100,6 +105,45 @@ class ExchangeCancelled(UpstreamError):
     detail = "The server ended the response"
 
 
+_CONTENT = {
+    "application/json": {
+        "schema": {
+            "title": "UpstreamError",
+            "type": "object",
+            "properties": {"detail": {"title": "Detail", "type": "string"}},
+            "required": ["detail"],
+        }
+    }
+}
+UpstreamError.responses = {
+    502: {
+        "description": "The upstream failed, cannot be reached, or sent an invalid response",
+        "content": _CONTENT,
+    },
+    503: {
+        "description": PoolExhausted.detail,
+        "headers": {
+            "Retry-After": {
+                "description": "Seconds until the caller may try again",
+                "schema": {"type": "integer"},
+            }
+        },
+        "content": _CONTENT,
+    },
+    504: {"description": UpstreamTimeout.detail, "content": _CONTENT},
+}
+
+_MOST_SEVERE_FIRST: tuple[type[UpstreamError], ...] = (
+    UpstreamConnectError,
+    UpstreamProtocolError,
+    UpstreamBodyTooLarge,
+    UpstreamTimeout,
+    PoolExhausted,
+    ExchangeCancelled,
+    UpstreamError,
+)
+"""The order in a group of failures: those that another try helps least come first."""
+
 _ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first match decides
     httpx.PoolTimeout: PoolExhausted,
     httpx.TimeoutException: UpstreamTimeout,
@@ -114,15 +158,44 @@ def map_exception(exc: Exception) -> UpstreamError | None:
     """Return the `UpstreamError` for an exception of httpx or its transport, or None for others.
 
     The exception becomes the `__cause__` of the error. An `UpstreamError` is returned as it is.
+    A group becomes the most severe error of its members.
     """
     if isinstance(exc, UpstreamError):
         return exc
+    if _is_group(exc):
+        return _map_group(exc)
     error_class = _find_error_class(exc)
     if error_class is None:
         return None
     error = error_class()
     error.__cause__ = exc
     return error
+
+
+def _map_group(group: ExceptionGroup[Exception]) -> UpstreamError | None:
+    failures = [error for member in _members(group) if (error := map_exception(member))]
+    if not failures:
+        return None
+    error = copy(min(failures, key=_severity))  # a copy, because the group contains the original
+    error.__cause__ = group
+    return error
+
+
+def _members(exc: Exception) -> Iterator[Exception]:
+    """Yield the exceptions in a group and in its nested groups, or an exception itself."""
+    if _is_group(exc):
+        for member in exc.exceptions:
+            yield from _members(member)
+    else:
+        yield exc
+
+
+def _is_group(exc: BaseException) -> TypeGuard[ExceptionGroup[Exception]]:
+    return isinstance(exc, ExceptionGroup)
+
+
+def _severity(error: UpstreamError) -> int:
+    return next(i for i, cls in enumerate(_MOST_SEVERE_FIRST) if isinstance(error, cls))
 
 
 def is_upstream_failure(exc: BaseException | None) -> bool:
@@ -167,6 +240,20 @@ def log_failure(
     )
 
 
+def _log_member(exc: Exception) -> None:
+    """Log an exception that `upstream_errors` replaces, unless it was logged as it was mapped."""
+    if isinstance(exc, HTTPException):
+        return
+    error = map_exception(exc)
+    if error is None:
+        logger.error("an exception besides an upstream failure in a group", exc_info=exc)
+        return
+    try:
+        log_failure(error, getattr(exc, "request", None))
+    except RuntimeError:  # the code that raised it did not set its request
+        log_failure(error, None)
+
+
 def describe_exception(exc: BaseException) -> str:
     """Return an exception's class and text on one line for a log, without URLs and secrets."""
     text = str(exc)
@@ -174,6 +261,8 @@ def describe_exception(exc: BaseException) -> str:
         text = f"status {exc.response.status_code}"
     elif is_httpx_error(exc, httpx.LocalProtocolError):
         text = _QUOTED_BYTES.split(text, 1)[0]  # it quotes a header value, which may be a secret
+    elif _is_group(exc):
+        text = ", ".join(map(describe_exception, _members(exc)))
     elif isinstance(exc, UpstreamError):  # its text starts with the status
         text = "; ".join(getattr(exc, "__notes__", ())) or exc.detail
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
@@ -186,8 +275,11 @@ class upstream_errors:
             answer = (await client.get("/item")).raise_for_status()
 
     Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which only
-    `raise_for_status()` raises, becomes a plain `UpstreamError`. All other exceptions pass
-    unchanged.
+    `raise_for_status()` raises, becomes a plain `UpstreamError`.
+
+    An exception group, as of `asyncio.TaskGroup`, becomes the most severe `UpstreamError` of its
+    members if it contains an upstream failure. The group is the `__cause__`. Put the block around
+    the task group. All other exceptions and groups pass unchanged.
 
     Raises:
         UpstreamError: Or a subclass. Causes and fixes: [docs/errors.md][what-callers-get].
@@ -203,10 +295,8 @@ class upstream_errors:
         error = map_exception(exc)
         if error is None:
             return
-        try:
-            log_failure(error, getattr(exc, "request", None))
-        except RuntimeError:  # the code that raised it did not set its request
-            log_failure(error, None)
+        for member in _members(exc):
+            _log_member(member)
         raise error from exc
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
