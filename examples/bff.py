@@ -1,4 +1,4 @@
-"""A backend for a single-page app: the browser has a session cookie, the upstream gets a token.
+"""A backend for a single-page app. The browser has a session cookie, the upstream gets a token.
 
     uvicorn examples.bff:app
 
@@ -7,9 +7,9 @@ Open http://127.0.0.1:8000 in a browser, or:
     curl -c jar -d '' 'http://127.0.0.1:8000/login?user=ann'
     curl -b jar http://127.0.0.1:8000/api/item
 
-The page talks to this app alone, so it needs no CORS and holds no token: a script that gets into
-the page finds none. The session cookie is for this app and is not sent upstream. The upstream's
-own cookies pass, their paths moved under /api.
+The page talks only to this app, so it needs no CORS and holds no token that a script could steal.
+The session cookie is not sent to the upstream. The upstream's own cookies are relayed, with their
+paths under /api.
 """
 
 import os
@@ -29,7 +29,7 @@ PAGE = """<!doctype html><title>Lamps</title>
 <pre id="out"></pre>"""
 
 app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
-tokens: dict[str, str] = {}  # by session; in a database where there is more than one process
+tokens: dict[str, str] = {}  # By session. With several processes, use a database.
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -40,29 +40,29 @@ async def page() -> str:
 
 @app.post("/login", status_code=204)
 async def login(response: Response, user: str) -> None:
-    """Starts a session. A real app would check a password here, or end an OAuth flow."""
+    """Start a session. A real app would check a password here, or finish an OAuth flow."""
     session = secrets.token_urlsafe()
     tokens[session] = f"token-of-{user}"
-    # SameSite: other sites cannot have the browser send it with their requests.
+    # SameSite: the browser does not send it with requests from other sites.
     response.set_cookie(SESSION, session, httponly=True, samesite="strict")
 
 
 @app.post("/logout", status_code=204)
 async def logout(request: Request, response: Response) -> None:
-    """Ends the session."""
+    """End the session."""
     tokens.pop(request.cookies.get(SESSION, ""), None)
     response.delete_cookie(SESSION, httponly=True, samesite="strict")
 
 
 def with_token(request: httpx.Request) -> Response | None:
-    """The session cookie exchanged for the token; 401 without a session."""
+    """Replace the session cookie with the token. Answer 401 without a session."""
     sent = "; ".join(request.headers.get_list("cookie")).split(";")
     cookies = [pair.strip() for pair in sent if pair.strip()]
     own = [pair for pair in cookies if pair.partition("=")[0].strip() == SESSION]
     token = tokens.get(own[0].partition("=")[2].strip()) if own else None
     if token is None:
         return JSONResponse({"error": "log in first"}, 401)
-    request.headers["authorization"] = f"Bearer {token}"  # in place of a caller's
+    request.headers["authorization"] = f"Bearer {token}"  # replaces the caller's
     if others := [pair for pair in cookies if pair not in own]:
         request.headers["cookie"] = "; ".join(others)
     else:

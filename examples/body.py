@@ -2,7 +2,7 @@
 
     uvicorn examples.body:app
 
-"Decoded" has two meanings: a content coding (gzip) is undone, and bytes become characters.
+"Decoded" has two meanings: a content coding such as gzip is removed, or bytes become characters.
 """
 
 import codecs
@@ -23,18 +23,18 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.get("/raw")
 async def raw(client: Client) -> StreamedResponse:
-    """The bytes as the upstream sent them: compressed, and the headers say so."""
+    """Relay the bytes as the upstream sent them, still compressed."""
     return StreamedResponse(client, client.build_request("GET", "/gzip"))
 
 
 @app.get("/bytes")
 async def decoded(client: Client) -> StreamedResponse:
-    """The decoded bytes, without the content-encoding header."""
+    """Relay the decoded bytes, without the content-encoding header."""
     return StreamedResponse(client, client.build_request("GET", "/gzip"), decode=True)
 
 
 async def reversed_text(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The text of each chunk, reversed. A character may lie across two chunks."""
+    """Reverse the text of each chunk. A character may be split over two chunks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     async for chunk in chunks:
         yield decoder.decode(chunk)[::-1].encode()
@@ -42,7 +42,7 @@ async def reversed_text(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def numbered_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Each line as soon as it is whole, with its number. A line may lie across many chunks."""
+    """Number each line as soon as it is complete. A line may span several chunks."""
     number, rest = 0, b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -55,19 +55,19 @@ async def numbered_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @app.get("/text")
 async def text(client: Client) -> StreamedResponse:
-    """The body read as text while it streams."""
+    """Change the body as text while it streams."""
     return StreamedResponse(client, client.build_request("GET", "/text"), transform=reversed_text)
 
 
 @app.get("/lines")
 async def lines(client: Client) -> StreamedResponse:
-    """The body read line by line while it streams."""
+    """Change the body line by line while it streams."""
     return StreamedResponse(client, client.build_request("GET", "/text"), transform=numbered_lines)
 
 
 @app.get("/longest-line")
 async def longest_line(client: Client) -> dict[str, str]:
-    """httpx reads lines too, where the answer is the endpoint's own and not a relay."""
+    """Read lines with httpx, for a response that is not relayed."""
     with upstream_errors():
         async with client.stream("GET", "/text") as upstream:
             return {"line": max([line async for line in upstream.aiter_lines()], key=len)}

@@ -1,9 +1,9 @@
-"""The buffered answer, by content type: JSON is changed on the way, text too, else bytes.
+"""A buffered response, changed by content type: JSON and text are changed, other types are not.
 
     uvicorn examples.buffered:app
 
-The whole body is read before anything is sent, so every failure is a clean error status. It is
-bounded: past `max_bytes` reading stops and the caller gets 502. Try /big?size=100000.
+The complete body is read before anything is sent, so every failure is a clean error status. A body
+longer than `max_bytes` is a 502. Try /big?size=100000.
 """
 
 import os
@@ -23,7 +23,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
 def by_content_type(upstream: httpx.Response) -> Response | None:
-    """The answer to send instead, or None to relay the upstream's."""
+    """Return the response to send instead, or None to relay the upstream's."""
     content_type = upstream.headers.get("content-type", "").partition(";")[0]
     if content_type == "application/json":
         return JSONResponse({"from": "upstream", **upstream.json()}, upstream.status_code)
@@ -37,6 +37,6 @@ Name = Literal["item", "gzip", "text", "file", "big"]
 
 @app.get("/{name}", responses={502: {"description": UpstreamBodyTooLarge.detail}})
 async def answer(client: Client, name: Name, size: int = 1000) -> BufferedResponse:
-    """Any of the upstream's documents."""
+    """Relay one of the upstream's documents."""
     request = client.build_request("GET", f"/{name}", params={"size": size})
     return BufferedResponse(client, request, on_response=by_content_type, max_bytes=MAX_BYTES)

@@ -1,4 +1,4 @@
-"""One of several upstreams, chosen for each request: by host, header, tenant or weight.
+"""Chooses one of several upstreams for each request: by host, header, tenant or weight.
 
     uvicorn examples.choose_upstream:app
     curl -H 'host: beta.example' http://127.0.0.1:8000/by-host/headers
@@ -6,8 +6,8 @@
     curl http://127.0.0.1:8000/by-tenant/acme/headers
     curl http://127.0.0.1:8000/by-weight/headers
 
-Each upstream is a client under a name, and a function of the connection returns the name. What it
-raises is answered as anywhere else: here 404 for a tenant that is not known.
+Each upstream is a named client, and a function of the connection returns the name. If it raises an
+HTTPException, that is the answer: here 404 for an unknown tenant.
 """
 
 import os
@@ -32,17 +32,17 @@ app = FastAPI(
 
 
 def by_host(connection: HTTPConnection) -> str:
-    """The Host that the caller asked. It is the caller's word, so it only picks from a list."""
+    """Choose by the Host header. The caller controls it, so it only picks from a list."""
     return {"beta.example": "beta"}.get(connection.url.hostname or "", "stable")
 
 
 def by_header(connection: HTTPConnection) -> str:
-    """A field of the caller's."""
+    """Choose by a header."""
     return "beta" if connection.headers.get("x-version") == "2" else "stable"
 
 
 async def by_tenant(connection: HTTPConnection) -> str:
-    """A part of the path, looked up: async, for such a table is in a database as a rule."""
+    """Choose by a part of the path. Async, because such a table is usually in a database."""
     await anyio.lowlevel.checkpoint()  # instead of the database
     tenants = {"acme": "beta", "umbrella": "stable"}
     try:
@@ -52,7 +52,7 @@ async def by_tenant(connection: HTTPConnection) -> str:
 
 
 def by_weight(connection: HTTPConnection) -> str:
-    """A canary: one request in ten goes to the new version."""
+    """Send one request in ten to the new version (a canary release)."""
     return random.choices(["stable", "beta"], weights=[9, 1])[0]
 
 
@@ -60,5 +60,5 @@ app.mount("/by-host", ReverseProxy(by_host))
 app.mount("/by-header", ReverseProxy(by_header))
 app.mount(
     "/by-tenant/{tenant}", ReverseProxy(by_tenant)
-)  # the tenant is of the mount: not forwarded
+)  # The tenant is part of the mount path, so it is not forwarded.
 app.mount("/by-weight", ReverseProxy(by_weight))

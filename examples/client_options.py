@@ -1,4 +1,4 @@
-"""Pool limits, timeouts, default headers and a proxy: the options of the client are httpx's.
+"""Pool limits, timeouts, default headers and a proxy: the client takes httpx's options.
 
     uvicorn examples.client_options:app
 
@@ -26,7 +26,7 @@ app = FastAPI(
     lifespan=client_lifespan(
         base_url=UPSTREAM_URL,
         limits=httpx.Limits(max_connections=2, max_keepalive_connections=2, keepalive_expiry=30),
-        timeout=httpx.Timeout(connect=2, read=1, write=5, pool=0.2),  # seconds, one for each wait
+        timeout=httpx.Timeout(connect=2, read=1, write=5, pool=0.2),  # seconds
         headers={"authorization": "Bearer of-this-service", "user-agent": "example/1"},
         proxy=PROXY_URL,
         trust_env=False,  # no proxy or netrc from the environment
@@ -37,13 +37,13 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.get("/headers")
 async def headers(client: Client) -> StreamedResponse:
-    """The upstream gets the default headers."""
+    """Send the default headers."""
     return StreamedResponse(client, client.build_request("GET", "/headers"))
 
 
 @app.get("/never", responses={504: {"description": UpstreamTimeout.detail}})
 async def never(client: Client) -> StreamedResponse:
-    """The read timeout passes: 504."""
+    """Run into the read timeout: 504."""
     return StreamedResponse(client, client.build_request("GET", "/never"))
 
 
@@ -55,5 +55,5 @@ async def events(client: Client) -> StreamedResponse:
 
 @app.get("/deadline", responses={504: {"description": UpstreamTimeout.detail}})
 async def deadline(client: Client) -> StreamedResponse:
-    """httpx has a timeout for each wait and none for all of them: that is the deadline. 504."""
+    """Limit the whole exchange. httpx only has timeouts for single operations. 504."""
     return StreamedResponse(client, client.build_request("GET", "/never"), deadline=0.5)

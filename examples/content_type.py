@@ -1,10 +1,10 @@
-"""The content type is the upstream's; streamed plain text shows in a browser as it comes.
+"""The content type is the upstream's. A browser shows streamed plain text as it arrives.
 
     uvicorn examples.content_type:app
 
 Open http://127.0.0.1:8000/slow-text in a browser: the lines appear one by one. Browsers hold back
-plain text to guess its type, unless the response says `x-content-type-options: nosniff`. A
-StreamedResponse of text/plain says it by itself.
+plain text to guess its type, unless the response has `x-content-type-options: nosniff`. A
+StreamedResponse adds that header to text/plain.
 """
 
 import os
@@ -23,18 +23,18 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.get("/item")
 async def item(client: Client) -> StreamedResponse:
-    """The upstream says application/json, and so does this."""
+    """Relay the upstream's application/json."""
     return StreamedResponse(client, client.build_request("GET", "/item"))
 
 
 @app.get("/slow-text")
 async def slow_text(client: Client) -> StreamedResponse:
-    """The upstream says text/plain; the browser is told not to guess."""
+    """Relay text/plain. The added header tells the browser not to guess."""
     return StreamedResponse(client, client.build_request("GET", "/slow-text"))
 
 
 @app.get("/item-as-text")
 async def item_as_text(client: Client) -> StreamedResponse:
-    """A content type of the author's own wins over the upstream's."""
+    """Override the upstream's content type."""
     request = client.build_request("GET", "/item")
     return StreamedResponse(client, request, media_type="text/plain")

@@ -1,10 +1,10 @@
-"""Cookies are not kept, unless on purpose.
+"""The shared client stores no cookies unless you ask for it.
 
     uvicorn examples.cookies:app
 
-A shared client that keeps cookies sends one caller's upstream session with the next caller's
-request. So `client_lifespan` keeps none. `cookies=`, even empty, says that you want them: for an
-upstream where this service itself has the session.
+A shared client with a cookie jar would send one caller's upstream session with the next caller's
+request. So `client_lifespan` disables the jar. Pass `cookies=`, even an empty dict, if the session
+belongs to this service.
 """
 
 import os
@@ -35,15 +35,15 @@ SessionClient = Annotated[httpx.AsyncClient, Depends(client_dependency("session_
 
 @app.get("/not-kept")
 async def not_kept(client: Client) -> StreamedResponse:
-    """The caller gets the upstream's cookie; the client forgets it."""
+    """Relay the upstream's cookie to the caller. The client does not store it."""
     return StreamedResponse(client, client.build_request("GET", "/cookie"))
 
 
 @app.get("/kept")
 async def kept(client: SessionClient) -> StreamedResponse:
-    """The client sends its own cookie, and from the second request on the upstream's too.
+    """Send the client's cookie, and from the second request on the upstream's too.
 
-    The session is the service's, so its cookie is not for the caller.
+    The session belongs to the service, so its cookie is not relayed to the caller.
     """
 
     def keep_it_here(upstream: httpx.Response) -> None:

@@ -1,4 +1,4 @@
-"""The app of `make demo`: relays every kind of answer that an upstream can give, or not give.
+"""The app of `make demo`: relays every kind of response, and every kind of failure.
 
     UPSTREAM_URL=http://127.0.0.1:9000 uvicorn examples.demo_app:app
 
@@ -41,7 +41,7 @@ RefusedClient = Annotated[httpx.AsyncClient, Depends(client_dependency("refused"
 
 
 def error_event(exc: Exception) -> bytes:
-    """The last event of a stream whose upstream failed."""
+    """Return the last event of a stream whose upstream failed."""
     return f"event: error\ndata: {exc.__class__.__name__}\n\n".encode()
 
 
@@ -73,31 +73,31 @@ async def status(client: Client, code: int) -> StreamedResponse:
 
 @app.get("/never")
 async def never(client: Client) -> StreamedResponse:
-    """An upstream that does not answer, and time to wait for it."""
+    """Relay an upstream that does not answer, with a long timeout."""
     return StreamedResponse(client, client.build_request("GET", "/never", timeout=30))
 
 
 @app.get("/never/deadline")
 async def never_with_a_deadline(client: Client) -> StreamedResponse:
-    """A deadline for the whole exchange: 504."""
+    """Limit the whole exchange with a deadline: 504."""
     return StreamedResponse(client, client.build_request("GET", "/never"), deadline=0.5)
 
 
 @app.get("/never/timeout")
 async def never_with_a_timeout(client: Client) -> StreamedResponse:
-    """A timeout for each read: 504."""
+    """Limit each read with a timeout: 504."""
     return StreamedResponse(client, client.build_request("GET", "/never", timeout=0.5))
 
 
 @app.get("/dies")
 async def dies(client: Client) -> StreamedResponse:
-    """The connection to the caller is cut, so that it can tell that the body is not whole."""
+    """Close the caller's connection, so that the truncation is visible."""
     return StreamedResponse(client, client.build_request("GET", "/dies"))
 
 
 @app.get("/dies/told")
 async def dies_told(client: Client) -> StreamedResponse:
-    """The caller gets an event of ours as the last, and a proper end."""
+    """End the stream with an event that describes the error."""
     return StreamedResponse(
         client, client.build_request("GET", "/dies"), on_stream_error=error_event
     )
@@ -105,17 +105,17 @@ async def dies_told(client: Client) -> StreamedResponse:
 
 @app.get("/narrow/never")
 async def narrow_never(client: NarrowClient) -> StreamedResponse:
-    """Holds the one connection of a pool."""
+    """Hold the only connection of a pool."""
     return StreamedResponse(client, client.build_request("GET", "/never"))
 
 
 @app.get("/narrow/item")
 async def narrow_item(client: NarrowClient) -> StreamedResponse:
-    """503 while somebody holds the one connection of the pool."""
+    """Answer 503 while the only connection of the pool is in use."""
     return StreamedResponse(client, client.build_request("GET", "/item"))
 
 
 @app.get("/refused")
 async def refused(client: RefusedClient) -> StreamedResponse:
-    """Nobody listens there: 502."""
+    """Connect to a closed port: 502."""
     return StreamedResponse(client, client.build_request("GET", "/item"))

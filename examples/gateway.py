@@ -1,15 +1,15 @@
-"""An API gateway: two services behind one address, their keys kept here, callers known first.
+"""An API gateway: two services behind one address, with authentication and the services' keys.
 
     uvicorn examples.gateway:app
     curl -i http://127.0.0.1:8000/stock/item                                  # 401
-    curl -H 'x-api-key: key-of-ann' http://127.0.0.1:8000/stock/headers       # what stock was sent
+    curl -H 'x-api-key: key-of-ann' http://127.0.0.1:8000/stock/headers       # as stock got it
     curl -H 'x-api-key: key-of-ann' http://127.0.0.1:8000/billing/headers
 
-Each service has a client of its own, with its own pool, timeouts and key. The key wins over the
-`authorization` of a caller, so none can be set from outside.
+Each service has its own client with its own pool, timeouts and key. The key replaces the caller's
+`authorization`.
 
-The services are routes, not mounts. FastAPI runs dependencies for routes only: a mounted app is
-reached without those of the app or of a router, and so without authentication.
+The services are routes, not mounts, because FastAPI runs dependencies only for routes. A mounted
+app would be reached without authentication.
 """
 
 import os
@@ -39,7 +39,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
 async def known_caller(key: Annotated[str, Depends(APIKeyHeader(name="x-api-key"))]) -> str:
-    """The caller's name; 401 for a key that nobody has."""
+    """Return the caller's name, or answer 401 for an unknown key."""
     for known, name in CALLERS.items():
         if secrets.compare_digest(known.encode(), key.encode()):
             return name
@@ -50,13 +50,13 @@ BillingClient = Annotated[httpx.AsyncClient, Depends(client_dependency("billing_
 KnownCaller = Annotated[str, Depends(known_caller)]
 
 router = APIRouter(dependencies=[Depends(known_caller)])
-# The caller's key was for this gateway, so it ends here.
+# The caller's key is for this gateway only.
 stock = ReverseProxy("stock_client", prefix="/stock", headers={"x-api-key": None})
 
 
 @router.api_route("/stock/{path:path}", methods=METHODS)
 async def forward_to_stock(request: Request) -> Response:
-    """Everything under /stock, behind the router's dependencies."""
+    """Forward everything under /stock, after the router's dependencies."""
     return await stock.respond(request)
 
 
@@ -64,7 +64,7 @@ async def forward_to_stock(request: Request) -> Response:
 async def forward_to_billing(
     request: Request, client: BillingClient, caller: KnownCaller
 ) -> StreamedResponse:
-    """The same by hand, for what depends on the caller: billing is told who asks."""
+    """Forward with a header that depends on the caller."""
     headers = {"x-api-key": None, "x-caller": caller}
     outgoing = forward_request(client, request, prefix="/billing", headers=headers)
     return StreamedResponse(client, outgoing, deadline=60)

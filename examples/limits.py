@@ -1,12 +1,12 @@
-"""Limits: a pool that refuses rather than queues, a pool for each upstream, so many per caller.
+"""Limits: pools that refuse instead of queueing, one pool per upstream, requests per caller.
 
     uvicorn examples.limits:app
     for i in 1 2 3 4 5; do curl -i http://127.0.0.1:8000/apart/slow & done    # the fifth is 503
-    curl http://127.0.0.1:8000/apart/fast                                     # 200 meanwhile
+    curl http://127.0.0.1:8000/apart/fast                                     # still 200
     curl -N -H 'x-api-key: key-of-ann' http://127.0.0.1:8000/events           # the third is 429
 
-The same with one pool for both upstreams, where the slow one takes the fast one's places: replace
-`apart` by `together`.
+Replace `apart` by `together` to see both upstreams in one pool, where the slow one takes all
+connections.
 """
 
 import os
@@ -36,9 +36,9 @@ PER_CALLER = 2
 CALLERS = {"key-of-ann": "ann", "key-of-bob": "bob"}
 
 
-def pool(places: int) -> dict[str, Any]:
-    """The options of a client with so many places, for one of which nobody waits long."""
-    limits = httpx.Limits(max_connections=places, max_keepalive_connections=places)
+def pool_options(size: int) -> dict[str, Any]:
+    """Return client options for a pool of `size` connections and a short wait for one."""
+    limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
     timeout = httpx.Timeout(30, pool=0.1)  # seconds
     if os.environ.get("TRANSPORT") == "asyncio":  # a transport has the limits, not the client
         return {"transport": AsyncioTransport(limits=limits), "timeout": timeout}
@@ -47,9 +47,9 @@ def pool(places: int) -> dict[str, Any]:
 
 app = FastAPI(
     lifespan=combine_lifespans(
-        client_lifespan(name="slow_client", base_url=SLOW_URL, **pool(4)),
-        client_lifespan(name="fast_client", base_url=FAST_URL, **pool(20)),
-        client_lifespan(name="shared_client", **pool(4)),
+        client_lifespan(name="slow_client", base_url=SLOW_URL, **pool_options(4)),
+        client_lifespan(name="fast_client", base_url=FAST_URL, **pool_options(20)),
+        client_lifespan(name="shared_client", **pool_options(4)),
     )
 )
 SlowClient = Annotated[httpx.AsyncClient, Depends(client_dependency("slow_client"))]
@@ -62,19 +62,19 @@ SharedClient = Annotated[httpx.AsyncClient, Depends(client_dependency("shared_cl
 
 @app.get("/apart/slow", responses={503: {"description": PoolExhausted.detail}})
 async def apart_slow(client: SlowClient) -> StreamedResponse:
-    """Four at once; who comes then has a 503 after 0.1 s."""
+    """Allow four requests at once. Others get a 503 after 0.1 s."""
     return StreamedResponse(client, client.build_request("GET", "/never"))
 
 
 @app.get("/apart/fast")
 async def apart_fast(client: FastClient) -> StreamedResponse:
-    """Not touched by what the other upstream does."""
+    """Answer, whatever the other upstream does."""
     return StreamedResponse(client, client.build_request("GET", "/item"))
 
 
 @app.get("/queue")
 async def queue(client: SlowClient) -> StreamedResponse:
-    """By mistake: a timeout given to the request is all four, so it waits 30 s for a place."""
+    """Show a mistake: `timeout=30` also waits 30 s for a connection of the pool."""
     return StreamedResponse(client, client.build_request("GET", "/item", timeout=30))
 
 
@@ -83,52 +83,52 @@ async def queue(client: SlowClient) -> StreamedResponse:
 
 @app.get("/together/slow")
 async def together_slow(client: SharedClient) -> StreamedResponse:
-    """Takes all the places of the pool."""
+    """Use up the connections of the shared pool."""
     return StreamedResponse(client, client.build_request("GET", f"{SLOW_URL}/never"))
 
 
 @app.get("/together/fast")
 async def together_fast(client: SharedClient) -> StreamedResponse:
-    """503 then, from an upstream that has nothing to do."""
+    """Answer 503, although this upstream is idle."""
     return StreamedResponse(client, client.build_request("GET", f"{FAST_URL}/item"))
 
 
-# So many at once per caller
+# Concurrent requests per caller
 
 
 async def known_caller(key: Annotated[str, Depends(APIKeyHeader(name="x-api-key"))]) -> str:
-    """The caller's name; 401 for a key that nobody has."""
+    """Return the caller's name, or answer 401 for an unknown key."""
     for known, name in CALLERS.items():
         if secrets.compare_digest(known.encode(), key.encode()):
             return name
     raise HTTPException(401, "no such key")
 
 
-# A limiter is here as long as some exchange of its caller holds it, and no longer.
+# A limiter exists as long as an exchange of its caller holds it.
 limiters: WeakValueDictionary[str, anyio.CapacityLimiter] = WeakValueDictionary()
 
 
-async def so_many_per_caller(caller: Annotated[str, Depends(known_caller)]) -> AsyncIterator[None]:
-    """Holds one of the caller's places until the exchange has ended; 429 where none is free."""
+async def limit_per_caller(caller: Annotated[str, Depends(known_caller)]) -> AsyncIterator[None]:
+    """Count the exchange until it has ended. Answer 429 above the limit."""
     limiter = limiters.setdefault(caller, anyio.CapacityLimiter(PER_CALLER))
     try:
         limiter.acquire_nowait()
     except anyio.WouldBlock:
-        raise HTTPException(429, "too many at once", {"retry-after": "1"}) from None
+        raise HTTPException(429, "too many concurrent requests", {"retry-after": "1"}) from None
     try:
         yield
     finally:
         limiter.release()
 
 
-@app.get("/events", dependencies=[Depends(so_many_per_caller)])
+@app.get("/events", dependencies=[Depends(limit_per_caller)])
 async def events(client: FastClient, request: Request) -> StreamedResponse:
-    """Returns at once, and the stream runs on: the place is held as long as that."""
+    """Stream events. The limiter is held until the stream ends."""
     params = request.query_params
     return StreamedResponse(client, client.build_request("GET", "/events", params=params))
 
 
-@app.get("/dies", dependencies=[Depends(so_many_per_caller)])
+@app.get("/dies", dependencies=[Depends(limit_per_caller)])
 async def dies(client: FastClient) -> StreamedResponse:
-    """An upstream that dies half-way gives the place back too."""
+    """Relay an upstream that fails in the body. The limiter is released."""
     return StreamedResponse(client, client.build_request("GET", "/dies"))

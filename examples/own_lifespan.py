@@ -1,8 +1,8 @@
-"""`combine_lifespans`: a shared client beside a database of the app's own.
+"""`combine_lifespans`: a shared client beside the app's own database.
 
     uvicorn examples.own_lifespan:app
 
-Both open at start-up, in order, and close at shutdown, in reverse. The routes find both in the
+Both open at startup in this order and close at shutdown in reverse. Routes find both in the
 lifespan state.
 """
 
@@ -24,7 +24,7 @@ DATABASE = os.environ.get("DATABASE", ":memory:")
 
 @asynccontextmanager
 async def database_lifespan(app: FastAPI) -> AsyncIterator[dict[str, sqlite3.Connection]]:
-    """Opens the database and creates its table."""
+    """Open the database and create its table."""
     database = sqlite3.connect(DATABASE, check_same_thread=False, isolation_level=None)
     try:
         database.execute("CREATE TABLE IF NOT EXISTS served (path TEXT)")
@@ -38,7 +38,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
 async def get_database(request: Request) -> sqlite3.Connection:
-    """The database of the lifespan state."""
+    """Return the database of the lifespan state."""
     database: sqlite3.Connection = request.state.database
     return database
 
@@ -48,12 +48,12 @@ Database = Annotated[sqlite3.Connection, Depends(get_database)]
 
 @app.get("/text")
 async def text(client: Client, database: Database) -> StreamedResponse:
-    """Relays, and notes in the database that the caller got all of it."""
+    """Relay, and record in the database that the complete response was sent."""
     noted = BackgroundTask(database.execute, "INSERT INTO served VALUES (?)", ["/text"])
     return StreamedResponse(client, client.build_request("GET", "/text"), background=noted)
 
 
 @app.get("/served")
 async def served(database: Database) -> dict[str, int]:
-    """How many times each path was served."""
+    """Return how often each path was served."""
     return dict(database.execute("SELECT path, count(*) FROM served GROUP BY path").fetchall())

@@ -1,9 +1,9 @@
-"""A plain `def` endpoint streams as an `async def` one does.
+"""A plain `def` endpoint streams like an `async def` one.
 
     uvicorn examples.plain_def:app
 
-It only describes the exchange. The exchange itself happens on the event loop, after the endpoint
-has returned and its worker thread is free again.
+The endpoint only describes the exchange. The exchange runs on the event loop after the endpoint has
+returned and its worker thread is free again.
 """
 
 import os
@@ -23,7 +23,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.get("/events")
 def events(client: Client, count: int = 5) -> StreamedResponse:
-    """`build_request` does no input or output, so a worker thread may call it."""
+    """Build the request in a worker thread. That is safe, because it does no I/O."""
     request = client.build_request("GET", "/events", params={"count": count})
     response = StreamedResponse(client, request)
     response.headers["x-endpoint-thread"] = threading.current_thread().name

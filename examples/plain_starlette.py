@@ -15,14 +15,14 @@ UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 
 
 async def events(request: Request) -> StreamedResponse:
-    """Server-sent events, each as it comes."""
+    """Relay server-sent events as they arrive."""
     client = await get_client(request)
     upstream_request = client.build_request("GET", "/events", params=request.query_params)
     return StreamedResponse(client, upstream_request)
 
 
 async def item(request: Request) -> BufferedResponse:
-    """A JSON document, whole."""
+    """Relay a JSON document after reading it completely."""
     client = await get_client(request)
     return BufferedResponse(client, client.build_request("GET", "/item"))
 

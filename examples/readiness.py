@@ -1,12 +1,12 @@
-"""Whether this process should get more requests, and what it has under way.
+"""A readiness check: should this process get more requests?
 
     uvicorn examples.readiness:app
     curl -i http://127.0.0.1:8000/ready       # 200
     for i in 1 2 3 4 5; do curl -N http://127.0.0.1:8000/events & done
-    curl -i http://127.0.0.1:8000/ready       # 503 while more than two wait for a place
+    curl -i http://127.0.0.1:8000/ready       # 503 while more than two wait for a connection
 
-It says nothing of the upstream's own health on purpose: when that fails it fails for every replica,
-and a load balancer that then takes all of them away turns a part that fails into all that fails.
+The upstream's health is left out on purpose. If the upstream fails, it fails for every replica, and
+a load balancer would remove all of them.
 """
 
 import os
@@ -21,7 +21,7 @@ from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 PLACES = 2
-MOST_WAITING = 2
+MAX_WAITING = 2
 
 transport = AsyncioTransport(limits=httpx.Limits(max_connections=PLACES))
 app = FastAPI(
@@ -34,7 +34,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.get("/ready")
 async def ready(client: Client) -> JSONResponse:
-    """503 while too many wait. For the load balancer, not the public: it names the upstreams."""
+    """Answer 503 while too many requests wait. Not for the public: it names the upstreams."""
     pool = transport.pool_state()
     state = {
         "exchanges": count_open_exchanges(client),
@@ -44,16 +44,16 @@ async def ready(client: Client) -> JSONResponse:
         "waiting": pool.waiting,
         "waiting_for": {origin: state.waiting for origin, state in pool.origins.items()},
     }
-    return JSONResponse(state, 503 if pool.waiting > MOST_WAITING else 200)
+    return JSONResponse(state, 503 if pool.waiting > MAX_WAITING else 200)
 
 
 @app.get("/alive")
 async def alive() -> str:
-    """Whether the event loop turns, and no more, or a full pool would have the process killed."""
+    """Check only that the event loop runs. A full pool must not restart the process."""
     return "yes"
 
 
 @app.get("/events")
 async def events(client: Client) -> StreamedResponse:
-    """Holds one place."""
+    """Hold one connection."""
     return StreamedResponse(client, client.build_request("GET", "/events"))

@@ -1,8 +1,8 @@
-"""The streamed relay: status, headers and body of the upstream, chunk by chunk as they arrive.
+"""A streamed response: the upstream's status, headers and body, chunk by chunk as they arrive.
 
     uvicorn examples.streamed:app
 
-A caller who leaves cancels the exchange, also before the upstream has answered.
+A disconnect of the caller cancels the exchange, even before the upstream has answered.
 """
 
 import os
@@ -20,38 +20,38 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
 def error_event(exc: Exception) -> bytes:
-    """The last event of a stream whose upstream failed. It tells the caller no internals."""
+    """Return the last event of a failed stream. It names no internals."""
     return b"event: error\ndata: the upstream failed\n\n"
 
 
 @app.get("/file")
 async def file(client: Client, size: int = 200_000_000) -> StreamedResponse:
-    """A large file; its memory here is one chunk."""
+    """Relay a large file. Only one chunk is in memory."""
     return StreamedResponse(client, client.build_request("GET", "/file", params={"size": size}))
 
 
 @app.get("/events")
 async def events(client: Client, count: int = 20) -> StreamedResponse:
-    """Server-sent events, each as it comes."""
+    """Relay server-sent events as they arrive."""
     request = client.build_request("GET", "/events", params={"count": count})
     return StreamedResponse(client, request, on_stream_error=error_event)
 
 
 @app.get("/never")
 async def never(client: Client) -> StreamedResponse:
-    """An upstream that does not answer: hang up, and it notices."""
+    """Relay an upstream that does not answer. It notices when you disconnect."""
     request = client.build_request("GET", "/never", timeout=None)
     return StreamedResponse(client, request)
 
 
 @app.get("/dies")
 async def dies(client: Client) -> StreamedResponse:
-    """An upstream that dies half-way: the caller's connection is cut, so that it can tell."""
+    """Relay an upstream that fails in the body. The caller's connection is closed."""
     return StreamedResponse(client, client.build_request("GET", "/dies"))
 
 
 @app.get("/dies-with-a-word")
 async def dies_with_a_word(client: Client) -> StreamedResponse:
-    """The same, but the caller gets a last event that says so."""
+    """Relay the same failure, but end the stream with an error event."""
     request = client.build_request("GET", "/dies")
     return StreamedResponse(client, request, on_stream_error=error_event)

@@ -21,7 +21,7 @@ SyncClient = Annotated[httpx.Client, Depends(client_dependency("sync_client"))]
 
 @app.get("/item")
 def item(client: SyncClient) -> dict[str, Any]:
-    """Waits in its worker thread. An upstream that fails is 502, 503 or 504 here too."""
+    """Wait in a worker thread. A failure of the upstream is a 502, 503 or 504 here too."""
     with upstream_errors():
         upstream = client.get("/item").raise_for_status()
         return {"from": "a worker thread", **upstream.json()}
@@ -30,5 +30,5 @@ def item(client: SyncClient) -> dict[str, Any]:
 @app.get("/status/{code}")
 @upstream_errors()
 def status(client: SyncClient, code: int) -> str:
-    """The same as a decorator: an error status of the upstream is 502."""
+    """Use the decorator. An error status of the upstream becomes a 502."""
     return client.get(f"/status/{code}").raise_for_status().text

@@ -1,4 +1,4 @@
-"""Reads the body on the server chunk by chunk, and sends on what it makes of each.
+"""Changes the body chunk by chunk while it streams.
 
     uvicorn examples.transform:app
 
@@ -22,13 +22,13 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
 async def upper_case(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Each chunk as it comes, its ASCII letters in upper case."""
+    """Yield each chunk in upper case."""
     async for chunk in chunks:
         yield chunk.upper()
 
 
 async def checksum(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Nothing of the chunks but, at the end, their checksum."""
+    """Yield only the checksum of all chunks, at the end."""
     digest = hashlib.sha256()
     async for chunk in chunks:
         digest.update(chunk)
@@ -37,13 +37,13 @@ async def checksum(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @app.get("/slow-text")
 async def slow_text(client: Client) -> StreamedResponse:
-    """Every line arrives when the upstream sends it, in upper case."""
+    """Relay each line in upper case when the upstream sends it."""
     request = client.build_request("GET", "/slow-text")
     return StreamedResponse(client, request, transform=upper_case)
 
 
 @app.get("/checksum")
 async def file_checksum(client: Client, size: int = 200_000_000) -> StreamedResponse:
-    """The checksum of a large file that is never in memory."""
+    """Compute the checksum of a large file without holding it in memory."""
     request = client.build_request("GET", "/file", params={"size": size})
     return StreamedResponse(client, request, transform=checksum, media_type="text/plain")

@@ -1,4 +1,4 @@
-"""Two clients under two names, each with its own pool, base URL, timeouts and credentials.
+"""Two named clients, each with its own pool, base URL, timeouts and credentials.
 
 uvicorn examples.two_clients:app
 """
@@ -25,7 +25,7 @@ app = FastAPI(
             name="model_client",
             base_url=UPSTREAM_URL,
             headers={"authorization": "Bearer model"},
-            timeout=httpx.Timeout(5, read=None),  # a model may think for long
+            timeout=httpx.Timeout(5, read=None),  # A model may need long.
         ),
     )
 )
@@ -35,11 +35,11 @@ ModelClient = Annotated[httpx.AsyncClient, Depends(client_dependency("model_clie
 
 @app.get("/stock")
 async def stock(client: StockClient) -> StreamedResponse:
-    """By the one."""
+    """Relay from the first upstream."""
     return StreamedResponse(client, client.build_request("GET", "/headers"))
 
 
 @app.get("/model")
 async def model(client: ModelClient) -> StreamedResponse:
-    """By the other."""
+    """Relay from the second upstream."""
     return StreamedResponse(client, client.build_request("GET", "/headers"))

@@ -1,4 +1,4 @@
-"""The upstream that every example talks to, and `make demo` too.
+"""The upstream of the examples and of `make demo`.
 
     uvicorn examples.upstream:app --port 9000
 
@@ -32,7 +32,7 @@ LINES = "one\ntwo\nthree, with ümläuts\n"
 
 
 def file_chunks(size: int) -> Iterator[bytes]:
-    """`size` bytes, the same ones each time, no two chunks alike."""
+    """Yield `size` bytes, always the same, in different chunks."""
     block = random.Random(0).randbytes(CHUNK)
     for number, start in enumerate(range(0, size, CHUNK)):
         yield (number.to_bytes(8) + block[8:])[: size - start]
@@ -40,7 +40,7 @@ def file_chunks(size: int) -> Iterator[bytes]:
 
 @cache
 def file_sha256(size: int) -> str:
-    """The checksum of the same bytes, computed when it is first asked for."""
+    """Return the checksum of these bytes."""
     digest = hashlib.sha256()
     for chunk in file_chunks(size):
         digest.update(chunk)
@@ -48,14 +48,14 @@ def file_sha256(size: int) -> str:
 
 
 async def file(request: Request) -> Response:
-    """200 MB, or `?size=` bytes, with their checksum in `x-sha256`."""
+    """Send 200 MB, or `?size=` bytes, with their checksum in `x-sha256`."""
     size = int(request.query_params.get("size", FILE_SIZE))
     checksum = await anyio.to_thread.run_sync(file_sha256, size)
 
     async def body() -> AsyncIterator[bytes]:
         for chunk in file_chunks(size):
             yield chunk
-            # Nothing else here waits, and uvicorn must get to see that the caller left.
+            # Nothing else waits here, and uvicorn must get a chance to notice a disconnect.
             await anyio.lowlevel.checkpoint()
 
     headers = {"content-length": str(size), "x-sha256": checksum}
@@ -63,7 +63,7 @@ async def file(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """An event each 100 ms, for ever or `?count=` times; `sent` is the wall clock's time."""
+    """Send an event every 100 ms, forever or `?count=` times. `sent` is the wall-clock time."""
     count = request.query_params.get("count")
 
     async def body() -> AsyncIterator[str]:
@@ -76,17 +76,17 @@ async def events(request: Request) -> Response:
 
 
 async def item(request: Request) -> Response:
-    """A small JSON document."""
+    """Send a small JSON document."""
     return JSONResponse({"name": "lamp", "price": 20}, headers={"x-upstream": "yes"})
 
 
 async def text(request: Request) -> Response:
-    """Three lines of text."""
+    """Send three lines of text."""
     return PlainTextResponse(LINES)
 
 
 async def slow_text(request: Request) -> Response:
-    """`?count=` lines, one each `?delay=` seconds."""
+    """Send `?count=` lines, one every `?delay=` seconds."""
     count = int(request.query_params.get("count", 10))
     delay = float(request.query_params.get("delay", 0.3))
 
@@ -99,19 +99,19 @@ async def slow_text(request: Request) -> Response:
 
 
 async def gzipped(request: Request) -> Response:
-    """The JSON document again, compressed."""
+    """Send the JSON document compressed."""
     body = gzip.compress(b'{"name":"lamp","price":20}', mtime=0)
     return Response(body, media_type="application/json", headers={"content-encoding": "gzip"})
 
 
 async def never(request: Request) -> Response:
-    """Takes the request and never answers."""
+    """Never answer."""
     await anyio.sleep_forever()
     return Response()
 
 
 async def dies(request: Request) -> Response:
-    """`?chunks=` parts of a chunked body, then the connection breaks."""
+    """Send `?chunks=` chunks, then close the connection."""
     chunks = int(request.query_params.get("chunks", 3))
 
     async def body() -> AsyncIterator[str]:
@@ -124,24 +124,24 @@ async def dies(request: Request) -> Response:
 
 
 async def cookie(request: Request) -> Response:
-    """Tells which cookies it got, and starts a session."""
+    """Return the received cookies, and start a session."""
     response = JSONResponse({"got": request.cookies})
     response.set_cookie("session", f"{time.monotonic_ns():x}")
     return response
 
 
 async def token(request: Request) -> Response:
-    """What an OAuth2 server gives to a client, whoever it is."""
+    """Return a token like an OAuth2 server, to any client."""
     return JSONResponse({"access_token": "of-the-app", "token_type": "bearer", "expires_in": 3600})
 
 
 async def headers(request: Request) -> Response:
-    """The request's headers."""
+    """Return the request's headers."""
     return JSONResponse(dict(request.headers))
 
 
 async def status(request: Request) -> Response:
-    """The status that the path asks for."""
+    """Answer with the status in the path."""
     code = request.path_params["code"]
     if code in (204, 205, 304):
         return Response(status_code=code)
@@ -149,7 +149,7 @@ async def status(request: Request) -> Response:
 
 
 async def big(request: Request) -> Response:
-    """A JSON document of `?size=` bytes."""
+    """Send a JSON document of `?size=` bytes."""
     size = int(request.query_params.get("size", 1_000_000))
     return Response(
         b'{"filler":"' + b"x" * (size - len('{"filler":""}')) + b'"}', media_type="application/json"
@@ -157,7 +157,7 @@ async def big(request: Request) -> Response:
 
 
 async def talk(websocket: WebSocket) -> None:
-    """A WebSocket that gives each message back, and closes at "bye"."""
+    """Echo each message, and close after "bye"."""
     await websocket.accept()
     async for message in websocket.iter_text():
         if message == "bye":
@@ -167,7 +167,7 @@ async def talk(websocket: WebSocket) -> None:
 
 
 class Exchanges:
-    """Counts the open exchanges of the app in it, and ends those whose caller has left."""
+    """Counts the open exchanges of an app, and ends those whose caller has disconnected."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

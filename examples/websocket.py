@@ -1,4 +1,4 @@
-"""WebSockets: the upstream's under a mount, and in a route that asks where a page comes from.
+"""WebSockets: relayed under a mount, and in a route that checks the Origin header.
 
     uvicorn examples.websocket:app
 
@@ -29,8 +29,8 @@ app.mount("/api", ReverseProxy())
 
 @app.websocket("/live/{path:path}")
 async def live(websocket: WebSocket, client: Client) -> None:
-    """Relays for pages of our own, and for callers that are no browser and send no Origin."""
+    """Relay for our own pages, and for callers without an Origin, which are not browsers."""
     if websocket.headers.get("origin") not in (None, *ORIGINS):
-        await websocket.close(1008)  # before it is accepted, so 403
+        await websocket.close(1008)  # Before it is accepted, this is a 403.
         return
     await relay_websocket(client, websocket, prefix="/live", max_message_bytes=1_000_000)

@@ -1,7 +1,7 @@
-"""OAuth2 client credentials, by authlib: one token for all callers, fetched when there is need.
+"""OAuth2 client credentials with authlib: one token for all callers, fetched when needed.
 
 uvicorn examples.compositions.authentication:app
-curl http://127.0.0.1:8000/api/headers    # what the upstream got: the token, too
+curl http://127.0.0.1:8000/api/headers    # the request as the upstream got it
 """
 
 import os
@@ -20,7 +20,7 @@ NONE_YET = {"access_token": "", "token_type": "bearer", "expires_at": 1}
 
 
 class Bearer(httpx.Auth):
-    """Puts authlib's token on each request; authlib fetches it, once for all who wait for it."""
+    """Adds authlib's token to each request. Concurrent requests share one fetch."""
 
     def __init__(self, tokens: AsyncOAuth2Client) -> None:
         self.tokens = tokens
@@ -32,7 +32,9 @@ class Bearer(httpx.Auth):
         request.headers["authorization"] = f"Bearer {token}"
         response = yield request
         if response.status_code == 401 and isinstance(request.stream, httpx.ByteStream):
-            token = await self.token(refused=token)  # it was revoked; a stream is not sent again
+            token = await self.token(
+                refused=token
+            )  # Revoked. A streamed body cannot be sent again.
             request.headers["authorization"] = f"Bearer {token}"
             yield request
 
@@ -41,7 +43,7 @@ class Bearer(httpx.Auth):
             self.tokens.token["expires_at"] = 1
         try:
             await self.tokens.ensure_active_token(self.tokens.token)
-        except Exception as exc:  # authlib's, or those of its client
+        except Exception as exc:  # authlib's exceptions, or those of its client
             raise UpstreamError from exc
         token: str = self.tokens.token["access_token"]
         return token

@@ -1,4 +1,4 @@
-"""Caching, by hishel, as HTTP's rules say (RFC 9111): in SQLite, or in a Redis that workers share.
+"""Caching by HTTP's rules (RFC 9111) with hishel, in SQLite or in a shared Redis.
 
 uvicorn examples.compositions.caching:app
 REDIS_URL=redis://127.0.0.1 uvicorn examples.compositions.caching:app --workers 4
@@ -28,12 +28,12 @@ from examples.compositions.network import network
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 REDIS_URL = os.environ.get("REDIS_URL")
 DATABASE = os.environ.get("DATABASE", ".cache/cache.db")
-LARGEST = 10 * 1024 * 1024  # bytes; a longer body is relayed, and not kept
+LARGEST = 10 * 1024 * 1024  # bytes; a longer body is relayed but not stored
 NAMES_A_CALLER = ("cookie", "x-api-key")
 
 
 class Origin(httpx.AsyncBaseTransport):
-    """Tells the cache what upstreams leave out."""
+    """Adds what the cache needs and upstreams leave out."""
 
     def __init__(self, next_transport: httpx.AsyncBaseTransport) -> None:
         self.next_transport = next_transport
@@ -42,7 +42,7 @@ class Origin(httpx.AsyncBaseTransport):
         response = await self.next_transport.handle_async_request(request)
         request.extensions["opened"] = response
         fields = response.headers
-        fields.setdefault("date", formatdate(usegmt=True))  # or its age is 0 for ever
+        fields.setdefault("date", formatdate(usegmt=True))  # Otherwise its age would always be 0.
         control = fields.get("cache-control", "")
         names_one = any(name in request.headers for name in NAMES_A_CALLER)
         not_for_all = "set-cookie" in fields or "*" in fields.get("vary", "")
@@ -50,8 +50,8 @@ class Origin(httpx.AsyncBaseTransport):
             fields["cache-control"] = f"private, {control}".rstrip(", ")
         is_of_all = "caching" not in request.extensions
         if response.status_code == 304 and is_of_all and is_for_one_caller(request, fields):
-            # hishel would put its fields, cookies among them, on what it has for all. By a tag
-            # that it does not know, it asks again, without a condition.
+            # hishel would merge the headers of a 304, cookies included, into the shared entry. An
+            # unknown ETag makes it request the complete response instead.
             request.extensions["tag"] = fields.get("etag")
             fields["etag"] = '"for one caller"'
         return response
@@ -61,7 +61,7 @@ class Origin(httpx.AsyncBaseTransport):
 
 
 def is_for_one_caller(request: httpx.Request, fields: httpx.Headers) -> bool:
-    """Whether what a response to this request says is for nobody else (RFC 9111 3.5, 5.2.2)."""
+    """Whether the response to this request is private (RFC 9111 3.5, 5.2.2)."""
     control = fields.get("cache-control", "").lower()
     if "private" in control or "no-store" in control:
         return True
@@ -70,13 +70,13 @@ def is_for_one_caller(request: httpx.Request, fields: httpx.Headers) -> bool:
 
 
 class Cache(AsyncCacheTransport):
-    """hishel's, which closes the upstream's response also if it is cancelled while it stores."""
+    """hishel's transport, which also closes the response if storing it is cancelled."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
             response = await super().handle_async_request(request)
             if response.status_code == 304 and "tag" in request.extensions:
-                del response.headers["etag"]  # the caller's own condition: it gets its own tag
+                del response.headers["etag"]  # The caller sent a condition of its own.
                 if (tag := request.extensions["tag"]) is not None:
                     response.headers["etag"] = tag
             return response
@@ -95,7 +95,7 @@ def storage() -> AsyncBaseStorage:
 
 
 def cached_client() -> httpx.AsyncClient:
-    """Made anew at each start, for a storage that was closed stays so."""
+    """Create the transport at each startup, because a closed storage stays closed."""
     cache = Cache(Origin(network()), storage(), rfc=True)
     return httpx.AsyncClient(base_url=UPSTREAM_URL, transport=cache)
 
@@ -110,7 +110,7 @@ async def mine(
     client: Annotated[httpx.AsyncClient, Depends(get_client)],
     authorization: Annotated[str, Header()],
 ) -> StreamedResponse:
-    """A cache for each caller, in which what is private is kept too."""
+    """A cache per caller, which may store private responses too."""
     outgoing = forward_request(client, request, prefix="/mine")
     key = hashlib.sha256(f"{authorization} {outgoing.url}".encode()).hexdigest()
     outgoing.extensions["caching"] = {"key": key, "rfc": CacheOptions(shared=False)}

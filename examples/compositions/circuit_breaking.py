@@ -1,8 +1,8 @@
-"""A circuit breaker for each upstream, by purgatory: one that fails is left alone for a while.
+"""A circuit breaker per upstream with purgatory: a failing upstream gets no requests for a while.
 
 uvicorn examples.compositions.circuit_breaking:app
-for i in 1 2 3 4 5 6; do curl http://127.0.0.1:8000/orders/status/503; done    # at last ours
-curl -i http://127.0.0.1:8000/items/item    # 200 meanwhile
+for i in 1 2 3 4 5 6; do curl http://127.0.0.1:8000/orders/status/503; done    # the last: 503
+curl -i http://127.0.0.1:8000/items/item    # still 200
 """
 
 import asyncio
@@ -21,29 +21,29 @@ from examples.compositions.network import network
 
 ORDERS_URL = os.environ.get("ORDERS_URL", "http://127.0.0.1:9000")
 ITEMS_URL = os.environ.get("ITEMS_URL", "http://127.0.0.1:9000")
-THRESHOLD = int(os.environ.get("THRESHOLD", "5"))  # failures, one after the other
-TTL = float(os.environ.get("TTL", "30"))  # seconds that the upstream is left alone
+THRESHOLD = int(os.environ.get("THRESHOLD", "5"))  # consecutive failures
+TTL = float(os.environ.get("TTL", "30"))  # seconds without requests
 FAILURES = (500, 502, 503, 504)
-# What says nothing of the upstream: a caller left, or our own pool is full.
+# These say nothing about the upstream: the caller disconnected, or our pool is full.
 NO_FAILURES: ExcludeType = [asyncio.CancelledError, ClientDisconnect, httpx.PoolTimeout]
 
 
 class CircuitOpen(UpstreamError):
-    """The upstream has failed too often, and is not asked for now. 503 with `retry-after`."""
+    """The upstream has failed too often and gets no requests for now. 503 with `retry-after`."""
 
     status_code = 503
     detail = "The upstream is not available"
 
 
 class Failed(Exception):
-    """Tells the breaker of a response that is a failure."""
+    """Tells the breaker that a response is a failure."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
 
 
 class Breaking(httpx.AsyncBaseTransport):
-    """Sends where the circuit of this name lets it."""
+    """Sends the request if the circuit of this name is closed."""
 
     def __init__(self, name: str, next_transport: httpx.AsyncBaseTransport) -> None:
         self.name = name
@@ -61,7 +61,7 @@ class Breaking(httpx.AsyncBaseTransport):
         except Failed as failed:
             return failed.response
         except OpenedState as opened:
-            opened.__traceback__ = None  # purgatory raises the same one again and again
+            opened.__traceback__ = None  # purgatory raises the same object every time.
             seconds = math.ceil(opened.opened_at + TTL - time.time())
             raise CircuitOpen(headers={"retry-after": str(max(seconds, 1))}) from None
 

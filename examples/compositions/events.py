@@ -1,8 +1,8 @@
-"""Event streams: read with httpx-sse, changed and written on; and kept alive while nothing comes.
+"""Event streams: changed with httpx-sse, or kept alive while the upstream is silent.
 
 uvicorn examples.compositions.events:app
 curl -N http://127.0.0.1:8000/shouted/events
-curl -N http://127.0.0.1:8000/kept-alive/events    # with a comment each second
+curl -N http://127.0.0.1:8000/kept-alive/events    # with a comment every second
 """
 
 import os
@@ -20,17 +20,17 @@ from asgi_upstream import StreamedResponse, client_lifespan, get_client, upstrea
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 PING = float(os.environ.get("PING", "1"))  # seconds
-PATIENT = httpx.Timeout(5, read=60)  # events may be far apart
+PATIENT = httpx.Timeout(5, read=60)  # Events may be far apart.
 
 app = FastAPI(lifespan=client_lifespan(base_url=UPSTREAM_URL))
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
-# Changed on the way: status, headers and failures are the upstream's, as of any relay.
+# Changed: status, headers and failures are relayed as usual.
 
 
 async def shout(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Reads events, however they are cut into chunks, and writes others."""
+    """Read events, however they are split into chunks, and yield others."""
     response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
     async for event in EventSource(response).aiter_sse():
         data = event.data.upper()
@@ -47,7 +47,7 @@ async def shouted(client: Client, path: str) -> StreamedResponse:
     return StreamedResponse(client, request, transform=shout, on_stream_error=error_event)
 
 
-# Kept alive: the answer begins at once, before the upstream's, so that it is 200 in any case.
+# Kept alive: the response starts before the upstream's, so its status is always 200.
 
 
 async def read_events(client: httpx.AsyncClient, path: str) -> AsyncIterator[Event]:
@@ -62,15 +62,15 @@ async def read_events(client: httpx.AsyncClient, path: str) -> AsyncIterator[Eve
 
 @app.get("/kept-alive/{path}")
 async def kept_alive(client: Client, path: str) -> PingingResponse:
-    """By sse-starlette, as often as is set."""
+    """Use sse-starlette, with its own interval."""
     return PingingResponse(read_events(client, path), ping=PING)
 
 
-# The same by FastAPI itself, a comment each 15 seconds; opened before the answer begins.
+# FastAPI itself sends a comment every 15 seconds. The upstream is opened before.
 
 
 async def opened_events(client: Client, path: str) -> AsyncIterator[EventSource]:
-    """So a failure is a 502 still. It is closed when the answer has ended."""
+    """Open the upstream, so that a failure is a 502. Close it after the response."""
     with upstream_errors():
         request = client.build_request("GET", f"/{path}", timeout=PATIENT)
         upstream = await client.send(request, stream=True)

@@ -1,8 +1,8 @@
-"""The middleware that people have, each around a relay of its own: see docs/compositions.
+"""Common middleware, each around a relay of its own. See docs/compositions.
 
 uvicorn examples.compositions.middleware:app
 curl -N http://127.0.0.1:8000/none/api/slow-text
-curl -N --compressed http://127.0.0.1:8000/gzip/api/slow-text    # as it comes, by Starlette 1.10
+curl -N --compressed http://127.0.0.1:8000/gzip/api/slow-text    # streams with Starlette 1.10
 """
 
 import asyncio
@@ -28,7 +28,7 @@ TIMEOUT = float(os.environ.get("TIMEOUT", "10"))  # seconds
 
 
 class Visits:
-    """Writes into the session, as an app does: before the head leaves, which takes it along."""
+    """Writes to the session before the response starts, because the head carries it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,7 +40,7 @@ class Visits:
 
 
 class WholeTimeout:
-    """Bounds the whole answer, as middleware written for ASGI does."""
+    """Limits the whole response, like pure ASGI middleware does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -63,7 +63,7 @@ class WholeTimeout:
 
 
 async def head_timeout(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Bounds the time to the head, as middleware written on `BaseHTTPMiddleware` does."""
+    """Limits the time to the head, like `BaseHTTPMiddleware` does."""
     try:
         return await asyncio.wait_for(call_next(request), TIMEOUT)
     except TimeoutError:
@@ -83,7 +83,7 @@ async def buffered(request: Request) -> Response:
 
 
 def behind(*middleware: Middleware) -> ASGIApp:
-    """An app with this middleware that relays, streamed and buffered."""
+    """Return an app with this middleware and a streamed and a buffered route."""
     routes = [Mount("/api", ReverseProxy()), Route("/buffered/{path}", buffered)]
     return Starlette(routes=routes, middleware=middleware)
 

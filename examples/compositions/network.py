@@ -1,4 +1,4 @@
-"""The transport that the compositions wrap: httpx's own, or `AsyncioTransport`."""
+"""The transport that the compositions wrap: httpx's or `AsyncioTransport`."""
 
 import os
 
@@ -8,7 +8,7 @@ from asgi_upstream.transport import AsyncioTransport
 
 
 def network(limits: httpx.Limits | None = None) -> httpx.AsyncBaseTransport:
-    """What sends. A client with `transport=` has no limits of its own, so they are given here."""
+    """Return the transport. It takes the limits, because the client has `transport=`."""
     limits = limits or httpx.Limits(max_connections=100, max_keepalive_connections=100)
     if os.environ.get("TRANSPORT") == "stock":
         return httpx.AsyncHTTPTransport(limits=limits)

@@ -1,4 +1,4 @@
-"""Rate limits, by slowapi: so many requests a minute for each caller.
+"""Rate limits with slowapi: a number of requests per minute and caller.
 
 uvicorn examples.compositions.rate_limits:app
 for i in 1 2 3 4 5 6; do curl -i -H 'x-api-key: ann' http://127.0.0.1:8000/api/item; done
@@ -21,7 +21,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 def caller_of(request: Request) -> str:
-    """Whom you have authenticated; here, who says so."""
+    """Return the authenticated caller. This example trusts a header instead."""
     return request.headers.get("x-api-key") or get_remote_address(request)
 
 
@@ -36,11 +36,11 @@ app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)  # ty
 async def events(
     request: Request, client: Annotated[httpx.AsyncClient, Depends(get_client)]
 ) -> StreamedResponse:
-    """Counts as one request, however long it runs."""
+    """Relay a stream. It counts as one request."""
     return StreamedResponse(client, client.build_request("GET", "/events"))
 
 
-# slowapi limits endpoints, and not what is mounted, so the relay is called from one.
+# slowapi limits endpoints but not mounts, so an endpoint calls the proxy.
 forward = ReverseProxy(prefix="/api")
 
 

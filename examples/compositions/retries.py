@@ -1,7 +1,7 @@
-"""Retries, by httpx-retries: an upstream that fails for a moment is asked again.
+"""Retries with httpx-retries: a request that fails is sent again.
 
 uvicorn examples.compositions.retries:app
-curl -i http://127.0.0.1:8000/api/status/503                 # asked four times, then relayed
+curl -i http://127.0.0.1:8000/api/status/503                 # sent four times, then relayed
 curl -i -T README.md http://127.0.0.1:8000/api/status/503    # an upload is sent once
 """
 
@@ -21,8 +21,8 @@ RETRY = Retry(
     total=3,
     backoff_factor=0.1,  # seconds
     max_backoff_wait=5,
-    # Not PoolTimeout: a full pool gets no better by asking again. Not ReadTimeout: the upstream
-    # may be at work on the request still.
+    # Not PoolTimeout: retries make a full pool worse. Not ReadTimeout: the upstream may still be
+    # working on the request.
     retry_on_exceptions=[
         httpx.ConnectError,
         httpx.ConnectTimeout,
@@ -33,7 +33,7 @@ RETRY = Retry(
 
 
 async def send_streams_once(request: httpx.Request) -> None:
-    """A body that is a stream is gone when it was sent, so it is not sent again."""
+    """Send a streamed body only once, because it is consumed by sending it."""
     if not isinstance(request.stream, httpx.ByteStream):
         request.extensions.setdefault("retry", Retry(total=0))
 
@@ -51,7 +51,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 @app.put("/held/{path:path}")
 async def held(request: Request, client: Client, path: str) -> StreamedResponse:
-    """Holds the whole upload, so that it can be sent again; for those that are small."""
+    """Read a small upload completely, so that it can be sent again."""
     body = await request.body()
     url = httpx.URL(f"/{path}", params=request.query_params)
     return StreamedResponse(client, client.build_request("PUT", url, content=body))
@@ -59,6 +59,6 @@ async def held(request: Request, client: Client, path: str) -> StreamedResponse:
 
 @app.get("/brief/{path:path}")
 async def brief(request: Request, client: Client, path: str) -> StreamedResponse:
-    """All attempts and the waits between them take a second at most: 504 else."""
+    """Limit all attempts and the waits between them to a second. Otherwise 504."""
     url = httpx.URL(f"/{path}", params=request.query_params)
     return StreamedResponse(client, client.build_request("GET", url), deadline=1)

@@ -1,4 +1,4 @@
-"""A gateway in front of language models: an app to start from. See docs/llm-gateway.md.
+"""A gateway for language models, as a starting point for your own. See docs/llm-gateway.md.
 
     uvicorn examples.llm_gateway.upstream:app --port 9001
     uvicorn examples.llm_gateway.app:app

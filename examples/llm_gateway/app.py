@@ -1,4 +1,4 @@
-"""The gateway: any OpenAI client calls it, with a key of its own, and reaches a model behind it.
+"""The gateway: OpenAI clients call it with a key of their own and reach the models behind it.
 
     uvicorn examples.llm_gateway.app:app
     curl -N -H 'authorization: Bearer key-of-ann' -H 'content-type: application/json' \\
@@ -39,14 +39,14 @@ from .page import serve_page
 from .usage import Usage
 
 DEADLINE = float(os.environ.get("DEADLINE", 300))  # seconds, for a whole answer
-MOST_BYTES = 1_000_000  # of a request
-NO_OBJECT = "the body is no JSON object"
-# Of the upstream's headers, those that are not about the account of the gateway there.
+MAX_BYTES = 1_000_000  # bytes of a request
+NOT_AN_OBJECT = "the body is not a JSON object"
+# The upstream's headers that do not concern the gateway's account there.
 RELAYED = {"content-type", "content-encoding", "content-length", "retry-after", "cache-control"}
 
 
 class Upstream(NamedTuple):
-    """Where models are, and the key for them."""
+    """The address and key of a model provider."""
 
     url: str
     key: str
@@ -81,7 +81,7 @@ app = FastAPI(
                 name=name,
                 base_url=upstream.url,
                 headers={"authorization": f"Bearer {upstream.key}"},
-                timeout=httpx.Timeout(10, read=60, pool=1),  # a model may think for long
+                timeout=httpx.Timeout(10, read=60, pool=1),  # A model may need long.
                 limits=httpx.Limits(max_connections=200, max_keepalive_connections=200),
                 observers=[observe],
             )
@@ -89,27 +89,27 @@ app = FastAPI(
         )
     )
 )
-app.mount("/metrics", make_asgi_app(registry))  # for Prometheus; keep it from the outside
+app.mount("/metrics", make_asgi_app(registry))  # For Prometheus. Do not expose it.
 serve_page(app)
 
 
 @app.post("/v1/chat/completions")
 async def chat(request: Request, caller: LimitedCaller) -> Response:
-    """A completion by one of the models, streamed or whole."""
+    """Answer with a completion of one of the models, streamed or not."""
     asked = await json_of(request)
     model = asked.get("model")
     if not isinstance(model, str) or model not in UPSTREAM_OF:
-        raise HTTPException(404, "there is no such model here; see /v1/models")
+        raise HTTPException(404, "unknown model; see /v1/models")
     client: httpx.AsyncClient = await client_dependency(UPSTREAM_OF[model])(request)
     options = asked.get("stream_options") or {}
     if not isinstance(options, dict):
-        raise HTTPException(400, "stream_options is no object")
+        raise HTTPException(400, "stream_options is not an object")
     if asked.get("stream"):
         asked["stream_options"] = options | {"include_usage": True}
     try:
         outgoing = client.build_request("POST", "/chat/completions", json=asked)
-    except ValueError:  # a NaN, half a surrogate pair: `json.loads` takes them, and nobody else
-        raise HTTPException(400, NO_OBJECT) from None
+    except ValueError:  # `json.loads` accepts NaN and lone surrogates, JSON does not.
+        raise HTTPException(400, NOT_AN_OBJECT) from None
     usage = Usage()
     ended = partial(account_for, exchanges.begin(caller.name, model, usage), caller)
     if not asked.get("stream"):
@@ -134,7 +134,7 @@ async def chat(request: Request, caller: LimitedCaller) -> Response:
 
 @app.get("/v1/models")
 async def models(caller: KnownCaller) -> dict[str, object]:
-    """Those of all upstreams."""
+    """List the models of all upstreams."""
     data = [
         {"id": model, "object": "model", "created": 0, "owned_by": name}
         for model, name in UPSTREAM_OF.items()
@@ -144,20 +144,20 @@ async def models(caller: KnownCaller) -> dict[str, object]:
 
 @app.get("/exchanges")
 async def own_exchanges(caller: KnownCaller) -> list[dict[str, object]]:
-    """The caller's own: what is under way, and how the others ended."""
+    """List the caller's exchanges, in progress and ended."""
     return exchanges.of(caller.name)
 
 
 def without_the_account(upstream: httpx.Response) -> None:
-    """What the upstream says of the gateway's account there stays here: also its refusal."""
-    if upstream.status_code in (401, 403):  # may cite the key
+    """Hide the state of the gateway's account at the upstream from the caller."""
+    if upstream.status_code in (401, 403):  # The body may contain the key.
         raise HTTPException(502, "the upstream does not accept the gateway's key")
     for name in set(upstream.headers) - RELAYED:
         del upstream.headers[name]
 
 
 def only_events(upstream: httpx.Response) -> None:
-    """The same, for a stream: a page of a proxy in front of the model, say, is none."""
+    """Check the response of a stream. A proxy's error page, for example, is not a stream."""
     without_the_account(upstream)
     kind = upstream.headers.get("content-type", "")
     if upstream.is_success and not kind.lower().startswith("text/event-stream"):
@@ -165,7 +165,7 @@ def only_events(upstream: httpx.Response) -> None:
 
 
 def account_for(listed: Listed, caller: Caller, record: ExchangeRecord) -> None:
-    """An observer: the exchange is over, however it ended, and what it took is known."""
+    """Record the exchange and its usage. Called at its end, however it ended."""
     listed.record = record
     used = {"prompt": listed.usage.prompt_tokens, "completion": listed.usage.completion_tokens}
     caller.tokens_left -= sum(used.values())
@@ -174,37 +174,37 @@ def account_for(listed: Listed, caller: Caller, record: ExchangeRecord) -> None:
 
 
 async def json_of(request: Request) -> dict[str, Any]:
-    """The object that a caller sent; 413 for one that is too long."""
+    """Return the JSON object that the caller sent. Answer 413 if it is too long."""
     body = b""
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MOST_BYTES:
-                raise HTTPException(413, f"more than {MOST_BYTES} bytes")
-    except ClientDisconnect:  # nobody is left to read this
-        raise HTTPException(400, "the body is not whole") from None
+            if len(body) > MAX_BYTES:
+                raise HTTPException(413, f"more than {MAX_BYTES} bytes")
+    except ClientDisconnect:  # The caller cannot read this answer.
+        raise HTTPException(400, "the body is incomplete") from None
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
-        raise HTTPException(400, NO_OBJECT)
+        raise HTTPException(400, NOT_AN_OBJECT)
     return asked
 
 
-# Errors, in the form that OpenAI's clients read
+# Errors in the format of OpenAI's API
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def error_of(status: int, message: str) -> dict[str, object]:
-    """An error as OpenAI's own API says it."""
+    """Return an error in the format of OpenAI's API."""
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "upstream_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": str(status)}}
 
 
 def error_event(exc: Exception) -> bytes:
-    """The last event of an answer whose upstream died, or took too long."""
+    """Return the last event of a stream that failed or took too long."""
     error = (
         error_of(504, "The model took too long, and its answer ends here")
         if isinstance(exc, UpstreamTimeout)
@@ -215,5 +215,5 @@ def error_event(exc: Exception) -> bytes:
 
 @app.exception_handler(HTTPException)
 async def as_openai_says_it(request: Request, exc: HTTPException) -> JSONResponse:
-    """Every error before the first byte, those of the library among them."""
+    """Answer every error before the first byte, including those of the library."""
     return JSONResponse(error_of(exc.status_code, exc.detail), exc.status_code, exc.headers)

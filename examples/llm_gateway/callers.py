@@ -1,4 +1,4 @@
-"""Who may call, and how much: a key for each, so many answers at once, so many tokens."""
+"""The callers: their keys, concurrent requests and tokens."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 @dataclass(eq=False)
 class Caller:
-    """What is known of a caller. In a database where there is more than one process."""
+    """A caller. With several processes, keep callers in a database."""
 
     name: str
     most_at_once: int = 2
@@ -25,23 +25,23 @@ Key = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_err
 
 
 async def known_caller(key: Key) -> Caller:
-    """Whoever has the key; 401 for a key that nobody has, and for none."""
+    """Return the caller with this key. Answer 401 for an unknown or missing key."""
     sent = key.credentials.encode() if key else b""
     for known, caller in CALLERS.items():
         if secrets.compare_digest(known.encode(), sent):
             return caller
-    raise HTTPException(401, "no such key", {"www-authenticate": "Bearer"})
+    raise HTTPException(401, "unknown key", {"www-authenticate": "Bearer"})
 
 
 KnownCaller = Annotated[Caller, Depends(known_caller)]
 
 
 async def within_limits(caller: KnownCaller) -> AsyncIterator[Caller]:
-    """Holds one of the caller's places until the exchange has ended; 429 where none is free."""
+    """Count the exchange until it has ended. Answer 429 above the caller's limits."""
     if caller.tokens_left <= 0:
         raise HTTPException(429, "no tokens left")
     if caller.at_once >= caller.most_at_once:
-        raise HTTPException(429, "too many at once", {"retry-after": "1"})
+        raise HTTPException(429, "too many concurrent requests", {"retry-after": "1"})
     caller.at_once += 1
     try:
         yield caller

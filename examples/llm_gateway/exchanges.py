@@ -1,4 +1,4 @@
-"""What is under way and what has been: a list for each caller, closed by the library's records."""
+"""The exchanges of each caller, completed by the library's records."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from .usage import Usage
 
 @dataclass(eq=False)
 class Listed:
-    """One exchange: live until there is a record of it."""
+    """One exchange. It is live until it has a record."""
 
     number: int
     caller: str
@@ -22,7 +22,7 @@ class Listed:
     record: ExchangeRecord | None = None
 
     def told(self) -> dict[str, object]:
-        """What the caller may know of it: no host, and nothing of an exception."""
+        """Return what the caller may see: no host and no exception text."""
         record = self.record
         return {
             "number": self.number,
@@ -38,19 +38,19 @@ class Listed:
 
 
 class Exchanges:
-    """The last ones, of all callers."""
+    """The latest exchanges of all callers."""
 
     def __init__(self, most: int = 1000) -> None:
         self._listed: deque[Listed] = deque(maxlen=most)
         self._numbers = itertools.count(1)
 
     def begin(self, caller: str, model: str, usage: Usage) -> Listed:
-        """A new one, live."""
+        """Add a live exchange."""
         listed = Listed(next(self._numbers), caller, model, usage)
         self._listed.append(listed)
         return listed
 
     def of(self, caller: str, most: int = 20) -> list[dict[str, object]]:
-        """A caller's own, the newest first."""
+        """Return a caller's exchanges, newest first."""
         own = (listed.told() for listed in reversed(self._listed) if listed.caller == caller)
         return list(itertools.islice(own, most))

@@ -1,4 +1,4 @@
-"""The page: a chat box, and the exchanges of whoever looks at it. It is in `page/`, as it is."""
+"""Serves the page in `page/`: a chat box and the exchanges of its user."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).parent / "page"
-# Nothing from elsewhere, and no script but the page's own, whatever a model answers.
+# Only the page's own scripts may run, whatever a model answers.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -18,7 +18,7 @@ HEADERS = {
 
 
 def serve_page(app: FastAPI) -> None:
-    """The page at /, and what belongs to it under /page."""
+    """Add the page at / and its files under /page."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

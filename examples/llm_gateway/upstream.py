@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server, without a model or a network: words of one text are its tokens.
+"""A small OpenAI-compatible server without a model or a network. Words of a text are its tokens.
 
     uvicorn examples.llm_gateway.upstream:app --port 9001
     curl http://127.0.0.1:9001/made
@@ -24,11 +24,11 @@ from pydantic import BaseModel
 
 KEYS = {"sk-of-the-gateway-at-swift": "swift", "sk-of-the-gateway-at-deep": "deep"}
 SECONDS_A_TOKEN = {"swift-1": 0.02, "deep-1": 0.08, "dies": 0.05, "slow": 0.3, "refuses": 0.0}
-THINKS = {"deep-1": 0.4, "slow": 4.0}  # seconds before anything is sent
+THINKS = {"deep-1": 0.4, "slow": 4.0}  # seconds before the first token
 DIES_AFTER = 12  # tokens
 TEXT = (
     "A gateway holds the keys, knows its callers and passes each word on as it comes. When a "
-    "caller leaves, the model behind it should stop too: nobody reads what it would say next, "
+    "caller disconnects, the model behind it should stop too: its next words would be unread, "
     "and somebody pays for it. So the exchange with the model lives inside the answer to the "
     "caller, and ends with it, whoever ends it first. "
 )
@@ -40,7 +40,7 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What this server reads of a request for a completion."""
+    """The parts of a completion request that this server reads."""
 
     model: str
     messages: list[dict[str, Any]]
@@ -68,7 +68,7 @@ Key = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 
 
 async def account_of(key: Key) -> str:
-    """Who pays; 401 for a key that nobody has, with the key in it, as the real ones have it."""
+    """Return the account. Answer 401 for an unknown key and quote it, like real servers."""
     try:
         return KEYS[key.credentials]
     except KeyError:
@@ -80,21 +80,21 @@ Account = Annotated[str, Depends(account_of)]
 
 @app.exception_handler(HTTPException)
 async def as_openai_says_it(request: Request, exc: HTTPException) -> JSONResponse:
-    """Errors in the form that OpenAI's clients read."""
+    """Return errors in the format of OpenAI's API."""
     error = {"message": exc.detail, "type": "upstream_says", "param": None, "code": None}
     return JSONResponse({"error": error}, exc.status_code, exc.headers)
 
 
 @app.exception_handler(RequestValidationError)
 async def invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
-    """What is wrong with a request, as an error of that form."""
+    """Return a validation error in that format."""
     wrong = "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in exc.errors())
     return await as_openai_says_it(request, HTTPException(400, wrong))
 
 
 @app.get("/made")
 async def counters() -> dict[str, dict[str, int]]:
-    """The tokens made for each account, and the answers it has under way."""
+    """Return the tokens made for each account, and its open responses."""
     return {
         name: {"tokens": made[name], "at_work": at_work[name]} for name in sorted(KEYS.values())
     }
@@ -102,14 +102,14 @@ async def counters() -> dict[str, dict[str, int]]:
 
 @app.get("/v1/models")
 async def models(account: Account) -> dict[str, object]:
-    """All of them, the bad days too."""
+    """List all models, the failing ones too."""
     data = [{"id": model, "object": "model", "owned_by": account} for model in SECONDS_A_TOKEN]
     return {"object": "list", "data": data}
 
 
 @app.post("/v1/chat/completions")
 async def chat(asked: Asked, account: Account, request: Request) -> Response:
-    """A completion, at once or word by word."""
+    """Answer with a completion, at once or word by word."""
     if asked.model not in SECONDS_A_TOKEN:
         raise HTTPException(404, f"The model {asked.model!r} does not exist")
     if asked.model == "refuses":
@@ -134,7 +134,7 @@ async def chat(asked: Asked, account: Account, request: Request) -> Response:
 
 
 async def tokens(asked: Asked, account: str) -> AsyncIterator[str]:
-    """The words, one by one, each counted when it is made."""
+    """Yield the words, and count each of them."""
     at_work[account] += 1
     try:
         for number, word in enumerate(itertools.islice(itertools.cycle(WORDS), asked.max_tokens)):
@@ -148,7 +148,7 @@ async def tokens(asked: Asked, account: str) -> AsyncIterator[str]:
 
 
 async def events(asked: Asked, words: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The same as events: one for each word, the end, and the usage where it was asked for."""
+    """Yield the words as events, then the end, and the usage if requested."""
     head, count = named(asked, "chat.completion.chunk"), 0
     async for word in words:
         count += 1
@@ -168,7 +168,7 @@ def event(data: dict[str, object]) -> str:
 
 
 def named(asked: Asked, kind: str) -> dict[str, object]:
-    """What every part of an answer has."""
+    """Return the common parts of every chunk."""
     now = time.time_ns()
     return {
         "id": f"chatcmpl-{now:x}",

@@ -304,7 +304,7 @@ def test_a_websocket_is_502_where_the_upstream_chose_http_2_and_nothing_is_left_
         eventually(lambda name=name: name in upstream.left, 4)  # type: ignore[misc]
     assert told(send(app, head("GET", "/forward/x")))["version"] == "2"
     assert upstream.connections == 1
-    assert "give WebSockets a client without http2=True" in app.log()
+    assert "use a client without http2=True" in app.log()
 
 
 def test_flow_control_holds_a_slow_reader(upstream: Upstream, app: Server) -> None:

@@ -176,7 +176,7 @@ def test_a_caller_past_its_limit_is_told_so(
 
 def test_a_key_that_nobody_has_is_not_accepted_and_nothing_can_be_asked(open_page: Open) -> None:
     chat = open_page(key="key-of-nobody", may_say="status of 401")
-    chat.page.get_by_text("Not accepted: no such key").wait_for()
+    chat.page.get_by_text("Not accepted: unknown key").wait_for()
     assert chat.page.get_by_role("button", name="Send").is_disabled()
     chat.give_key("key-of-bob")
     chat.page.get_by_text("Key accepted").wait_for()
