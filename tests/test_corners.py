@@ -10,8 +10,10 @@ import anyio
 import httpx
 import pytest
 from starlette.responses import JSONResponse
+from starlette.types import Message
 
 import asgi_upstream._exchange.closing
+import asgi_upstream._exchange.downstream
 import asgi_upstream._exchange.scope
 from asgi_upstream import (
     BufferedResponse,
@@ -20,9 +22,10 @@ from asgi_upstream import (
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
+    count_open_exchanges,
     upstream_errors,
 )
-from tests.asgi import Caller, answering
+from tests.asgi import Caller, Upstream, answering
 from tests.test_responses import (
     AnyClass,
     _leaks_are_told_of_where_they_happen,  # noqa: F401
@@ -399,3 +402,32 @@ async def test_a_task_that_is_cancelled_as_the_watch_ends_leaves_no_scope_behind
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("stuck_at", [0, 1])
+async def test_server_that_never_accepts_the_499_is_given_up(
+    stuck_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hypercorn's HTTP/2 connections do that after the caller has closed them."""
+    monkeypatch.setattr(asgi_upstream._exchange.downstream, "CLIENT_CLOSED_TIMEOUT", 0.01)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if len(sent) == stuck_at:
+            await anyio.sleep_forever()
+        sent.append(message)
+
+    async def silent(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    upstream = Upstream(silent)
+    async with upstream.client() as client:
+        response = StreamedResponse(client, client.build_request("GET", "/"))
+        with anyio.fail_after(10):
+            await response({"type": "http", "method": "GET"}, receive, send)
+        assert count_open_exchanges(client) == 0
+    assert upstream.open == 0

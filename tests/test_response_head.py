@@ -81,3 +81,15 @@ def test_head_of_modified_body_has_weak_etag_and_no_length() -> None:
         body_modified=True,
     )
     assert headers == [(b"etag", b'W/"a"'), PLAIN]
+
+
+@pytest.mark.parametrize(("method", "kept"), [("GET", False), ("POST", False), ("HEAD", True)])
+def test_content_length_of_a_304_is_for_head_only(method: str, kept: bool) -> None:
+    """uvicorn with httptools fails on it, and would log a traceback (RFC 9110 8.6)."""
+    raw = [(b"content-length", b"5"), (b"etag", b'"a"')]
+    _, headers = build_response_head(304, raw, request_method=method, caller_method=method)
+    assert ((b"content-length", b"5") in headers) is kept
+    _, headers = build_response_head(
+        200, raw, request_method=method, caller_method=method, status_override=304
+    )
+    assert ((b"content-length", b"5") in headers) is kept

@@ -28,6 +28,16 @@ from ._httpx.requests import request_origin
 from .records import Observer, check_observers
 
 
+class _UpstreamStatus(int):
+    """The default of `status_code`: relay the upstream's.
+
+    It is an int, because FastAPI reads the default of a `response_class` for the OpenAPI schema.
+    """
+
+
+UPSTREAM_STATUS = _UpstreamStatus(200)
+
+
 class SharedOptions(TypedDict, Generic[ResponseT], total=False):
     """The keyword arguments that an app may hold for all its responses."""
 
@@ -76,7 +86,7 @@ class _UpstreamResponse(Response):
         client: AnyClient[Any, Any],
         request: Any = None,  # a default only for the errors below to say what is missing
         *,
-        status_code: int | None = None,
+        status_code: int | None = UPSTREAM_STATUS,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
         decode: bool = False,
@@ -88,6 +98,8 @@ class _UpstreamResponse(Response):
         background: BackgroundTask | None = None,
     ) -> None:
         name = type(self).__name__
+        if status_code is UPSTREAM_STATUS:
+            status_code = None
         if not hasattr(client, "aclose"):
             raise TypeError(
                 f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
@@ -261,8 +273,9 @@ class BufferedResponse(_UpstreamResponse):
         client: AnyClient[Any, Any],
         request: Any = None,
         *,
+        status_code: int | None = UPSTREAM_STATUS,
         max_bytes: int = 10 * 1024 * 1024,
-        **options: Unpack[ResponseOptions[Any]],
+        **options: Any,
     ) -> None:
         if options.get("on_stream_error") is not None:
             raise TypeError(
@@ -272,7 +285,7 @@ class BufferedResponse(_UpstreamResponse):
             )
         if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
-        super().__init__(client, request, **options)
+        super().__init__(client, request, status_code=status_code, **options)
         self._options.max_bytes = max_bytes
 
 

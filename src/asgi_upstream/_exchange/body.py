@@ -1,6 +1,7 @@
 """Bodies as a whole: read up to a bound, and given as a stream."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import httpx
 
@@ -23,7 +24,8 @@ def with_content(
         history=upstream.history,
         default_encoding=upstream.default_encoding,
     )
-    response.elapsed = upstream.elapsed
+    with suppress(RuntimeError):  # A response that was never streamed has no `elapsed`.
+        response.elapsed = upstream.elapsed
     if codings is not None and not decoded:
         response.headers["content-encoding"] = codings
     return response

@@ -12,6 +12,10 @@ CLIENT_CLOSED_REQUEST = 499
 """Status that middleware and access logs see for a caller who left before the start: nginx's."""
 
 
+CLIENT_CLOSED_TIMEOUT = 1.0
+"""Seconds that the server may take to accept the 499."""
+
+
 class CallerDisconnected(Exception):
     """The server could not send, for the caller is gone."""
 
@@ -111,14 +115,18 @@ class Caller:
             await self._send({"type": "http.response.pathsend", "path": ""})
 
     async def send_client_closed(self) -> None:
-        """Answer a caller who left, for middleware takes an app that answers nothing for broken."""
+        """Send an empty 499 response. Middleware treats an app that sends nothing as an error.
+
+        hypercorn may never accept it if the connection is gone, so this gives up after a second.
+        """
         if self.started:
             return
-        try:
-            await self.send_head(CLIENT_CLOSED_REQUEST, [(b"content-length", b"0")])
-            await self.send_body(b"", more=False)
-        except Exception:
-            logger.debug("the server takes nothing for a caller who left", exc_info=True)
+        with anyio.move_on_after(CLIENT_CLOSED_TIMEOUT):
+            try:
+                await self.send_head(CLIENT_CLOSED_REQUEST, [(b"content-length", b"0")])
+                await self.send_body(b"", more=False)
+            except Exception:
+                logger.debug("the server accepts no response after a disconnect", exc_info=True)
 
 
 async def wait_for_disconnect(receive: Receive, pause: float = 0) -> bool:
