@@ -11,7 +11,7 @@ import httpx2
 
 import asgi_upstream
 from asgi_upstream import client_lifespan, transport
-from asgi_upstream._exchange.decoding import decode_body
+from asgi_upstream._exchange.body import DecodedBody, ResumableBody
 from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import serialize_request
@@ -27,7 +27,8 @@ def put_httpx2_in_place_of_httpx() -> None:
         Pool.__init__,
         HTTP11Connection.__init__,
         serialize_request,
-        decode_body,
+        DecodedBody.__init__,
+        ResumableBody.__init__,
     ):
         given = {httpx: httpx2, httpx.AsyncClient: httpx2.AsyncClient}
         defaults: tuple[Any, ...] = function.__defaults__ or ()

@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import importlib
+import types
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import pairwise
@@ -14,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream import UpstreamProtocolError
-from asgi_upstream._exchange.decoding import can_decode, content_encodings, decode_body
+from asgi_upstream._exchange import decoding
+from asgi_upstream._exchange.body import DecodedBody
+from asgi_upstream._exchange.decoding import accept_decodable, can_decode, content_encodings
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50
@@ -46,7 +50,7 @@ async def pieces_of(chunks: Sequence[bytes], codings: list[str]) -> list[bytes]:
         for chunk in chunks:
             yield chunk
 
-    return [piece async for piece in decode_body(body(), codings)]
+    return [piece async for piece in DecodedBody(body(), codings)]
 
 
 def read(chunks: Sequence[bytes], *codings: str) -> bytes:
@@ -134,9 +138,9 @@ def test_a_body_that_ends_too_soon_is_an_error(
             read([coded[:end]], coding)
 
 
-def test_a_zstd_body_that_ends_too_soon_is_an_error() -> None:
-    coding, encode = CODERS["zstd"]  # of br httpx does not notice it
-    coded = encode(bytes(range(256)) * 20)
+@pytest.mark.parametrize("coding", ["br", "zstd"])
+def test_truncated_br_and_zstd_bodies_are_an_error(coding: str) -> None:
+    coded = CODERS[coding][1](bytes(range(256)) * 20)
     with pytest.raises(httpx.DecodingError):
         read([coded[: len(coded) // 2]], coding)
 
@@ -184,11 +188,97 @@ def test_a_failure_of_the_upstream_itself_passes_through_the_decoder() -> None:
         raise httpx.ReadError("gone")
 
     async def reading() -> None:
-        async for _ in decode_body(dies(), ["gzip"]):
+        async for _ in DecodedBody(dies(), ["gzip"]):
             pass
 
     with pytest.raises(httpx.ReadError, match="gone"):
         asyncio.run(reading())
+
+
+@pytest.mark.parametrize("packages", [("zstandard",), ("backports.zstd",)])
+def test_zstd_is_decoded_by_either_package(
+    packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_first(*names: str) -> object:
+        return next((importlib.import_module(name) for name in names if name in packages), None)
+
+    monkeypatch.setattr(decoding, "_import_first", import_first)
+    coded = zstandard.compress(bytes(BOMB)) + zstandard.compress(TEXT)
+    pieces = asyncio.run(pieces_of([coded[:9], coded[9:]], ["zstd"]))
+    assert b"".join(pieces) == bytes(BOMB) + TEXT
+    assert max(map(len, pieces)) <= MAX_PIECE
+    with pytest.raises(httpx.DecodingError, match="truncated"):
+        read([coded[:-1]], "zstd")
+
+
+def test_br_is_decoded_by_a_package_that_cannot_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decompressor:
+        def __init__(self) -> None:
+            self._inner = brotli.Decompressor()
+            self.process = self._inner.process
+            self.is_finished = self._inner.is_finished
+
+    package = types.SimpleNamespace(Decompressor=Decompressor, error=brotli.error)
+    monkeypatch.setattr(decoding, "_import_first", lambda *names: package)
+    coded = brotli.compress(bytes(BOMB))
+    pieces = asyncio.run(pieces_of([coded], ["br"]))
+    assert b"".join(pieces) == bytes(BOMB)
+    assert max(map(len, pieces)) <= MAX_PIECE
+    with pytest.raises(httpx.DecodingError, match="truncated"):
+        read([coded[:-1]], "br")
+
+
+def test_coding_without_package_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_import_first", lambda *names: None)
+    assert not can_decode("br")
+    assert not can_decode("zstd")
+    assert accept_decodable([(b"accept-encoding", b"gzip;q=0.5, br, zstd")]) == [
+        (b"accept-encoding", b"gzip;q=0.5")
+    ]
+    assert accept_decodable([(b"accept-encoding", b"br, zstd")]) == [
+        (b"accept-encoding", b"identity")
+    ]
+
+
+@pytest.mark.parametrize("count", [6, 3000])
+def test_too_many_codings_are_the_upstreams_error(count: int) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read([b""], *["gzip"] * count)
+
+
+def test_five_codings_are_decoded() -> None:
+    coded = TEXT
+    for _ in range(5):
+        coded = gzip.compress(coded)
+    assert read([coded], *["gzip"] * 5) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"gzip, deflate, br, zstd", b"gzip, deflate, br, zstd"),
+        (b"GZIP;q=0.8, sdch, dcb;q=1", b"GZIP;q=0.8"),
+        (b"gzip;q=0, compress", b"identity"),
+        (b"*", b"identity"),
+        (b"gzip, *;q=0.1", b"gzip"),
+        (b"gzip, *; q=0.000, identity;q=0.5", b"gzip, *; q=0.000, identity;q=0.5"),
+        (b"compress, identity;q=0", b"identity"),
+        (b"", b"identity"),
+    ],
+)
+def test_accept_encoding_is_reduced_to_what_can_be_decoded(value: bytes, expected: bytes) -> None:
+    headers = [(b"host", b"a"), (b"Accept-Encoding", value), (b"Range", b"bytes=0-1")]
+    assert accept_decodable(headers) == [(b"host", b"a"), (b"accept-encoding", expected)]
+
+
+def test_request_without_accept_encoding_gets_none() -> None:
+    headers = [(b"host", b"a"), (b"if-range", b'"x"')]
+    assert accept_decodable(headers) == [(b"host", b"a")]
+
+
+def test_repeated_accept_encodings_are_one_list() -> None:
+    headers = [(b"accept-encoding", b"gzip"), (b"accept-encoding", b"compress, br")]
+    assert accept_decodable(headers) == [(b"accept-encoding", b"gzip, br")]
 
 
 BOMB = 8 * 1024 * 1024
@@ -200,10 +290,22 @@ BOMB = 8 * 1024 * 1024
         (gzip.compress, ["gzip"]),
         (zlib.compress, ["deflate"]),
         (raw_deflate, ["deflate"]),
+        (brotli.compress, ["br"]),
+        (zstandard.compress, ["zstd"]),
+        (lambda data: brotli.compress(gzip.compress(data)), ["gzip", "br"]),
         (lambda data: gzip.compress(gzip.compress(data)), ["gzip", "gzip"]),
         (lambda data: gzip.compress(zlib.compress(data)), ["deflate", "gzip"]),
     ],
-    ids=["gzip", "deflate", "raw deflate", "gzip of gzip", "gzip of deflate"],
+    ids=[
+        "gzip",
+        "deflate",
+        "raw deflate",
+        "br",
+        "zstd",
+        "br of gzip",
+        "gzip of gzip",
+        "gzip of deflate",
+    ],
 )
 def test_a_small_body_that_grows_comes_in_small_pieces(
     encode: Callable[[bytes], bytes], codings: list[str]
@@ -220,7 +322,7 @@ def test_a_bomb_is_not_unpacked_further_than_it_is_read() -> None:
         async def body() -> AsyncIterator[bytes]:
             yield gzip.compress(bytes(BOMB))
 
-        pieces = aiter(decode_body(body(), ["gzip"]))
+        pieces = aiter(DecodedBody(body(), ["gzip"]))
         return len(await anext(pieces))
 
     assert asyncio.run(first()) <= MAX_PIECE
@@ -234,6 +336,8 @@ def test_a_bomb_is_not_unpacked_further_than_it_is_read() -> None:
         ("identity", []),
         ("gzip", ["gzip"]),
         ("GZip", ["gzip"]),
+        ("none", []),
+        ("None, identity", []),
         (" gzip , br,, identity", ["gzip", "br"]),
     ],
 )

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from asgi_upstream._exchange.response_head import (
     end_to_end_response_headers,
     headers_for_modified_body,
-    needs_nosniff,
 )
 from asgi_upstream._headers import end_to_end, override
 
@@ -223,19 +222,3 @@ def test_own_fields_win_and_the_others_stay(fields: Fields, own: Fields) -> None
 
 
 # --- may_be_sniffed ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [b"text/plain", b"Text/Plain ; charset=utf-8", b"text/plain;x"])
-def test_a_plain_text_stream_is_not_to_be_sniffed(value: bytes) -> None:
-    assert needs_nosniff({b"content-type": value})
-
-
-@pytest.mark.parametrize("value", [b"text/plainer", b"text/html", b"", b"text/event-stream"])
-def test_other_streams_are_left_to_the_upstream(value: bytes) -> None:
-    assert not needs_nosniff({b"content-type": value})
-    assert not needs_nosniff({})
-
-
-def test_an_upstream_that_says_how_to_sniff_is_not_contradicted() -> None:
-    fields = {b"content-type": b"text/plain", b"x-content-type-options": b"own"}
-    assert not needs_nosniff(fields)

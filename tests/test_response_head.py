@@ -4,6 +4,9 @@ import pytest
 
 from asgi_upstream import UpstreamProtocolError
 from asgi_upstream._exchange.response_head import (
+    NOSNIFF,
+    UNBUFFERED,
+    add_stream_headers,
     build_response_head,
     has_no_content,
     validate_status,
@@ -93,3 +96,41 @@ def test_content_length_of_a_304_is_for_head_only(method: str, kept: bool) -> No
         200, raw, request_method=method, caller_method=method, status_override=304
     )
     assert ((b"content-length", b"5") in headers) is kept
+
+
+@pytest.mark.parametrize("value", [b"text/plain", b"Text/Plain ; charset=utf-8", b"text/plain;x"])
+def test_plain_text_stream_gets_nosniff(value: bytes) -> None:
+    headers = [(b"content-type", value)]
+    assert add_stream_headers(headers, forwarded=False) == [*headers, NOSNIFF]
+
+
+@pytest.mark.parametrize("value", [b"text/plain", b"text/plain; charset=utf-8"])
+def test_plain_text_of_forwarded_request_is_left_alone(value: bytes) -> None:
+    headers = [(b"content-type", value)]
+    assert add_stream_headers(headers, forwarded=True) == headers
+
+
+@pytest.mark.parametrize("forwarded", [False, True])
+@pytest.mark.parametrize("value", [b"text/plainer", b"text/html", b"", b"text/event-streams"])
+def test_other_media_types_get_no_header(value: bytes, forwarded: bool) -> None:
+    headers = [(b"content-type", value)]
+    assert add_stream_headers(headers, forwarded=forwarded) == headers
+    assert add_stream_headers([], forwarded=forwarded) == []
+
+
+@pytest.mark.parametrize("forwarded", [False, True])
+@pytest.mark.parametrize("value", [b"text/event-stream", b"Text/Event-Stream;charset=utf-8"])
+def test_event_stream_gets_x_accel_buffering(value: bytes, forwarded: bool) -> None:
+    headers = [(b"content-type", value)]
+    assert add_stream_headers(headers, forwarded=forwarded) == [*headers, UNBUFFERED]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-type", b"text/plain"), (b"x-content-type-options", b"own")],
+        [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes")],
+    ],
+)
+def test_stream_header_of_the_upstream_is_kept(headers: list[tuple[bytes, bytes]]) -> None:
+    assert add_stream_headers(headers, forwarded=False) == headers

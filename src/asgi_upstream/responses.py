@@ -48,11 +48,15 @@ class SharedOptions(TypedDict, Generic[ResponseT], total=False):
     on_response: ResponseHook[ResponseT] | None
     deadline: float | None
     on_stream_error: StreamErrorHook | None
+    heartbeat: float | None
     observers: Sequence[Observer]
 
 
 class ResponseOptions(SharedOptions[ResponseT], total=False):
-    """The keyword arguments of both responses; `on_stream_error` is for streamed ones."""
+    """The keyword arguments of both responses.
+
+    `on_stream_error` and `heartbeat` are for streamed ones.
+    """
 
     headers: Mapping[str, str] | None
     background: BackgroundTask | None
@@ -94,6 +98,7 @@ class _UpstreamResponse(Response):
         on_response: ResponseHook[Any] | None = None,
         deadline: float | None = None,
         on_stream_error: StreamErrorHook | None = None,
+        heartbeat: float | None = None,
         observers: Sequence[Observer] = (),
         background: BackgroundTask | None = None,
     ) -> None:
@@ -122,7 +127,7 @@ class _UpstreamResponse(Response):
             _validate_callables(
                 transform=transform, on_response=on_response, on_stream_error=on_stream_error
             )
-        _validate_values(status_code, deadline, observers)
+        _validate_values(status_code, deadline, heartbeat, observers)
         self._options = ExchangeOptions(
             cast(SupportsSend, client),
             request,
@@ -133,6 +138,7 @@ class _UpstreamResponse(Response):
             deadline,
             on_stream_error,
             observers,
+            heartbeat,
         )
         # An attribute that may be set later, as of any Response; None is for the upstream's.
         self.status_code: int = cast(int, status_code)
@@ -173,21 +179,31 @@ def validate_options(options: SharedOptions[Any]) -> None:
     functions = ("transform", "on_response", "on_stream_error")
     _validate_callables(**{name: options.get(name) for name in functions})
     _validate_values(
-        options.get("status_code"), options.get("deadline"), options.get("observers", ())
+        options.get("status_code"),
+        options.get("deadline"),
+        options.get("heartbeat"),
+        options.get("observers", ()),
     )
 
 
 def _validate_values(
-    status_code: int | None, deadline: float | None, observers: Sequence[Observer]
+    status_code: int | None,
+    deadline: float | None,
+    heartbeat: float | None,
+    observers: Sequence[Observer],
 ) -> None:
     if observers:
         check_observers(observers)
-    if deadline is not None and not (
-        isinstance(deadline, int | float) and deadline > 0  # pyright: ignore
-    ):
+    if deadline is not None and not _is_positive(deadline):
         raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
+    if heartbeat is not None and not _is_positive(heartbeat):
+        raise ValueError(f"heartbeat={heartbeat!r}: give seconds above 0, or None for none")
     if status_code is not None and not 200 <= status_code < 600:
         raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
+
+
+def _is_positive(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and seconds > 0
 
 
 def _validate_callables(**functions: object) -> None:
@@ -221,6 +237,9 @@ class StreamedResponse(_UpstreamResponse):
         on_stream_error: a function from the exception to the last bytes of a body that fails after
             its start; the body then ends properly. Implies `decode`, and no `content-length`.
             Without it the connection to the caller is cut, which is how HTTP shows truncation.
+        heartbeat: Seconds of silence after which a comment is sent in an event stream
+            (`text/event-stream`), between two events. Then the body is decoded and has no
+            `content-length`. Other media types are left alone.
         observers: functions that get the `ExchangeRecord` of the exchange at its end, besides
             those of the client.
         background: runs when the server took the whole response; not after an exception, and not
@@ -282,6 +301,11 @@ class BufferedResponse(_UpstreamResponse):
                 "BufferedResponse has no on_stream_error, for it sends nothing before "
                 "the whole body "
                 "is there: handle UpstreamError, or use StreamedResponse(on_stream_error=...)"
+            )
+        if options.get("heartbeat") is not None:
+            raise TypeError(
+                "BufferedResponse has no heartbeat, because it sends nothing before the whole body "
+                "is there: use StreamedResponse(heartbeat=...)"
             )
         if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
             raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")

@@ -1,20 +1,201 @@
-"""Bodies as a whole: read up to a bound, and given as a stream."""
+"""Reads the response body: resume, count, decode, limit.
 
-from collections.abc import AsyncIterator
+Every iterator here is an object, not an async generator. A cancelled read ends a generator, and
+then the rest of the body would be lost (`asyncio.wait_for(anext(body), 2)`).
+"""
+
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+)
 from contextlib import suppress
+from typing import Any, Self, cast
 
+import anyio
 import httpx
 
 from .._httpx.flavors import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
-from .scope import ExchangeScope
+from .decoding import decode_chunk, make_decoders
+
+STOP_TIMEOUT = 5.0
+"""Seconds that the end of a read may take after its cancellation."""
+
+StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+class ResumableBody(AsyncIterator[bytes]):
+    """Reads a body in a task of its own, so that a cancelled read loses nothing.
+
+    The next read continues the one that was cancelled. The task reads only on demand, and it starts
+    with the first read. Use `stop` to end it.
+
+    Arguments:
+        source: The body.
+        start_task: Starts a function in a task that the exchange owns.
+        library: The library of the exchange.
+    """
+
+    def __init__(
+        self, source: AsyncIterator[bytes], start_task: StartTask, library: HTTPXModule = httpx
+    ) -> None:
+        self._source = source
+        self._start_task = start_task
+        self._library = library
+        self._scope = anyio.CancelScope()
+        self._started = self._requested = self._reading = False
+        self._wanted = anyio.Event()
+        self._ready = anyio.Event()
+        self._stopped = anyio.Event()
+        self._chunk: bytes | None = None
+        self._end: Exception | None = None  # the end of the body, or its failure
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._reading:
+            raise RuntimeError("another task is already reading this body")
+        if self._chunk is None and self._end is None:
+            self._request_chunk()
+            self._reading = True
+            try:
+                await self._ready.wait()
+            finally:
+                self._reading = False
+        chunk, self._chunk, self._requested = self._chunk, None, False
+        if chunk is not None:
+            return chunk
+        assert self._end is not None
+        raise self._end
+
+    def _request_chunk(self) -> None:
+        if self._requested:
+            return  # by a read that was cancelled
+        self._requested = True
+        self._ready = anyio.Event()
+        if self._started:
+            self._wanted.set()
+        else:
+            self._started = True
+            self._start_task(self._run)
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                while self._end is None:
+                    self._wanted = anyio.Event()
+                    try:
+                        self._chunk = await anext(self._source)
+                    except (StopAsyncIteration, Exception) as exc:
+                        self._end = exc
+                    self._ready.set()
+                    if self._end is None:
+                        await self._wanted.wait()
+        finally:
+            if self._chunk is None and self._end is None:
+                self._end = self._library.ReadError("the read was cancelled")
+            self._ready.set()
+            try:
+                await self._close_source()
+            finally:
+                self._stopped.set()
+
+    async def _close_source(self) -> None:
+        """Close a generator in the task that ran it, because it may hold cancel scopes."""
+        source = self._source
+        if isinstance(source, AsyncGenerator):
+            with anyio.move_on_after(STOP_TIMEOUT, shield=True):
+                await cast("AsyncGenerator[bytes]", source).aclose()
+
+    async def stop(self) -> None:
+        """Cancel a read that is in progress, and wait for its end."""
+        if self._started and not self._stopped.is_set():
+            self._scope.cancel()
+            with anyio.move_on_after(STOP_TIMEOUT, shield=True):
+                await self._stopped.wait()
+        elif not self._started:
+            await self._close_source()
+
+
+class DecodedBody(AsyncIterator[bytes]):
+    """Decodes a body, in pieces of at most 64 KiB.
+
+    Raises:
+        httpx.DecodingError: If the body is malformed or truncated.
+        UpstreamProtocolError: At once, if a coding cannot be decoded.
+    """
+
+    def __init__(
+        self, body: AsyncIterable[bytes], codings: list[str], library: HTTPXModule = httpx
+    ) -> None:
+        self._decoders = make_decoders(codings)
+        self._errors = tuple({error for decoder in self._decoders for error in decoder.errors})
+        self._source = aiter(body)
+        self._library = library
+        self._pieces: Iterator[bytes] = iter(())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            try:
+                for piece in self._pieces:
+                    if piece:
+                        return piece
+            except self._errors as exc:
+                raise self._library.DecodingError(str(exc)) from exc
+            try:
+                chunk = await anext(self._source)
+            except StopAsyncIteration:
+                if all(decoder.is_complete() for decoder in self._decoders):
+                    raise
+                raise self._library.DecodingError("compressed body is truncated") from None
+            self._pieces = decode_chunk(self._decoders, chunk)
+
+
+class CountedBody(AsyncIterator[bytes]):
+    """Calls `count` with the size of each chunk."""
+
+    def __init__(self, body: AsyncIterator[bytes], count: Callable[[int], None]) -> None:
+        self._source = body
+        self._count = count
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._source)
+        self._count(len(chunk))
+        return chunk
+
+
+class SingleChunk(AsyncIterator[bytes]):
+    """A body that was read before."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, None
+        if content is None:
+            raise StopAsyncIteration
+        return content
 
 
 def with_content(
     upstream: httpx.Response, content: bytes, library: HTTPXModule, *, decoded: bool
 ) -> httpx.Response:
-    """`upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
-    codings = upstream.headers.pop("content-encoding", None)  # or it would be decoded once more
+    """Return `upstream` with its whole body, so that `.json()`, `.text` and `.content` work."""
+    encoding = upstream.headers.pop("content-encoding", None)  # httpx would decode it again
     response = library.Response(
         upstream.status_code,
         headers=upstream.headers,
@@ -26,21 +207,16 @@ def with_content(
     )
     with suppress(RuntimeError):  # A response that was never streamed has no `elapsed`.
         response.elapsed = upstream.elapsed
-    if codings is not None and not decoded:
-        response.headers["content-encoding"] = codings
+    if encoding is not None and not decoded:
+        response.headers["content-encoding"] = encoding
     return response
 
 
-async def iter_single(content: bytes) -> AsyncIterator[bytes]:
-    """`content` as a stream."""
-    yield content
-
-
 def ensure_bytes(chunk: object) -> bytes:
-    """`chunk`, of a type like that of bytes, as bytes.
+    """Return a chunk as bytes.
 
     Raises:
-        TypeError: it is of another.
+        TypeError: If `chunk` is not bytes-like.
     """
     if isinstance(chunk, bytes):
         return chunk
@@ -49,23 +225,29 @@ def ensure_bytes(chunk: object) -> bytes:
     return bytes(chunk)  # pyright: ignore[reportUnknownArgumentType]
 
 
-async def read_limited(body: AsyncIterator[bytes], max_bytes: int, watch: ExchangeScope) -> bytes:
-    """All of `body`.
+async def read_limited(
+    body: AsyncIterator[bytes], max_bytes: int, raise_if_cancelled: Callable[[], None]
+) -> bytes:
+    """Return the whole body.
 
     Raises:
-        UpstreamBodyTooLarge: it is longer than `max_bytes`.
+        UpstreamBodyTooLarge: If the body is longer than `max_bytes`.
     """
     content: bytes | bytearray = b""
     async for chunk in body:
-        watch.raise_if_cancelled()
+        raise_if_cancelled()
         content = append_limited(content, ensure_bytes(chunk), max_bytes)
     return bytes(content)
 
 
 def append_limited(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:
-    """`content` with `chunk` behind it; raises as `read`."""
+    """Append `chunk` to `content`.
+
+    Raises:
+        UpstreamBodyTooLarge: If the result is longer than `max_bytes`.
+    """
     if not content:
-        content = chunk  # as it mostly stays
+        content = chunk  # usually the only one
     else:
         content = content if isinstance(content, bytearray) else bytearray(content)
         content += chunk

@@ -2,7 +2,15 @@
 
 import asyncio
 import types
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+)
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -10,29 +18,44 @@ import httpx
 
 from .._httpx.workarounds import discard_trailing_data
 from .._logging import logger
+from .body import ResumableBody
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing an upstream response may take."""
 
 
 async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]) -> None:
-    """Close all, also in a task that is being cancelled, but never wait for long."""
+    """Close all, even in a task that is being cancelled, but never wait for long.
+
+    Reads that are in progress end first, because a connection that is read cannot be closed.
+    """
 
     async def close() -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            for resource in (upstream, *bodies):
-                try:
-                    if resource is upstream:
-                        discard_trailing_data(upstream)
-                        await upstream.aclose()
-                    elif isinstance(resource, AsyncGenerator):
-                        await resource.aclose()
-                except Exception:
-                    logger.warning("closing an upstream response failed", exc_info=True)
+            async with AsyncExitStack() as stack:  # goes on after a cancellation
+                for body in reversed(bodies):
+                    if isinstance(body, AsyncGenerator):
+                        stack.push_async_callback(_close_resource, body.aclose)
+                stack.push_async_callback(_close_response, upstream)
+                for body in reversed(bodies):
+                    if isinstance(body, ResumableBody):
+                        stack.push_async_callback(_close_resource, body.stop)
         if scope.cancelled_caught:
             logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
     await defer_cancellation(close())
+
+
+async def _close_response(upstream: httpx.Response) -> None:
+    discard_trailing_data(upstream)
+    await _close_resource(upstream.aclose)
+
+
+async def _close_resource(close: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await close()
+    except Exception:
+        logger.warning("closing an upstream response failed", exc_info=True)
 
 
 @types.coroutine

@@ -23,20 +23,33 @@ from .. import errors
 from .._clients import get_client_state
 from .._httpx.fast_path import direct_transport, log_request
 from .._httpx.flavors import is_httpx_error, subclass_for
+from .._httpx.requests import ForwardedRequest, copy_with_headers
 from .._httpx.workarounds import clean_up_pool
 from .._logging import logger
 from ..records import Outcome
-from .body import append_limited, ensure_bytes, iter_single, read_limited, with_content
+from .body import (
+    CountedBody,
+    DecodedBody,
+    ResumableBody,
+    SingleChunk,
+    StartTask,
+    append_limited,
+    ensure_bytes,
+    read_limited,
+    with_content,
+)
 from .closing import close_upstream, defer_cancellation
-from .decoding import can_decode, content_encodings, decode_body
+from .decoding import accept_decodable, can_decode, content_encodings
 from .downstream import Caller, CallerDisconnected
+from .heartbeat import HeartbeatBody
 from .options import ExchangeOptions, RawResponse, ResponseHook, SendRaw, StreamErrorHook
 from .recording import ExchangeRecorder, route_template
 from .response_head import (
-    NOSNIFF,
+    EVENT_STREAM,
+    add_stream_headers,
     build_response_head,
+    get_media_type,
     has_no_content,
-    needs_nosniff,
     validate_status,
 )
 from .scope import ExchangeScope
@@ -53,7 +66,13 @@ class Exchange:
         self, options: ExchangeOptions, status: int | None, own_headers: headers.RawHeaders
     ) -> None:
         self.options = options
-        self.request: httpx.Request = options.request
+        self.request: httpx.Request = (
+            copy_with_headers(
+                options.request, accept_decodable(options.request.headers.raw), options.library
+            )
+            if options.decodes_body
+            else options.request
+        )
         self.status = status  # in place of the upstream's
         self.header_overrides = own_headers
         self.outcome: Outcome = Outcome.CANCELLED  # unless it ends otherwise
@@ -97,7 +116,7 @@ class Exchange:
                 try:
                     if (
                         relay is None
-                        or terms.modifies_body
+                        or terms.decodes_body
                         or not await self._relay_unmodified(relay, caller, watch)
                     ):
                         await self._send_and_relay(transport, caller, watch)
@@ -157,7 +176,7 @@ class Exchange:
         False, and nothing done, where it is not one.
         """
         library = self.options.library
-        if self.options.decode or not isinstance(self.request.stream, library.ByteStream):
+        if not isinstance(self.request.stream, library.ByteStream):
             return False
         watch.start_listening()
         opening = relay(self.request)
@@ -268,10 +287,17 @@ class Exchange:
             terms.on_response, upstream
         ):
             return
-        body, changed = self._open_body(upstream, decode=terms.decode or terms.modifies_body)
+        beats = self._needs_heartbeat(upstream)
+        start_task = watch.start_task if terms.transform is not None or beats else None
+        decode = terms.decode or terms.modifies_body or beats
+        body, changed = self._open_body(upstream, decode=decode, start_task=start_task)
         if terms.transform is not None:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
             body, changed = self._track_iterator(terms.transform(body)), True
+        if terms.heartbeat is not None and beats:
+            if terms.transform is not None:
+                body = self._track_iterator(ResumableBody(body, watch.start_task, terms.library))
+            body, changed = HeartbeatBody(body, terms.heartbeat), True
         status, fields = self._head(
             upstream.status_code, upstream.headers.raw, caller, modified=changed
         )
@@ -298,18 +324,24 @@ class Exchange:
         """Send the head; the length of the body that is to follow, where it is known."""
         if self.header_overrides:
             fields = headers.override(fields, self.header_overrides)
-        values = dict(fields)
-        if needs_nosniff(values):
-            fields = [*fields, NOSNIFF]
+        forwarded = isinstance(self.request, ForwardedRequest)
+        fields = add_stream_headers(fields, forwarded=forwarded)
         await caller.send_head(status, fields)
         if has_no_content(caller.method, status):
             return 0
-        length = values.get(b"content-length", b"")
-        if length.isdigit():
-            return int(length)
+        if (length := headers.content_length(fields)) is not None:
+            return length
         # Some servers hold the head back until there is a body, and a stream may be silent.
         await caller.send_body(b"", more=True)
         return None
+
+    def _needs_heartbeat(self, upstream: httpx.Response) -> bool:
+        if self.options.heartbeat is None or upstream.status_code == 206:
+            return False
+        sent = headers.override(
+            [(name.lower(), value) for name, value in upstream.headers.raw], self.header_overrides
+        )
+        return get_media_type(dict(sent)) == EVENT_STREAM
 
     async def _relay_buffered(
         self, upstream: httpx.Response, caller: Caller, max_bytes: int, watch: ExchangeScope
@@ -318,9 +350,9 @@ class Exchange:
         decode = terms.decode or terms.transform is not None
         if terms.on_response is not None:  # it may read `upstream.text`
             codings = content_encodings(upstream)
-            decode = decode or all(can_decode(coding, terms.library) for coding in codings)
+            decode = decode or (upstream.status_code != 206 and all(map(can_decode, codings)))
         body, changed = self._open_body(upstream, decode=decode)
-        content = await read_limited(body, max_bytes, watch)
+        content = await read_limited(body, max_bytes, watch.raise_if_cancelled)
         # What follows may take its time, so the connection is given back before it.
         await close_upstream(upstream, *self.open_iterators)
         self.open_iterators.clear()
@@ -330,8 +362,8 @@ class Exchange:
                 return
         if terms.transform is not None:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
-            body = self._track_iterator(terms.transform(self._track_iterator(iter_single(content))))
-            content, changed = await read_limited(body, max_bytes, watch), True
+            body = self._track_iterator(terms.transform(SingleChunk(content)))
+            content, changed = await read_limited(body, max_bytes, watch.raise_if_cancelled), True
         status, fields = self._head(
             upstream.status_code, upstream.headers.raw, caller, modified=changed
         )
@@ -366,9 +398,16 @@ class Exchange:
         )
 
     def _open_body(
-        self, upstream: httpx.Response, *, decode: bool
+        self, upstream: httpx.Response, *, decode: bool, start_task: StartTask | None = None
     ) -> tuple[AsyncIterator[bytes], bool]:
-        """The body, and whether it is other than the upstream sent it."""
+        """Return the body, and whether it differs from what the upstream sent.
+
+        Arguments:
+            start_task: If given, a cancelled read of the body loses nothing.
+        """
+        codings = content_encodings(upstream) if decode else []
+        if upstream.status_code == 206 and (codings or self.options.transform is not None):
+            raise errors.protocol_error("unexpected 206 Partial Content")
         if upstream.is_stream_consumed or upstream.is_closed:  # by an event hook or `on_response`
             if self.recorder is not None:
                 self.recorder.count_hook_read(upstream)
@@ -380,12 +419,14 @@ class Exchange:
                     "closed it or read it in parts; read it there with `await upstream.aread()`, "
                     "which keeps it, or return another response"
                 ) from None
-            return self._track_iterator(iter_single(content)), bool(content_encodings(upstream))
+            return SingleChunk(content), bool(content_encodings(upstream))
         body = self._track_iterator(cast(httpx.AsyncByteStream, upstream.stream))
+        if start_task is not None:
+            body = self._track_iterator(ResumableBody(body, start_task, self.options.library))
         if self.recorder is not None:
-            body = self._track_iterator(self.recorder.count_bytes(body))
-        if decode and (codings := content_encodings(upstream)):
-            return self._track_iterator(decode_body(body, codings, self.options.library)), True
+            body = CountedBody(body, self.recorder.bytes_received)
+        if codings:
+            return DecodedBody(body, codings, self.options.library), True
         return body, False
 
     def _track_iterator(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -66,9 +66,20 @@ class ExchangeOptions:
     deadline: float | None
     on_stream_error: StreamErrorHook | None
     observers: Sequence[Observer]
+    heartbeat: float | None = None  # seconds
     max_bytes: int | None = None  # read the body, up to so many bytes, before anything is sent
 
     @property
     def modifies_body(self) -> bool:
         """Whether bytes are added, as they can be only to a body that is not compressed."""
         return self.transform is not None or self.on_stream_error is not None
+
+    @property
+    def decodes_body(self) -> bool:
+        """Whether the exchange may have to decode the upstream's body."""
+        return (
+            self.decode
+            or self.modifies_body
+            or self.heartbeat is not None
+            or (self.on_response is not None and self.max_bytes is not None)
+        )

@@ -1,7 +1,7 @@
 """Collects the data of an exchange and calls its observers with the record."""
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -69,12 +69,6 @@ class ExchangeRecorder:
         """Record the bytes that an event hook or `on_response` has read, if any."""
         if self._first_byte is None and upstream.num_bytes_downloaded:
             self.bytes_received(upstream.num_bytes_downloaded)
-
-    async def count_bytes(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield the chunks of `body` and record their bytes."""
-        async for chunk in body:
-            self.bytes_received(len(chunk))
-            yield chunk
 
     def classify_failure(self, error: Exception, app_outcome: Outcome) -> Outcome:
         """Return the outcome of a failed exchange: `app_outcome` if the upstream did not fail."""

@@ -14,6 +14,8 @@ _DEPENDS_ON_BODY = frozenset(
     b"repr-digest".split()
 )
 NOSNIFF = (b"x-content-type-options", b"nosniff")
+UNBUFFERED = (b"x-accel-buffering", b"no")
+EVENT_STREAM = b"text/event-stream"
 
 
 def build_response_head(
@@ -72,18 +74,26 @@ def headers_for_modified_body(headers: RawHeaders) -> RawHeaders:
     ]
 
 
-def needs_nosniff(values: Mapping[bytes, bytes]) -> bool:
-    """Return whether this is plain text without `NOSNIFF`.
+def add_stream_headers(headers: RawHeaders, *, forwarded: bool) -> RawHeaders:
+    """Return `headers` with those that make browsers and nginx show a stream at once.
 
-    A browser holds back the first bytes of `text/plain` to guess the real type, so a stream would
-    be delayed (WHATWG MIME Sniffing 7.2).
+    A browser holds back the first bytes of `text/plain` to guess the real type (WHATWG MIME
+    Sniffing 7.2). But without guessing it refuses a script with that label, so the response to a
+    `forwarded` request is left alone. nginx collects an event stream in its buffer.
     """
-    media_type = values.get(b"content-type", b"")
-    return (
-        media_type[:10].lower() == b"text/plain"
-        and media_type.split(b";")[0].strip().lower() == b"text/plain"
-        and NOSNIFF[0] not in values
-    )
+    values = dict(headers)
+    media_type = get_media_type(values)
+    if media_type == b"text/plain":
+        if not forwarded and NOSNIFF[0] not in values:
+            return [*headers, NOSNIFF]
+    elif media_type == EVENT_STREAM and UNBUFFERED[0] not in values:
+        return [*headers, UNBUFFERED]
+    return headers
+
+
+def get_media_type(values: Mapping[bytes, bytes]) -> bytes:
+    """Return the media type in lower case, without its parameters."""
+    return values.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def validate_status(status: int) -> None:

@@ -5,7 +5,7 @@ import contextvars
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -64,6 +64,7 @@ class ExchangeScope:
         self._receive = receive
         self._deadline = deadline
         self._scope = None if plain else anyio.CancelScope()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._loop = running_loop()
@@ -119,6 +120,15 @@ class ExchangeScope:
             self._group.start_soon(repeat)
         else:
             tick()
+
+    def start_task(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a function in a task of its own. It must end before this scope does."""
+        if self._group is not None:
+            self._group.start_soon(function)
+        elif self._loop is not None:
+            task = self._loop.create_task(function())
+            self._tasks.add(task)  # the loop has only a weak reference
+            task.add_done_callback(self._tasks.discard)
 
     def start_listener_task(self) -> None:
         """The exchange goes on for long: wait for the caller's leaving."""

@@ -80,6 +80,16 @@ def request_origin(request: httpx.Request) -> httpx.URL:
     return request.origin_url if isinstance(request, ForwardedRequest) else request.url
 
 
+def copy_with_headers(
+    request: httpx.Request, headers: RawHeaders, library: HTTPXModule
+) -> httpx.Request:
+    """Return a request that differs in its headers only. It shares the body stream."""
+    copy = object.__new__(type(request))  # copy.copy() would drop the stream and the extensions
+    vars(copy).update(vars(request))
+    copy.headers = library.Headers(headers)
+    return copy
+
+
 class _Extensions(dict[str, Any]):
     """A copy has no target, for httpx makes it for the request that follows a redirect."""
 
