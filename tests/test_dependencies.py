@@ -1,6 +1,7 @@
 """Finding a shared client, wherever there is a connection."""
 
 import inspect
+import pickle
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.applications import Starlette
+from starlette.datastructures import State
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import HTTPConnection, Request
@@ -245,6 +247,127 @@ def test_a_client_that_a_lifespan_of_ones_own_yields_is_found() -> None:
             yield {"client": client}
 
     assert get(Starlette(lifespan=own, routes=[Route("/", endpoint)])) == "http://own.example"
+
+
+# --- on servers that drop the lifespan state ------------------------------------------------
+
+
+class DropsState:
+    """A server that runs the lifespan and drops its state, as Ray Serve does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            scope = {key: value for key, value in scope.items() if key != "state"}
+        await self.app(scope, receive, send)
+
+
+async def from_middleware(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse(base_of(await get_client(HTTPConnection(scope))))(scope, receive, send)
+
+
+def sub_fastapi() -> FastAPI:
+    sub = FastAPI()
+
+    @sub.get("/{path:path}")
+    async def inner(client: Client) -> str:
+        return base_of(client)
+
+    return sub
+
+
+@pytest.mark.parametrize("outer", [Starlette, FastAPI])
+@pytest.mark.parametrize(
+    "mounted",
+    [
+        endpoint,
+        from_middleware,
+        Starlette(routes=[Route("/{path:path}", endpoint)]),
+        Starlette(routes=[Mount("/", Starlette(routes=[Route("/{path:path}", endpoint)]))]),
+        Router(routes=[Route("/{path:path}", endpoint)]),
+        sub_fastapi(),
+    ],
+    ids=lambda mounted: getattr(mounted, "__name__", type(mounted).__name__),
+)
+def test_client_is_found_without_lifespan_state(outer: Callable[..., Any], mounted: Any) -> None:
+    route = Route("/{path:path}", endpoint) if mounted is endpoint else Mount("/", mounted)
+    app = outer(lifespan=LIFESPAN, routes=[route])
+    with TestClient(DropsState(app)) as caller:
+        assert caller.get("/x").text.strip('"') == "http://main.example"
+    assert not hasattr(app.state, "client")
+
+
+def test_websocket_finds_client_without_lifespan_state() -> None:
+    async def accept(websocket: WebSocket) -> None:
+        client = await get_client(websocket)
+        await websocket.accept()
+        await websocket.send_text(base_of(client))
+        await websocket.close()
+
+    app = Starlette(lifespan=LIFESPAN, routes=[WebSocketRoute("/", accept)])
+    with TestClient(DropsState(app)) as caller, caller.websocket_connect("/") as websocket:
+        assert websocket.receive_text() == "http://main.example"
+
+
+def test_named_clients_are_found_without_lifespan_state() -> None:
+    async def both(request: Request) -> PlainTextResponse:
+        billing = await client_dependency("billing")(request)
+        return PlainTextResponse(base_of(await get_client(request)) + base_of(billing))
+
+    app = Starlette(lifespan=TWO, routes=[Route("/", both)])
+    with TestClient(DropsState(app)) as caller:
+        assert caller.get("/").text == "http://main.examplehttp://billing.example"
+
+
+@pytest.mark.anyio
+async def test_lifespan_state_precedes_app_state() -> None:
+    app = Starlette()
+    async with LIFESPAN(app):
+        scope: Scope = {"type": "http", "headers": [], "app": app, "state": {"client": "first"}}
+        found: Any = await get_client(HTTPConnection(scope))
+        assert found == "first"
+
+
+@pytest.mark.anyio
+async def test_client_is_found_in_an_app_mounted_in_litestar() -> None:
+    """Litestar drops what a lifespan yields, and a mounted Starlette app replaces the app."""
+
+    class Litestar:
+        state = State()
+
+    app = Litestar()
+    scope: Scope = {"type": "http", "headers": [], "app": Starlette(), "litestar_app": app}
+    async with LIFESPAN(app):
+        assert base_of(await get_client(HTTPConnection(scope))) == "http://main.example"
+    with pytest.raises(RuntimeError, match="there is no client"):
+        await get_client(HTTPConnection(scope))
+
+
+@pytest.mark.anyio
+async def test_attribute_of_the_app_itself_is_left_alone() -> None:
+    app = Starlette()
+    app.state.client = "the app's own"
+    async with LIFESPAN(app) as state:
+        assert app.state.client == "the app's own"
+        assert isinstance(state["client"], httpx.AsyncClient)
+    assert app.state.client == "the app's own"
+
+
+@pytest.mark.anyio
+async def test_second_lifespan_of_an_app_takes_over_its_state() -> None:
+    app = Starlette()
+    async with LIFESPAN(app) as first, LIFESPAN(app) as second:
+        assert app.state.client is second["client"] is not first["client"]
+
+
+def test_app_can_be_pickled_before_and_after_its_lifespan() -> None:
+    app = Starlette(lifespan=LIFESPAN)
+    before = pickle.dumps(app.state)
+    with TestClient(app):
+        pass
+    assert pickle.dumps(app.state) == before
 
 
 # --- where there is none -------------------------------------------------------------------

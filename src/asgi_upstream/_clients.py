@@ -19,12 +19,21 @@ class OpenExchange(Protocol):
 class ClientState:
     """The state kept for a client: its name, observers and open exchanges."""
 
-    __slots__ = ("name", "observers", "open_exchanges", "transport")
+    __slots__ = (
+        "is_closing",
+        "name",
+        "observers",
+        "open_exchanges",
+        "supports_exchanges",
+        "transport",
+    )
 
     def __init__(self) -> None:
         self.name: str | None = None  # only while a lifespan has the client open
         self.observers: Sequence[Observer] = ()
         self.open_exchanges: set[OpenExchange] = set()
+        self.supports_exchanges: bool = True  # not if the lifespan opened a sync client
+        self.is_closing: bool = False  # the lifespan closes it under the exchanges still open
         self.transport: object = None  # the one that the lifespan created or was given
 
     @property
@@ -57,6 +66,8 @@ def register_client(
     """
     state = get_client_state(client)
     state.name, state.observers, state.transport = name, observers, transport
+    state.supports_exchanges = hasattr(client, "send") and hasattr(client, "aclose")
+    state.is_closing = False
     if observers and get_client_state(client) is not state:
         raise TypeError(
             f"client_lifespan(observers=...): {type(client).__name__} cannot be observed, because "
@@ -65,8 +76,12 @@ def register_client(
 
 
 def unregister_client(client: object) -> None:
-    """Unregister a closed client."""
-    get_client_state(client).name = None
+    """Unregister a client that is about to be closed.
+
+    Exchanges that are open now end as cancelled: the upstream does not close their connections.
+    """
+    state = get_client_state(client)
+    state.name, state.is_closing = None, True
 
 
 def iter_client_states() -> Iterator[tuple[Any, ClientState]]:

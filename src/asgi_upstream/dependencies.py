@@ -2,10 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from functools import cache
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import httpx
 from starlette.requests import HTTPConnection
+
+from ._app_state import find_published_client
 
 ClientT = TypeVar("ClientT")
 
@@ -17,7 +19,8 @@ Likely causes:
 (2) Only a mounted sub-app has it. Starlette runs only the lifespan of the outermost app.
 (3) A test client does not run it. Write `with TestClient(app) as client:`, or use asgi-lifespan:
     `async with LifespanManager(app) as manager:` with httpx.ASGITransport(manager.app).
-(4) The server does not run it (--lifespan off, daphne, a2wsgi, Mangum, Azure Functions).
+(4) The server does not run it (--lifespan off, daphne, a2wsgi, Mangum, Azure Functions). See
+    docs/servers.md for a wrapper that does.
 (5) Your own lifespan does not pass the state on. Write
     `async with {call}(app) as state: yield state`."""
 
@@ -73,11 +76,11 @@ def _cached_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[httpx.
 
 
 def find_client(connection: HTTPConnection, name: str) -> httpx.AsyncClient:
-    """Return the client with this name from the lifespan state of the connection's app."""
+    """Return the client with this name from the lifespan state, or from `app.state`."""
     state: dict[str, Any] = connection.scope.get("state") or {}
-    if name in state:
-        client: httpx.AsyncClient = state[name]
-        return client
+    client = state[name] if name in state else find_published_client(connection.scope, name)
+    if client is not None:
+        return cast(httpx.AsyncClient, client)
     raise RuntimeError(_describe_missing_client(name, state))
 
 

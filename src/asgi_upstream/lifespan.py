@@ -13,6 +13,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
+from ._app_state import publish_client, withdraw_client
 from ._clients import register_client, unregister_client
 from ._headers import has_control_characters
 from ._httpx.cookies import reject_cookies
@@ -47,7 +48,9 @@ def client_lifespan(
     caller's request. Pass `cookies=` (even an empty dict) to get httpx's usual behaviour.
     Cookies that the factory puts on the client are kept and sent, also with that behaviour.
 
-    At shutdown, exchanges that are still open get a few seconds to end. Then the client is closed.
+    The client is also an attribute of `app.state`, which `get_client` uses if the server drops the
+    lifespan state. At shutdown, open exchanges get 5 seconds to end. Then the client is closed, and
+    they end with the outcome `cancelled`.
 
     Arguments:
         factory: Called as `factory(**options)` at startup: `httpx.AsyncClient`, a subclass or a
@@ -77,7 +80,11 @@ def client_lifespan(
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncGenerator[dict[str, object]]:
         async with _open_client(factory, name, observers, options) as client:
-            yield {name: client}
+            publish_client(app, name, client)
+            try:
+                yield {name: client}
+            finally:
+                withdraw_client(app, name, client)
 
     lifespan.__qualname__ = f"client_lifespan(name={name!r})"
     return lifespan

@@ -59,6 +59,7 @@ class Busy:
 
     def __init__(self, open: int, waiting: int | None = None) -> None:
         self.open_count = open
+        self.supports_exchanges = True
         self.transport = object() if waiting is None else _Transport(waiting)
 
 

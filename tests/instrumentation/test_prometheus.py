@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from asgi_upstream import client_lifespan, combine_lifespans
 from asgi_upstream.instrumentation.prometheus import DEFAULT_BUCKETS, prometheus_observer
 from asgi_upstream.records import Outcome
 from tests.instrumentation.made import Busy, failure, open_clients_are, record
@@ -131,6 +133,19 @@ def test_clients_of_one_name_in_two_apps_are_added_up(
     seen = scrape(registry)
     assert seen.all("open_exchanges") == [({"client": "client"}, 8)]
     assert seen.all("waiting_exchanges") == [({"client": "client"}, 3)]
+
+
+@pytest.mark.anyio
+async def test_sync_client_has_no_gauge(registry: CollectorRegistry) -> None:
+    """It cannot have exchanges, so its gauge would always be 0."""
+    prometheus_observer(registry)
+    lifespan = combine_lifespans(
+        client_lifespan(), client_lifespan(httpx.Client, name="sync_client")
+    )
+    async with lifespan(None):
+        gauge = "asgi_upstream_open_exchanges"
+        assert registry.get_sample_value(gauge, {"client": "client"}) == 0
+        assert registry.get_sample_value(gauge, {"client": "sync_client"}) is None
 
 
 def test_a_second_observer_in_one_registry_is_an_error_at_once(registry: CollectorRegistry) -> None:

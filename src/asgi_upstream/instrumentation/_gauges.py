@@ -15,9 +15,14 @@ class OpenExchangeCount(NamedTuple):
 
 
 def open_exchange_counts() -> Mapping[str, OpenExchangeCount]:
-    """Return the counts per client name, summed if several apps use the same name."""
+    """Return the counts per client name, summed if several apps use the same name.
+
+    A sync client has no exchanges, so its count of 0 would only mislead.
+    """
     counts: dict[str, OpenExchangeCount] = {}
     for name, state in iter_registered():
+        if not state.supports_exchanges:
+            continue
         total = counts.get(name, OpenExchangeCount(0, None))
         waiting = _count_waiting(state.transport)
         if waiting is None:
