@@ -65,8 +65,7 @@ NOT_OF_OLD = [
 CORE = [*map(str, Path("tests").glob("test_*.py")), "tests/instrumentation/test_logs.py"]
 ELSEWHERE = {*LEFT_OUT, *WITH_WS, *WITH_ALL}
 TESTS: dict[str, list[str]] = {
-    "none": sorted({*CORE} - ELSEWHERE),
-    "fast": sorted({*map(str, Path("tests/transport").glob("test_*.py"))} - ELSEWHERE),
+    "none": sorted({*CORE, *map(str, Path("tests/transport").glob("test_*.py"))} - ELSEWHERE),
     "otel": ["tests/instrumentation/test_opentelemetry.py"],
     "prometheus": ["tests/instrumentation/test_prometheus.py"],
     "testing": ["tests/testing"],
@@ -77,7 +76,7 @@ FAST_TOOLS = ["httpx-ws", "respx", "trustme", "uvloop"]
 OTEL_TOOLS = ["opentelemetry-instrumentation-asgi", "opentelemetry-instrumentation-httpx"]
 OTEL_TOOLS += ["opentelemetry-sdk"]
 TOOLS: dict[str, list[str]] = {
-    "fast": FAST_TOOLS,
+    "none": FAST_TOOLS,
     "otel": OTEL_TOOLS,
     "testing": ["httptools", *FAST_TOOLS],
     "all": [*FAST_TOOLS, *OTEL_TOOLS, "promql-parser"],

@@ -10,6 +10,9 @@ from collections.abc import Set as AbstractSet
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]"
+"""One character of a header name or a method, as a regular expression (RFC 9110 5.6.2)."""
+
 # For one connection only, with those that Connection names (RFC 9110 7.6.1).
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "

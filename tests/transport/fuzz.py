@@ -258,7 +258,7 @@ class Case:
         assert opening is not None
         connection: Any = await opening
         try:
-            self.head(one, connection.head.status, connection.head.fields)
+            self.head(one, connection.head.status, connection.head.headers)
             if connection.head.status != 101:
                 leaves = self.chance(0.15)
                 while piece := connection.read_nowait() or await connection.read():

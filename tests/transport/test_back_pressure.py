@@ -184,7 +184,7 @@ class BackPressure(RuleBasedStateMachine):
     def is_clean(self) -> bool:
         connection = self.connection
         return (
-            connection._phase is ReadState.DONE
+            connection._parser.state is ReadState.DONE
             and self.framing != "close"
             and connection._upload is None
             and not connection.closed
@@ -212,8 +212,8 @@ class BackPressure(RuleBasedStateMachine):
 
     @invariant()
     def no_more_is_held_than_the_bound_and_one_read(self) -> None:
-        held = sum(map(len, self.connection._chunks))
-        assert held == self.connection._buffered
+        held = sum(map(len, self.connection._buffer._chunks))
+        assert held == self.connection._buffer.size
         assert held <= READ_BUFFER_LIMIT + MOST_READ
 
     @invariant()
@@ -222,8 +222,8 @@ class BackPressure(RuleBasedStateMachine):
             assert self.wire.paused == self.connection._reading_paused
         if self.wire.paused and not self.connection.closed:
             assert self.under_way
-            assert self.connection._buffered > READ_BUFFER_LIMIT // 4
-            assert self.connection._phase is not ReadState.DONE
+            assert self.connection._buffer.size > READ_BUFFER_LIMIT // 4
+            assert self.connection._parser.state is not ReadState.DONE
 
     @invariant()
     def no_more_waits_to_be_sent_than_the_socket_takes_and_one_part(self) -> None:

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport._connection import MAX_HEAD_SIZE, HTTP11Connection
-from asgi_upstream.transport._parser import MAX_HEADERS, ReadState
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._parser import MAX_HEAD_SIZE, MAX_HEADERS, ReadState
 from asgi_upstream.transport._pool import Origin
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
@@ -72,10 +72,10 @@ class Wire(asyncio.Transport):
             self._connection.eof_received()
             self.abort()
         else:
-            reader = self._connection._reader
+            reader = self._connection._timeouts.reader
             if reader is not None and not reader.done():
                 reader.set_exception(httpx.ReadTimeout(""))  # without the time that takes
-            if self._connection._phase is not ReadState.IDLE:
+            if self._connection._parser.state is not ReadState.IDLE:
                 self._loop.call_soon(self._next)
 
     def pause_reading(self) -> None:
@@ -636,7 +636,7 @@ def sendings(draw: st.DrawFn) -> Sent:
     return Sent([piece for piece in pieces if piece], draw(st.booleans()))
 
 
-# What of it is refused on purpose, as above, or more strictly by httptools.
+# What of it is refused on purpose, as above, or more strictly than by h11.
 REFUSED = re.compile(
     rb"content-length.*transfer-encoding|transfer-encoding.*content-length"
     rb"|;[^\n]*(?:\0|\r(?!\n))"

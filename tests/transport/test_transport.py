@@ -9,8 +9,6 @@ import itertools
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
@@ -205,22 +203,6 @@ def test_it_takes_the_arguments_of_the_stock_transport_in_the_same_order() -> No
         assert name in names(AsyncioTransport)
     stock = httpx.AsyncHTTPTransport.__init__.__defaults__
     assert AsyncioTransport.__init__.__defaults__ == stock
-
-
-def test_without_httptools_the_import_names_the_extra() -> None:
-    code = """if True:
-        import sys
-        sys.modules["httptools"] = None
-        import asgi_upstream  # needs none of it
-        try:
-            import asgi_upstream.transport
-        except ImportError as exc:
-            assert "pip install 'asgi-upstream[fast]'" in str(exc), exc
-            assert exc.name == "httptools"
-        else:
-            raise AssertionError
-    """
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_on_trio_the_first_use_says_what_to_use() -> None:

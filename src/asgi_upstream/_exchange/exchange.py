@@ -193,10 +193,12 @@ class Exchange:
                 validate_status(head.status)
                 content = await self._read_all(upstream, self.options.max_bytes)
                 await self._send_buffered(
-                    caller, *self._head(head.status, head.fields, caller), content
+                    caller, *self._head(head.status, head.headers, caller), content
                 )
                 return True
-            remaining = await self._send_head(caller, *self._head(head.status, head.fields, caller))
+            remaining = await self._send_head(
+                caller, *self._head(head.status, head.headers, caller)
+            )
             if remaining != 0:
                 while chunk := upstream.read_nowait() or await upstream.read():
                     if tally is not None:

@@ -25,12 +25,12 @@ class SupportsSend(Protocol):
 
 
 class ResponseHead(Protocol):
-    """Status and fields of a response."""
+    """Status and headers of a response."""
 
     @property
     def status(self) -> int: ...
     @property
-    def fields(self) -> RawHeaders: ...
+    def headers(self) -> RawHeaders: ...
     @property
     def version(self) -> bytes: ...
     @property

@@ -1,34 +1,26 @@
 """One HTTP/1.1 connection to an upstream (RFC 9112), as an asyncio protocol.
 
-A connection carries one exchange at a time, in phases: IDLE, HEAD, a body (LENGTH, CHUNKED or
-UNTIL_CLOSE), DONE, and IDLE again; or UPGRADED, where its bytes are somebody else's. At anything
-that is not as it should be it is closed, and every exchange ends in `finish`.
+A connection carries one exchange at a time. `ResponseParser.state` tells where it is. After a 101
+response the bytes of the connection belong to another protocol. Any protocol error closes the
+connection. Every exchange ends with `release` or `aclose`.
 """
 
 import asyncio
 import math
-import re
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, cast
 
 import httpx
 
 from .._httpx.flavors import HTTPXModule
-from ._parser import ParseError, ReadState, ResponseHead, parse_head
-from ._serializer import OutgoingRequest
+from ._parser import ParseError, ReadState, ResponseHead, ResponseParser
+from ._serializer import BodyFramer, OutgoingRequest
 
 READ_BUFFER_LIMIT = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""
 
-MAX_HEAD_SIZE = 64 * 1024
-"""Bytes of the head of a response, with those of the interim responses before it."""
-
-_END_OF_HEAD = re.compile(rb"\n\r?\n")
-_CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[^\n\r\0]*+|[ \t]*+)\r\n")
-_TRAILERS = re.compile(
-    rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]++:[^\0\r\n\x0b\x0c]*+\r?\n"
-    rb"(?:[ \t][^\0\r\n\x0b\x0c]*+\r?\n)*+)*+\r?\n"
-)
+MAX_JOINED_SIZE = 32 * 1024
+"""Chunks up to this size in bytes are joined before they are returned to the reader."""
 
 
 async def _empty_body() -> AsyncIterator[bytes]:
@@ -36,39 +28,152 @@ async def _empty_body() -> AsyncIterator[bytes]:
 
 
 class ConnectionOwner(Protocol):
-    """Who is told what becomes of a connection: the pool."""
+    """The pool, which is called when a connection becomes idle or closes."""
 
     def release(self, connection: "HTTP11Connection") -> None: ...
     def discard(self, connection: "HTTP11Connection") -> None: ...
 
 
-class HTTP11Connection(asyncio.Protocol):
+class ReadBuffer:
+    """Body bytes that the reader has not taken yet.
+
+    Attributes:
+        size: The number of these bytes.
+    """
+
+    __slots__ = ("_chunks", "size")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self.size = 0
+
+    def append(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self.size += len(chunk)
+
+    def pop(self, max_bytes: int | None = None) -> bytes:
+        """Remove and return the next bytes, at most `max_bytes`. Empty if there are none."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        if len(chunks) == 1 or len(chunks[0]) > MAX_JOINED_SIZE:
+            chunk = chunks.pop(0)
+        else:
+            chunk = b"".join(chunks)
+            chunks.clear()
+        if max_bytes is not None and len(chunk) > max_bytes:
+            chunks.insert(0, chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        self.size -= len(chunk)
+        return chunk
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self.size = 0
+
+
+class Timeouts:
+    """Read and write timeouts of one connection, with a single timer.
+
+    The timer is usually left running when a wait ends, because to set one costs more than to let
+    it fire.
+    """
+
     __slots__ = (
-        "_buffered",
-        "_chunks",
-        "_data",
+        "_library",
+        "_loop",
+        "_read_deadline",
+        "_timer",
+        "_write_deadline",
+        "reader",
+        "writer",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, library: HTTPXModule) -> None:
+        self.reader: asyncio.Future[None] | None = None
+        self.writer: asyncio.Future[None] | None = None
+        self._loop = loop
+        self._library = library
+        self._read_deadline = self._write_deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start_reading(self, timeout: float | None) -> asyncio.Future[None]:
+        """Return a future that is done when `wake` is called or `timeout` seconds have passed."""
+        self.reader = self._loop.create_future()
+        self.restart_reading(timeout)
+        return self.reader
+
+    def restart_reading(self, timeout: float | None) -> None:
+        self._read_deadline = self._arm(timeout)
+
+    def start_writing(self, timeout: float | None) -> asyncio.Future[None]:
+        self.writer = self._loop.create_future()
+        self._write_deadline = self._arm(timeout)
+        return self.writer
+
+    def wake_reader(self) -> None:
+        if self.reader is not None and not self.reader.done():
+            self.reader.set_result(None)
+
+    def wake_writer(self) -> None:
+        if self.writer is not None and not self.writer.done():
+            self.writer.set_result(None)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, timeout: float | None) -> float:
+        if timeout is None:
+            return math.inf
+        deadline = self._loop.time() + timeout
+        if self._timer is not None and self._timer.when() > deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+        return deadline
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now, next_deadline = self._loop.time(), math.inf
+        if self.reader is not None and not self.reader.done():
+            if self._read_deadline <= now:
+                self.reader.set_exception(self._library.ReadTimeout(""))
+            else:
+                next_deadline = self._read_deadline
+        if self.writer is not None and not self.writer.done():
+            if self._write_deadline <= now:
+                self.writer.set_exception(self._library.WriteTimeout(""))
+            else:
+                next_deadline = min(next_deadline, self._write_deadline)
+        if next_deadline < math.inf:
+            self._timer = self._loop.call_at(next_deadline, self._on_timer)
+
+
+class HTTP11Connection(asyncio.Protocol):
+    """Sends requests, receives responses and applies flow control in both directions.
+
+    Attributes:
+        request_count: The number of requests that were sent, with the current one.
+        received_data: Whether a byte has arrived in the current exchange.
+    """
+
+    __slots__ = (
+        "_buffer",
         "_failure",
-        "_in_trailers",
-        "_interim",
         "_library",
         "_owner",
-        "_phase",
+        "_parser",
         "_read_count",
-        "_read_deadline",
-        "_reader",
         "_reading_paused",
-        "_remaining",
         "_request",
-        "_reusable",
-        "_timer",
+        "_timeouts",
         "_transport",
         "_upload",
         "_uploading",
-        "_write_deadline",
-        "_writer",
         "_writing_paused",
         "closed",
-        "head",
         "loop",
         "read_timeout",
         "received_data",
@@ -79,101 +184,88 @@ class HTTP11Connection(asyncio.Protocol):
         self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, library: HTTPXModule = httpx
     ) -> None:
         self.request_count: int = 0
-        self.received_data: bool = False  # with at least a byte, in this exchange
+        self.received_data: bool = False
         self.closed: bool = False
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.read_timeout: float | None = None
         self._owner = owner
         self._library = library  # whose exceptions are raised
-        self.loop: asyncio.AbstractEventLoop = loop
         self._transport = cast(asyncio.Transport, None)
-        self._phase = ReadState.IDLE
+        self._parser = ResponseParser()
+        self._buffer = ReadBuffer()
+        self._timeouts = Timeouts(loop, library)
         self._request = cast(OutgoingRequest, None)
-        self.head: ResponseHead = cast(ResponseHead, None)  # of the response, once `has_head`
-        self.read_timeout: float | None = None
-        self._reusable = False
-        self._data = b""  # received, and not yet understood
-        self._interim = 0  # bytes of interim responses
-        self._remaining = 0  # bytes to come of the body, or of the chunk and its CRLF
-        self._in_trailers = False
-        self._chunks: list[bytes] = []  # of the body, and not yet read
-        self._buffered = 0  # bytes in them
         self._read_count = 0
         self._failure: BaseException | None = None
         self._upload: asyncio.Task[None] | None = None
         self._uploading = False
         self._reading_paused = self._writing_paused = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._read_deadline = self._write_deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
-    # One exchange, as its user sees it.
+    # The interface of one exchange.
 
-    def send(self, out: OutgoingRequest) -> None:
-        """Send a request, or begin to; `finish` must be called, however this goes on."""
+    def send(self, request: OutgoingRequest) -> None:
+        """Send a request, or start to. The caller must end the exchange in any case."""
         self.request_count += 1
-        self.received_data, self._phase, self._request = False, ReadState.HEAD, out
-        self._interim = 0
-        self.read_timeout = out.read_timeout
+        self.received_data, self._request = False, request
+        self.read_timeout = request.read_timeout
+        self._parser.start(request)
         if self.closed:
             self._on_eof(None)
-        elif isinstance(out.content, bytes):
-            self._transport.write(out.head + out.content if out.content else out.head)
-            if self._writing_paused:  # it is more than the socket takes at once
+        elif isinstance(request.content, bytes):
+            self._transport.write(
+                request.head + request.content if request.content else request.head
+            )
+            if self._writing_paused:  # the socket does not take all of it at once
                 self._start_upload(_empty_body(), 0)
         else:
-            self._transport.write(out.head)
-            self._start_upload(out.content, out.length)
+            self._transport.write(request.head)
+            self._start_upload(request.content, request.length)
+
+    @property
+    def head(self) -> ResponseHead:
+        """The response head, valid if `has_head`."""
+        return self._parser.head
 
     @property
     def has_head(self) -> bool:
-        """Whether the head of the response is there; if not, wait until `readable`."""
-        return self._phase is not ReadState.HEAD
+        """Whether the response head has arrived. If not, wait with `wait_readable`."""
+        return self._parser.state is not ReadState.HEAD
 
-    async def read(self, most: int | None = None) -> bytes:
-        """The next bytes of the body, at most so many; none at its end."""
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        """Return the next body bytes, at most `max_bytes`. Empty at the end of the body."""
         self._read_count += 1
         if self._read_count % 16 == 0:
-            # anyio cancels no task whose future is done, as it always is while bytes pour in.
+            # anyio cannot cancel a task whose future is done, which is always so while bytes
+            # arrive faster than they are read.
             await asyncio.sleep(0)
-        while (piece := self.read_nowait(most)) is None:
+        while (chunk := self.read_nowait(max_bytes)) is None:
             await self.wait_readable()
-        return piece
+        return chunk
 
-    def read_nowait(self, most: int | None = None) -> bytes | None:
-        """What `read` returns, if that is there already."""
-        pieces = self._chunks
-        if not pieces:
-            return b"" if self._phase is ReadState.DONE else None
-        if len(pieces) == 1 or len(pieces[0]) > 32768:
-            piece = pieces.pop(0)
-        else:
-            piece = b"".join(pieces)
-            pieces.clear()
-        if most is not None and len(piece) > most:
-            pieces.insert(0, piece[most:])
-            piece = piece[:most]
-        self._buffered -= len(piece)
-        if self._reading_paused and self._buffered <= READ_BUFFER_LIMIT // 4:
+    def read_nowait(self, max_bytes: int | None = None) -> bytes | None:
+        """Like `read`, but return None if nothing has arrived."""
+        chunk = self._buffer.pop(max_bytes)
+        if not chunk:
+            return b"" if self._parser.state is ReadState.DONE else None
+        if self._reading_paused and self._buffer.size <= READ_BUFFER_LIMIT // 4:
             self._resume_reading()
-        return piece
+        return chunk
 
     async def write(self, data: bytes, timeout: float | None) -> None:
-        """Send bytes of an upload, or of a connection that was upgraded."""
+        """Send bytes of a request body or of an upgraded connection."""
         if self.closed:
             raise self._library.WriteError("the connection is closed")
         self._transport.write(data)
         if self._writing_paused:
-            self._writer = self.loop.create_future()
-            self._write_deadline = self._arm_timer(timeout)
             try:
-                await self._writer
+                await self._timeouts.start_writing(timeout)
             finally:
-                self._writer = None
+                self._timeouts.writer = None
             if self.closed:
                 raise self._library.WriteError("the connection is closed")
 
     async def aclose(self) -> None:
-        """End the exchange: keep the connection if it is clean, and close it if not."""
+        """End the exchange. Keep the connection if it can be used again, and close it otherwise."""
         if not self.release():
             upload, self._upload, self._uploading = self._upload, None, False
             self.close()
@@ -182,78 +274,49 @@ class HTTP11Connection(asyncio.Protocol):
                 await asyncio.wait([upload], timeout=1)
 
     def release(self) -> bool:
-        """End the exchange if the connection is clean, and say whether it is."""
+        """End the exchange if the connection can be used again, and return whether it can."""
+        parser = self._parser
         if (
-            self._phase is not ReadState.DONE
-            or not self._reusable
+            parser.state is not ReadState.DONE
+            or not parser.keep_alive
             or self._upload is not None
             or self.closed
         ):
             return False
-        self._phase = ReadState.IDLE
-        if self._chunks:
-            self._chunks.clear()
-        self._data, self._buffered = b"", 0
+        parser.state = ReadState.IDLE
+        self._buffer.clear()
         self._owner.release(self)
         return True
 
     def close(self) -> None:
-        """Close at once, from any phase."""
+        """Close at once, in any state."""
         if not self.closed:
             self.closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._timeouts.cancel()
             self._transport.abort()
             self._owner.discard(self)
+
+    def fail(self, failure: BaseException) -> None:
+        """Close, and raise `failure` in the reader and the writer."""
+        if self._failure is None:
+            self._failure = failure
+        self.close()
+        self._timeouts.wake_reader()
+        self._timeouts.wake_writer()
 
     def get_extra_info(self, name: str) -> Any:
         return self._transport.get_extra_info(name)
 
-    # Waiting, with one timer for both directions.
-
     def wait_readable(self) -> asyncio.Future[None]:
-        """Done when there is something to read.
+        """Return a future that is done when there is something to read.
 
         Raises:
-            httpx.TransportError: at once, or when it is awaited.
+            httpx.TransportError: At once, or when the future is awaited.
         """
         if self._failure is not None:
             raise self._failure
-        self._reader = self.loop.create_future()
-        # While an upload goes on, the upstream may well be silent.
-        self._read_deadline = self._arm_timer(None if self._uploading else self.read_timeout)
-        return self._reader
-
-    def _arm_timer(self, timeout: float | None) -> float:
-        if timeout is None:
-            return math.inf
-        deadline = self.loop.time() + timeout
-        if self._timer is not None and self._timer.when() > deadline:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self.loop.call_at(deadline, self._on_timer)
-        return deadline
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now, first = self.loop.time(), math.inf
-        if self._reader is not None and not self._reader.done():
-            if self._read_deadline <= now:
-                self._reader.set_exception(self._library.ReadTimeout(""))
-            else:
-                first = self._read_deadline
-        if self._writer is not None and not self._writer.done():
-            if self._write_deadline <= now:
-                self._writer.set_exception(self._library.WriteTimeout(""))
-            else:
-                first = min(first, self._write_deadline)
-        if first < math.inf:
-            self._timer = self.loop.call_at(first, self._on_timer)
-
-    def _wake(self, waiter: asyncio.Future[None] | None) -> None:
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        # The upstream may be silent until it has the whole request.
+        return self._timeouts.start_reading(None if self._uploading else self.read_timeout)
 
     def _resume_reading(self) -> None:
         self._reading_paused = False
@@ -262,158 +325,57 @@ class HTTP11Connection(asyncio.Protocol):
 
     # The upload.
 
-    def _start_upload(self, content: AsyncIterator[bytes], left: int | None) -> None:
+    def _start_upload(self, content: AsyncIterator[bytes], length: int | None) -> None:
         self._uploading = True
-        self._upload = self.loop.create_task(self._send_body(content, left))
+        framer = BodyFramer(length, self._library.LocalProtocolError)
+        self._upload = self.loop.create_task(self._send_body(content, framer))
 
-    async def _send_body(self, content: AsyncIterator[bytes], left: int | None) -> None:
+    async def _send_body(self, content: AsyncIterator[bytes], framer: BodyFramer) -> None:
         timeout = self._request.write_timeout
         try:
-            async for part in content:
-                if left is None:
-                    data = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
-                else:
-                    left, data = left - len(part), part
-                    if left < 0:
-                        raise self._library.LocalProtocolError(
-                            "more content than Content-Length says"
-                        )
-                await self.write(data, timeout)
-            if left is None:
-                await self.write(b"0\r\n\r\n", timeout)
-            elif left:
-                raise self._library.LocalProtocolError("less content than Content-Length says")
+            async for chunk in content:
+                await self.write(framer.frame(chunk), timeout)
+            if end := framer.finish():
+                await self.write(end, timeout)
         except asyncio.CancelledError as exc:
-            if self._uploading:  # what makes the content was cancelled, and not this
+            if self._uploading:  # the iterator was cancelled, and not this task
                 self.fail(exc)
             raise
         except Exception as exc:
             self.fail(exc)
         else:
             self._upload, self._uploading = None, False
-            if self._reader is not None:
-                self._read_deadline = self._arm_timer(self.read_timeout)
+            if self._timeouts.reader is not None:
+                self._timeouts.restart_reading(self.read_timeout)
 
-    # What comes from the upstream.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.received_data = True
+        parser = self._parser
+        if not parser.expects_data:  # the bytes would become the next response
+            self.close()
+            return
         try:
-            if self._phase is ReadState.LENGTH:
-                self._read_fixed_length(data)
-            elif self._phase is ReadState.CHUNKED:
-                self._read_chunked(self._data + data if self._data else data)
-            elif self._phase is ReadState.HEAD:
-                self._read_head(self._data + data if self._data else data)
-            elif self._phase in (ReadState.UNTIL_CLOSE, ReadState.UPGRADED):
-                self._append_body(data)
-            else:  # bytes that nobody asked for
-                self.close()
-                return
+            body = parser.feed(data)
         except ParseError as exc:
             self.fail(self._library.RemoteProtocolError(str(exc)))
-        self._wake(self._reader)
-
-    def _read_head(self, data: bytes) -> None:
-        while self._phase is ReadState.HEAD:
-            end = _END_OF_HEAD.search(data)
-            if self._interim + (end.end() if end else len(data)) > MAX_HEAD_SIZE:
-                raise ParseError("response head exceeds 64 KiB")
-            if end is None:
-                if not b"HTTP/".startswith(data[:5]):
-                    raise ParseError("not HTTP")
-                self._data = data
-                return
-            head = parse_head(data[: end.end()])
-            data = data[end.end() :]
-            if head.status == 101 and b"\r\nupgrade:" not in self._request.head.lower():
-                raise ParseError("unexpected 101 Switching Protocols")
-            if head.status < 200 and head.status != 101:  # interim (RFC 9110 15.2)
-                self._interim += end.end()
-                continue
-            self.head, self._phase = head, head.phase
-            self._remaining, self._reusable = (
-                head.length,
-                head.keep_alive and not self._request.connection_close,
-            )
-            if self._request.method == "HEAD" and head.status != 101:
-                self._phase, self._remaining = ReadState.LENGTH, 0
-        self._data = b""
-        if self._upload is not None and self.head.status >= 300:
-            self._upload.cancel()  # it is refused; `finish` sees that it is not whole
+            return
+        if self._upload is not None and self.has_head and parser.head.status >= 300:
+            self._upload.cancel()  # refused, so that `release` finds the upload incomplete
             self._uploading = False
-        if self._phase is ReadState.LENGTH:
-            self._read_fixed_length(data)
-        elif self._phase is ReadState.CHUNKED:
-            self._read_chunked(data)
-        elif data:
-            self._append_body(data)
-
-    def _read_fixed_length(self, data: bytes) -> None:
-        if len(data) > self._remaining:
-            self._reusable = False  # no byte crosses to the next exchange
-            data = data[: self._remaining]
-        self._remaining -= len(data)
-        if not self._remaining:
-            self._phase = ReadState.DONE
-        if data:
-            self._append_body(data)
-
-    def _read_chunked(self, data: bytes) -> None:
-        """RFC 9112 7.1."""
-        at = 0
-        while at < len(data):
-            if self._remaining > 2:
-                piece = data[at : at + self._remaining - 2]
-                self._remaining -= len(piece)
-                at += len(piece)
-                self._append_body(piece)
-            elif self._remaining:
-                ending = data[at : at + self._remaining]
-                if not b"\r\n"[2 - self._remaining :].startswith(ending):
-                    raise ParseError("malformed chunk")
-                self._remaining -= len(ending)
-                at += len(ending)
-            elif self._in_trailers:
-                end = _TRAILERS.match(data, at)
-                if end is None:
-                    if _END_OF_HEAD.search(data, at):
-                        raise ParseError("malformed trailer")
-                    break
-                self._in_trailers = False
-                self._phase = ReadState.DONE
-                if self._reading_paused:
-                    self._resume_reading()
-                self._reusable = self._reusable and end.end() == len(data)
-                self._data = b""
-                return
-            else:
-                line = _CHUNK_LINE.match(data, at)
-                if line is None:
-                    if b"\n" in data[at:]:
-                        raise ParseError("malformed chunk size")
-                    break
-                size, at = int(line[1], 16), line.end()
-                self._in_trailers = not size
-                self._remaining = size + 2 if size else 0
-        self._data = data[at:]
-        if len(self._data) > MAX_HEAD_SIZE:
-            raise ParseError("the chunk's head or the trailer is too large")
-
-    def _append_body(self, piece: bytes) -> None:
-        self._chunks.append(piece)
-        self._buffered += len(piece)
-        # After the end of the body nothing more should come, and what does is to be noticed.
-        if (
-            self._buffered > READ_BUFFER_LIMIT
-            and self._phase is not ReadState.DONE
-            and not self._reading_paused
-        ):
+        if body:
+            self._buffer.append(body)
+        if parser.state is ReadState.DONE:
+            if self._reading_paused:  # keep reading, so that unexpected bytes are detected
+                self._resume_reading()
+        elif self._buffer.size > READ_BUFFER_LIMIT and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
+        self._timeouts.wake_reader()
 
     def eof_received(self) -> None:
         self._on_eof(None)
@@ -422,14 +384,14 @@ class HTTP11Connection(asyncio.Protocol):
         self._on_eof(exc)
 
     def _on_eof(self, exc: Exception | None) -> None:
-        clean_eof = exc is None and not self.closed  # by the upstream, not by us
-        if clean_eof and self._phase in (ReadState.UNTIL_CLOSE, ReadState.UPGRADED):
-            self._phase, self._reusable = ReadState.DONE, False
-        elif self._phase is ReadState.HEAD and exc is None:
+        closed_by_upstream = exc is None and not self.closed
+        if closed_by_upstream and self._parser.feed_eof():
+            pass
+        elif self._parser.state is ReadState.HEAD and exc is None:
             self.fail(
                 self._library.RemoteProtocolError("Server disconnected without sending a response.")
             )
-        elif self._phase not in (ReadState.IDLE, ReadState.DONE):
+        elif self._parser.state not in (ReadState.IDLE, ReadState.DONE):
             self.fail(
                 self._library.ReadError(str(exc))
                 if exc is not None
@@ -438,20 +400,12 @@ class HTTP11Connection(asyncio.Protocol):
                 )
             )
         self.close()
-        self._wake(self._reader)
-        self._wake(self._writer)
-
-    def fail(self, failure: BaseException) -> None:
-        """Close, and tell whoever reads or writes why."""
-        if self._failure is None:
-            self._failure = failure
-        self.close()
-        self._wake(self._reader)
-        self._wake(self._writer)
+        self._timeouts.wake_reader()
+        self._timeouts.wake_writer()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        self._wake(self._writer)
+        self._timeouts.wake_writer()

@@ -1,51 +1,80 @@
-"""Serializes requests for HTTP/1.1 (RFC 9112)."""
+"""Serializes HTTP/1.1 requests (RFC 9112)."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import cast
 
 import httpx
 
-from .._headers import RawHeaders
+from .._headers import TOKEN, RawHeaders
 from .._httpx.flavors import HTTPXModule
 
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]"
-_START = re.compile(rb"%b+ [!-~]+" % _TOKEN)
-_LINES = re.compile(rb"(?:%b+: [^\0\r\n]*+\r\n)*+" % _TOKEN)
+_START = re.compile(rb"%b+ [!-~]+" % TOKEN)
+_LINES = re.compile(rb"(?:%b+: [^\0\r\n]*+\r\n)*+" % TOKEN)
 
 
 @dataclass(slots=True)
 class OutgoingRequest:
-    """A request as it is written, and how long its exchange may wait, in seconds."""
+    """A serialized request and its timeouts in seconds.
+
+    Attributes:
+        length: The length of the content in bytes. None if the content is sent in chunks.
+        connection_close: Whether the request itself closes the connection (RFC 9112 9.6).
+    """
 
     method: str
     head: bytes
     content: bytes | AsyncIterator[bytes]
-    length: int | None  # of the content; None where it is chunked
+    length: int | None
     read_timeout: float | None
     write_timeout: float | None
-    connection_close: bool = False  # the connection is not to be used again, as it says itself
+    connection_close: bool = False
+
+
+@dataclass(slots=True)
+class BodyFramer:
+    """Frames the chunks of a request body.
+
+    Attributes:
+        remaining: Bytes to come. None if the body is sent in chunks.
+        error: Raised if the body is longer or shorter than its Content-Length.
+    """
+
+    remaining: int | None
+    error: type[Exception]
+
+    def frame(self, chunk: bytes) -> bytes:
+        """Return `chunk` as it is written to the socket."""
+        if self.remaining is None:
+            return b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b""
+        self.remaining -= len(chunk)
+        if self.remaining < 0:
+            raise self.error("more content than Content-Length says")
+        return chunk
+
+    def finish(self) -> bytes:
+        """Return the bytes that end the body."""
+        if self.remaining:
+            raise self.error("less content than Content-Length says")
+        return b"" if self.remaining == 0 else b"0\r\n\r\n"
 
 
 def serialize_request(
     method: str,
     target: bytes,
-    fields: RawHeaders,
+    headers: RawHeaders,
     stream: object,
     timeouts: Mapping[str, float | None],
     library: HTTPXModule = httpx,
 ) -> OutgoingRequest:
-    """The request as it is written (RFC 9112 3, 5, 6).
+    """Return the request in the form in which it is written (RFC 9112 3, 5 and 6).
 
     Raises:
-        httpx.LocalProtocolError: for what would not be one request, or not this one.
+        httpx.LocalProtocolError: If the result would not be exactly one valid request.
     """
-    try:  # few fields are an author's own, and the same again and again
-        lines, length, closes = (
-            _serialize_headers_cached if len(fields) <= 8 else _serialize_headers
-        )(tuple(fields))
+    try:
+        lines, length, connection_close = serialize_headers(tuple(headers))
     except ValueError as exc:
         raise library.LocalProtocolError(str(exc)) from None
     start = b"%b %b" % (method.encode("ascii", "replace"), target)
@@ -56,37 +85,77 @@ def serialize_request(
     if isinstance(stream, library.ByteStream):
         content = b"".join(stream)
         if length is None:
-            content = (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
+            framer = BodyFramer(None, library.LocalProtocolError)
+            content = framer.frame(content) + framer.finish()
         elif len(content) != length:
             raise library.LocalProtocolError("the content is not as long as Content-Length says")
     else:
         content = aiter(cast(httpx.AsyncByteStream, stream))
     return OutgoingRequest(
-        method, head, content, length, timeouts.get("read"), timeouts.get("write"), closes
+        method,
+        head,
+        content,
+        length,
+        timeouts.get("read"),
+        timeouts.get("write"),
+        connection_close,
     )
 
 
-def _serialize_headers(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, bool]:
-    """The lines of a request's fields, the length of its content (None where it is chunked), and
-    whether it says that the connection closes (RFC 9112 9.6)."""
-    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-    names = [name.lower() for name, _ in fields]
-    if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(fields) or b":" in b"".join(names):
-        raise ValueError("malformed field")
+SerializedHeaders = tuple[bytes, int | None, bool]
+
+_CACHEABLE_HEADERS = frozenset(
+    b"accept accept-encoding accept-language connection content-length content-type host "
+    b"transfer-encoding user-agent".split()
+)
+_MAX_CACHED_SIZE = 1024
+_MAX_CACHED = 64
+_MAX_CACHED_COUNT = 8  # headers, because a longer list is rarely repeated and slow to hash
+_cache: dict[tuple[tuple[bytes, bytes], ...], SerializedHeaders] = {}
+
+
+def serialize_headers(headers: tuple[tuple[bytes, bytes], ...]) -> SerializedHeaders:
+    """Return header lines, the content length (None for chunks) and whether the request closes.
+
+    Endpoints repeat the same few headers, so the last results are cached. The cache keeps only
+    small results whose header names are known not to carry secrets.
+
+    Raises:
+        ValueError: If the headers are malformed.
+    """
+    cached = _cache.get(headers) if len(headers) <= _MAX_CACHED_COUNT else None
+    if cached is not None:
+        return cached
+    names = [name.lower() for name, _ in headers]
+    result = _serialize_headers(headers, names)
+    if (
+        len(headers) <= _MAX_CACHED_COUNT
+        and _CACHEABLE_HEADERS.issuperset(names)
+        and len(result[0]) <= _MAX_CACHED_SIZE
+    ):
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        _cache[headers] = result
+    return result
+
+
+def _serialize_headers(
+    headers: tuple[tuple[bytes, bytes], ...], names: list[bytes]
+) -> SerializedHeaders:
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(headers) or b":" in b"".join(names):
+        raise ValueError("malformed header")
     if b"host" not in names:
-        raise ValueError("no Host field")
+        raise ValueError("no Host header")
     length = None if b"transfer-encoding" in names else 0
     if b"content-length" in names:
-        values = {value for name, value in fields if name.lower() == b"content-length"}
+        values = {value for name, value in headers if name.lower() == b"content-length"}
         if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
             raise ValueError("bad Content-Length")
         length = int(value)
-    closes = b"connection" in names and any(
+    connection_close = b"connection" in names and any(
         b"close" in map(bytes.strip, value.lower().split(b","))
-        for name, value in fields
+        for name, value in headers
         if name.lower() == b"connection"
     )
-    return lines + b"\r\n", length, closes
-
-
-_serialize_headers_cached = lru_cache(64)(_serialize_headers)
+    return lines + b"\r\n", length, connection_close

@@ -1,4 +1,4 @@
-"""What httpx and httpcore see of a connection: the stream of a body, and the network stream."""
+"""The streams through which httpx and httpcore see a connection."""
 
 import asyncio
 from collections.abc import AsyncIterator, Generator
@@ -13,11 +13,15 @@ from ._parser import ResponseHead
 
 
 class ResponseStream(ByteStreamBase):
-    """The stream of a response's body, whose end is the end of its exchange."""
+    """A response body. The exchange ends when the stream ends or is closed.
+
+    Attributes:
+        extensions: The extensions of the httpx or httpcore response.
+    """
 
     def __init__(self, network_stream: type[Any], connection: HTTP11Connection) -> None:
         self.head: ResponseHead = connection.head
-        self.extensions: dict[str, Any] = {  # of the httpx or httpcore response
+        self.extensions: dict[str, Any] = {
             "http_version": self.head.version,
             "reason_phrase": self.head.reason,
             "network_stream": network_stream(connection),
@@ -27,13 +31,13 @@ class ResponseStream(ByteStreamBase):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            # What follows a 101 is for the network stream.
+            # After a 101 response, the bytes belong to the network stream.
             while self._connection is not None and self.head.status != 101:
-                if not (piece := self._connection.read_nowait() or await self._connection.read()):
+                if not (chunk := self._connection.read_nowait() or await self._connection.read()):
                     break
-                yield piece
+                yield chunk
         finally:
-            await self.aclose()  # also for who forgets to, as httpcore does
+            await self.aclose()  # like httpcore, for callers that do not close the response
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -42,14 +46,14 @@ class ResponseStream(ByteStreamBase):
 
 
 class UpgradedStream:
-    """The connection itself, for whom it was upgraded to (RFC 9110 7.8)."""
+    """The raw connection, for the protocol that it was upgraded to (RFC 9110 7.8)."""
 
     httpcore: ClassVar[Any]
 
     def __init__(self, connection: HTTP11Connection) -> None:
         self._connection = connection
-        self._exchange = connection.request_count  # the one that it is for
-        self._write_lock = asyncio.Lock()  # several tasks may write, as with a WebSocket
+        self._exchange = connection.request_count  # of the exchange that the stream belongs to
+        self._write_lock = asyncio.Lock()  # several tasks may write, for example on a WebSocket
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._connection.read_timeout = timeout
@@ -64,7 +68,7 @@ class UpgradedStream:
 
     @contextmanager
     def _map_exceptions(self) -> Generator[None]:
-        """Those of httpcore, which its users expect: they are named as httpx's."""
+        """Raise httpcore's exceptions, which have the same names as httpx's."""
         if self._connection.request_count != self._exchange:
             raise self.httpcore.ReadError("the connection has been returned to the pool")
         try:
@@ -72,8 +76,8 @@ class UpgradedStream:
         except Exception as exc:
             if not is_httpx_error(exc, httpx.TransportError):
                 raise
-            kind = getattr(self.httpcore, type(exc).__name__, self.httpcore.ReadError)
-            raise kind(str(exc)) from exc
+            cls = getattr(self.httpcore, type(exc).__name__, self.httpcore.ReadError)
+            raise cls(str(exc)) from exc
 
     async def aclose(self) -> None:
         if self._connection.request_count == self._exchange:

@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import httpcore
 import httpx
 
-try:
-    from ._connection import HTTP11Connection
-    from ._serializer import OutgoingRequest, serialize_request
-    from ._streams import ResponseStream, UpgradedStream
-except ImportError as _exc:
-    if _exc.name != "httptools":
-        raise
-    raise ImportError(
-        "AsyncioTransport needs httptools: pip install 'asgi-upstream[fast]'", name="httptools"
-    ) from _exc
 from .._httpx.flavors import HTTPXModule, get_library, subclass_for
 from .._httpx.requests import ForwardedRequest
 from ._connect import connect_tcp
+from ._connection import HTTP11Connection
 from ._pool import Origin, Pool, PoolState
+from ._serializer import OutgoingRequest, serialize_request
+from ._streams import ResponseStream, UpgradedStream
 
 __all__ = ["AsyncioTransport", "PoolState"]
 
@@ -146,7 +139,7 @@ class AsyncioTransportMixin(_Transport):
             return await super().handle_async_request(request)  # to _SeenPool, in the end
         body = self._stock.make_stream(await opening)
         return library.Response(
-            body.head.status, headers=body.head.fields, stream=body, extensions=body.extensions
+            body.head.status, headers=body.head.headers, stream=body, extensions=body.extensions
         )
 
     def send_raw(self, request: httpx.Request) -> Awaitable[HTTP11Connection] | None:
@@ -314,7 +307,7 @@ async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace
         await trace("http11.receive_response_headers.failed", {"exception": exc})
         raise
     head = connection.head
-    answer = (head.version, head.status, head.reason, head.fields)
+    answer = (head.version, head.status, head.reason, head.headers)
     await trace("http11.receive_response_headers.complete", {"return_value": answer})
 
 
@@ -348,7 +341,7 @@ class _InterceptedPool(_Pool):
         origin = _origin(stock.library, url.scheme, url.host, url.port)
         body = stock.make_stream(await self._exchange(origin, out, extensions))
         return stock.response_of_core(
-            body.head.status, headers=body.head.fields, content=body, extensions=body.extensions
+            body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
         )
 
 
@@ -366,7 +359,6 @@ class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
             `httpx.AsyncHTTPTransport`.
 
     Raises:
-        ImportError: on import, without httptools: it comes with `asgi-upstream[fast]`.
         ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
         RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
         httpx.TransportError: as the stock transport raises them. Causes and fixes:
