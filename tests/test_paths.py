@@ -7,6 +7,7 @@ normalise a path, and whether the result is still under its base.
 import contextlib
 import posixpath
 import re
+import timeit
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin
@@ -19,9 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from asgi_upstream import forward_request
-from asgi_upstream._forwarding.target import is_path_traversal, raw_path_of, strip_prefix
+from asgi_upstream._forwarding.target import get_raw_path, is_path_traversal, strip_prefix
 
-# --- raw_path_of ---------------------------------------------------------------------------
+# --- get_raw_path ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ from asgi_upstream._forwarding.target import is_path_traversal, raw_path_of, str
     ],
 )
 def test_the_raw_path_is_taken_as_it_is(raw: bytes, expected: bytes) -> None:
-    assert raw_path_of({"path": "/other", "raw_path": raw}) == expected
+    assert get_raw_path({"path": "/other", "raw_path": raw}) == expected
 
 
 @pytest.mark.parametrize("raw", [b"/a?b=1", b"/a?", b"/a??x", b"http://h/a?b=/c"])
 def test_a_query_that_a_test_client_leaves_in_the_raw_path_is_cut_off(raw: bytes) -> None:
-    assert raw_path_of({"path": "/a", "raw_path": raw}) == b"/a"
+    assert get_raw_path({"path": "/a", "raw_path": raw}) == b"/a"
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,12 @@ def test_a_query_that_a_test_client_leaves_in_the_raw_path_is_cut_off(raw: bytes
 def test_an_absolute_form_request_line_loses_its_scheme_and_host(
     raw: bytes, expected: bytes
 ) -> None:
-    assert raw_path_of({"path": "/a", "raw_path": raw}) == expected
+    assert get_raw_path({"path": "/a", "raw_path": raw}) == expected
 
 
 @pytest.mark.parametrize("raw", [b"//evil/a", b"/@evil", b"/http://evil/a", b"/http:/evil"])
 def test_a_path_that_only_looks_like_a_url_stays_a_path(raw: bytes) -> None:
-    assert raw_path_of({"path": "/a", "raw_path": raw}) == raw
+    assert get_raw_path({"path": "/a", "raw_path": raw}) == raw
 
 
 @pytest.mark.parametrize("scope", [{}, {"raw_path": None}])
@@ -80,7 +81,7 @@ def test_a_path_that_only_looks_like_a_url_stays_a_path(raw: bytes) -> None:
 def test_without_a_raw_path_the_decoded_one_is_encoded_anew(
     scope: dict[str, None], path: str, expected: bytes
 ) -> None:
-    assert raw_path_of({"path": path, **scope}) == expected
+    assert get_raw_path({"path": path, **scope}) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,12 @@ def test_without_a_raw_path_the_decoded_one_is_encoded_anew(
 def test_a_percent_of_the_decoded_path_is_encoded_too_for_it_stood_as_25_there(
     path: str, expected: bytes
 ) -> None:
-    assert raw_path_of({"path": path}) == expected
+    assert get_raw_path({"path": path}) == expected
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_what_is_encoded_anew_is_legal_and_decodes_to_the_same_path(path: str) -> None:
-    raw = raw_path_of({"path": "/" + path})
+    raw = get_raw_path({"path": "/" + path})
     assert re.fullmatch(rb"[!-~]+", raw)
     assert b"?" not in raw
     assert unquote_to_bytes(raw).decode() == "/" + path
@@ -263,6 +264,101 @@ def test_a_dot_segment_in_any_disguise_is_found(path: bytes, segment: bytes) -> 
 )
 def test_a_slash_in_any_disguise_is_seen(path: bytes) -> None:
     assert is_path_traversal(path)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"%ff",  # no UTF-8 at all
+        b"%80",
+        b"%c3",  # cut off
+        b"%ed%a0%80",  # a surrogate
+        b"%f5%80%80%80",
+        b"%c0%80",  # overlong
+        b"%c2%ad",  # soft hyphen
+        b"%e2%80%8b",  # zero width space
+        b"%e2%80%8d",
+        b"%e2%80%ae",
+        b"%e2%81%a0",
+        b"%ef%bb%bf",  # byte order mark
+        b"%ef%bf%bd",  # replacement character
+        b"%ef%b8%8f",  # variation selector
+        b"%cd%8f",
+        b"%cc%80",  # combining mark
+        b"%e3%85%a4",  # Hangul filler
+        b"%f3%a0%80%a1",  # tag
+        b"%00",
+        b"%c2%a0",
+        b"%e2%80%a8",
+        b"%25ff",
+        b"%25e2%2580%258b",
+        b"%ff%e2%80%8b%00",
+        b"\xff",
+        b"%u200b",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [b"/.%b.", b"/%b../a", b"/..%b/a", b"/a/.%b.%%2fb", b"/%%2e%b.;a/"]
+)
+def test_dot_segment_with_characters_that_decoders_drop_is_found(path: bytes, junk: bytes) -> None:
+    assert is_path_traversal(path % junk)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/%2%ffe%2e/",  # a decoder that drops the byte, then one that decodes again
+        b"/%252%ffe%252e/",
+        b"/%2%e2%80%8be./",
+        b"/..%ff.txt",  # replaced by a question mark
+        b"/%u002e%u002e/",
+        b"/%uff0e./",
+        b"/%c0%a52e%c0%a52e/",  # an overlong percent sign
+        b"/%f8%80%80%80%ae./",
+        b"/..%c0%80x/",
+        b"/..%e2%88%95a",  # characters that look like slashes and dots
+        b"/..%e2%81%84a",
+        b"/%e3%80%82%ef%bd%a1/",
+    ],
+)
+def test_dot_segment_after_a_second_decoding_is_found(path: bytes) -> None:
+    assert is_path_traversal(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/%ff.txt",
+        b"/caf%e9.html",
+        b"/a.%ff.b",
+        b"/a%e2%80%8b../b",
+        b"/..a%ff",
+        b"/.%e2%82%ac.",
+        b"/..%f0%9f%98%80",
+        b"/%e0%a4%95%e0%a5%8d.%e0%a4%b7.txt",
+        b"/e%cc%81.e%cc%81",
+        b"/%e4%b8%ad%e6%96%87..%e4%b8%ad",
+        b"/..%e4%b8%ad",
+        b"/%ff/%ff",
+        b"/%f0%9f%91%a9%e2%80%8d%f0%9f%91%a9.png",
+        b"/a%u0041.b",
+        b"/%25.%25",
+    ],
+)
+def test_innocent_path_with_unusual_characters_passes(path: bytes) -> None:
+    assert not is_path_traversal(path)
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\\", b"/", b"/.", b"\\.a", b".\0", b"%5c", b"%ff", b"\xff", b"%2525", b"%u00"]
+)
+def test_path_check_is_linear_in_the_length(unit: bytes) -> None:
+    def cost(size: int) -> float:
+        path = (unit * size)[:size]
+        return min(timeit.repeat(lambda: is_path_traversal(path), number=1, repeat=5))
+
+    # Sixteen times the length: a quadratic check takes 256 times as long.
+    assert cost(64 * 1024) < 100 * max(cost(4 * 1024), 50e-6)
 
 
 INNOCENT = [

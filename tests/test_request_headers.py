@@ -21,6 +21,31 @@ SAID_BY_PROXIES = (
     b"x-forwarded-prefix x-forwarded-server x-forwarded-ssl x-forwarded-scheme x-real-ip "
     b"x-original-url x-rewrite-url"
 ).split()
+PROXY_FAMILIES = (
+    b"x-forwarded x-forwarded-user x-forwarded-email x-forwarded-groups x-forwarded-access-token "
+    b"x-forwarded-client-cert x-forwarded-uri x-forwarded-path x-forwarded-method x-forwarded-by "
+    b"x-forwarded-protocol x-forwarded-for-me x-original-forwarded-for x-vercel-forwarded-for "
+    b"x-scheme x-url-scheme x-original-host x-original-uri x-original-method x-original-proto "
+    b"x-rewrite-path x-script-name x-host x-remote-user x-remote-addr remote-user remote-groups "
+    b"remote-addr x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
+    b"cf-connecting-ipv6 fly-client-ip fastly-client-ip x-azure-clientip x-originating-ip "
+    b"x-auth-request-user x-auth-request-email x-authenticated-user x-webauth-user "
+    b"ssl-client-cert ssl-client-verify ssl-client-s-dn x-ssl-client-cert x-ssl-client-verify "
+    b"x-ssl-cert x-client-cert x-client-dn client-cert client-cert-chain x-arr-clientcert "
+    b"x-amzn-oidc-identity x-amzn-oidc-data x-amzn-mtls-clientcert-subject "
+    b"x-goog-authenticated-user-email x-ms-client-principal x-ms-client-principal-name "
+    b"x-envoy-external-address x-authentik-username tailscale-user-login front-end-https "
+    b"cf-access-authenticated-user-email"
+).split()
+INNOCENT = (
+    b"x-request-id x-correlation-id x-client-version x-client-id x-client-data x-client x-api-key "
+    b"x-requested-with x-http-method-override x-csrf-token x-amz-date x-amzn-trace-id cf-ray "
+    b"traceparent tracestate baggage x-b3-traceid x-user-id x-tenant x-auth-token authorization "
+    b"referer origin via max-forwards x-schema x-realm x-original forward forwarded-to x-forward "
+    b"remote x-ip x-zip client-id x-ms-client-request-id x-amz-content-sha256 x-stainless-os "
+    b"x-envoy-upstream-rq-timeout-ms cf-access-client-id cf-access-client-secret x-trip user-ip-x "
+    b"x-ship x-goog-api-key x-goog-user-project sec-fetch-user dnt x-hostname-policy accept"
+).split()
 SEEN = {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 
 
@@ -65,6 +90,16 @@ def test_a_connection_that_may_be_authenticated_is_for_one_request(
 ) -> None:
     fields = crossed((b"authorization", said), (b"connection", b"keep-alive"), trust=trust)
     assert fields == [(b"authorization", said), (b"connection", b"close")]
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [[b"Basic x", b"Negotiate y"], [b"  Negotiate y"], [b"\x0b\x0cNTLM"], [b"NTLM a", b"Basic"]],
+)
+def test_connection_auth_is_seen_in_every_authorization(credentials: list[bytes]) -> None:
+    fields = crossed(*[(b"authorization", value) for value in credentials])
+    assert fields[-1] == (b"connection", b"close")
+    assert values(fields, b"connection") == [b"close"]
 
 
 # --- end to end ----------------------------------------------------------------------------
@@ -214,6 +249,115 @@ def test_what_a_caller_says_as_a_proxy_does_not_cross(name: bytes) -> None:
     assert [name for name, _ in fields] == [*map(bytes, sorted(SEEN))]
 
 
+@pytest.mark.parametrize("name", PROXY_FAMILIES)
+def test_proxy_headers_of_untrusted_callers_are_dropped(name: bytes) -> None:
+    for spelling in (name, name.upper(), name.replace(b"-", b"_"), name.replace(b"-", b"_", 1)):
+        assert crossed((spelling, b"forged"), (b"x", b"1")) == [(b"x", b"1")]
+
+
+@pytest.mark.parametrize("name", sorted({*PROXY_FAMILIES, *SAID_BY_PROXIES} - SEEN))
+def test_proxy_headers_of_a_trusted_proxy_cross(name: bytes) -> None:
+    assert (name, b"v") in forwarded([(name, b"v")], trust=True)
+
+
+@both_trusts
+@pytest.mark.parametrize("name", INNOCENT)
+def test_headers_that_only_resemble_proxy_headers_cross(name: bytes, trust: bool) -> None:
+    assert crossed((name, b"v"), trust=trust) == [(name, b"v")]
+    assert crossed((name, b"v"), (b"x-real-ip", b"1")) == [(name, b"v")]
+
+
+@both_trusts
+@pytest.mark.parametrize("name", [b"x.forwarded.for", b"x-real.ip", b"content.length", b"x~scheme"])
+def test_headers_that_cgi_spells_like_a_blocked_one_are_dropped(name: bytes, trust: bool) -> None:
+    # lighttpd and others turn each character that is no letter or digit into an underscore.
+    assert crossed((name, b"forged"), (b"x.y", b"1"), trust=trust) == [(b"x.y", b"1")]
+
+
+# --- X-Forwarded-Prefix --------------------------------------------------------------------
+
+
+def forwarded_prefix(mount: bytes, *raw: tuple[bytes, bytes], **options: Any) -> list[bytes]:
+    trust = options.pop("trust", False)
+    scope = scope_of(list(raw), **options)
+    headers = build_request_headers(scope, mount, trust_forwarded_headers=trust)
+    return values(headers, b"x-forwarded-prefix")
+
+
+@both_trusts
+@pytest.mark.parametrize("mount", [b"/api", b"/caf%C3%A9/a%2Fb", b"/~a;b"])
+def test_forwarded_prefix_is_the_mount_as_it_was_sent(mount: bytes, trust: bool) -> None:
+    assert forwarded_prefix(mount, trust=trust) == [mount]
+
+
+@both_trusts
+def test_forwarded_prefix_is_absent_without_a_mount(trust: bool) -> None:
+    assert forwarded_prefix(b"", trust=trust) == []
+
+
+def test_forwarded_prefix_of_untrusted_caller_is_replaced() -> None:
+    assert forwarded_prefix(b"/api", (b"x-forwarded-prefix", b"/evil")) == [b"/api"]
+    assert forwarded_prefix(b"", (b"x-forwarded-prefix", b"/evil")) == []
+
+
+@pytest.mark.parametrize("outer", [b"/gw", b"/gw/"])
+def test_forwarded_prefix_of_trusted_proxy_gets_the_mount(outer: bytes) -> None:
+    raw = (b"x-forwarded-prefix", outer)
+    assert forwarded_prefix(b"/api", raw, trust=True) == [b"/gw/api"]
+    assert forwarded_prefix(b"", raw, trust=True) == [outer]
+
+
+def test_forwarded_prefix_with_server_root_path_is_not_doubled() -> None:
+    # The server was told the proxy's prefix too (--root-path), so the mount includes it.
+    raw = (b"x-forwarded-prefix", b"/gw")
+    scope = {"root_path": "/gw/api", "app_root_path": "/gw"}
+    assert forwarded_prefix(b"/gw/api", raw, trust=True, **scope) == [b"/gw/api"]
+
+
+def test_forwarded_prefix_encodes_what_a_header_cannot_hold() -> None:
+    assert forwarded_prefix(b"/caf\xc3\xa9 \r\nx: y") == [b"/caf%C3%A9%20%0D%0Ax:%20y"]
+
+
+# --- optional and unusual scopes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [tuple, iter, lambda raw: (list(pair) for pair in raw)])
+def test_scope_headers_may_be_any_iterable(kind: Any) -> None:
+    scope = scope_of([])
+    scope["headers"] = kind([(b"accept", b"a"), (b"content-length", b"0"), (b"host", b"h")])
+    first = build_request_headers(scope, trust_forwarded_headers=False)
+    assert (b"accept", b"a") in first
+    assert (b"x-forwarded-host", b"h") in first
+    assert build_request_headers(scope, trust_forwarded_headers=False) == first
+
+
+def test_scope_header_names_may_be_in_any_case() -> None:
+    raw = [(b"Content-Length", b"0"), (b"Authorization", b"NTLM x"), (b"HOST", b"h")]
+    assert forwarded(raw, client=None) == [
+        (b"authorization", b"NTLM x"),
+        (b"content-length", b"0"),
+        (b"connection", b"close"),
+        (b"x-forwarded-host", b"h"),
+        (b"x-forwarded-proto", b"https"),
+    ]
+    assert crossed((b"Transfer-Encoding", b"chunked"), (b"CONTENT-LENGTH", b"3")) == [
+        (b"transfer-encoding", b"chunked")
+    ]
+
+
+@pytest.mark.parametrize("client", [["192.0.2.7", 1], ("192.0.2.7", None), ("192.0.2.7",)])
+def test_scope_may_have_only_its_required_keys(client: Any) -> None:
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    assert build_request_headers(scope, trust_forwarded_headers=False) == [
+        (b"x-forwarded-proto", b"http")
+    ]
+    scope.update(client=client, scheme=None)
+    assert build_request_headers(scope, trust_forwarded_headers=False) == [
+        (b"x-forwarded-for", b"192.0.2.7"),
+        (b"x-forwarded-proto", b"http"),
+    ]
+
+
 @both_trusts
 @pytest.mark.parametrize(
     "twin",
@@ -239,7 +383,7 @@ def test_the_underscore_twin_of_a_field_with_a_rule_does_not_cross(
 
 @both_trusts
 def test_an_underscore_in_any_other_name_crosses(trust: bool) -> None:
-    raw = [(b"x_tenant", b"1"), (b"_", b"2"), (b"x_forwarded_for_me", b"3")]
+    raw = [(b"x_tenant", b"1"), (b"_", b"2"), (b"x_clientele", b"3")]
     assert crossed(*raw, trust=trust) == raw
 
 

@@ -69,7 +69,7 @@ def client_lifespan(
         TypeError: If `factory` is not callable, `transport=` is a class, `base_url=` is None, or an
             observer is async.
         ValueError: If `name` cannot be an attribute of `request.state`, or `base_url=` has no
-            scheme. At startup, if a header of the client contains a line break.
+            scheme or has a query. At startup, if a header of the client contains a line break.
         Exception: At startup, whatever the factory raises. See
             [docs/errors.md][when-the-app-is-written-or-started].
     """
@@ -169,6 +169,11 @@ def _check_base_url(base_url: object) -> None:
         raise ValueError(
             f"client_lifespan(base_url={base_url!r}): the URL has no scheme; write "
             f"'http://{base_url}' or 'https://{base_url}'"
+        )
+    if "?" in str(base_url):
+        raise ValueError(
+            f"client_lifespan(base_url={str(base_url)!r}): the query would be lost; pass it as "
+            f"params="
         )
 
 

@@ -1,112 +1,217 @@
-"""Builds the headers of a forwarded request from the caller's."""
+"""Builds the headers of a forwarded request from the caller's headers."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from .._headers import HOP_BY_HOP, RawHeaders, end_to_end, remove
+from .._headers import HOP_BY_HOP, TOKEN, RawHeaders, end_to_end, parse_content_length, remove
 
-# What a proxy says of its caller: believed only of a proxy that is trusted (RFC 7239).
-_FORWARDED = frozenset(
-    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port "
-    b"x-forwarded-prefix x-forwarded-server x-forwarded-ssl x-forwarded-scheme x-real-ip "
-    b"x-original-url x-rewrite-url".split()
+# Proxies describe their caller in these headers (RFC 7239). Upstreams believe them, so only a
+# trusted proxy may send them. docs/what-crosses.md has the list. The pattern searches in names that
+# are joined by colons.
+_PROXY_HEADER = re.compile(
+    rb"""
+    : (?: forwarded
+        | x-(?:
+            (?:[^-:]+-)?forwarded(?:-[^:]+)?  # x-original-forwarded-for too
+            | (?:original|originating|rewrite|remote|ssl|authentik|pomerium|vouch)-[^:]+
+            | (?:url-)?scheme | proto | front-end-https
+            | (?:host|script|webauth|auth-request|amzn-oidc|amzn-mtls)(?:-[^:]+)?
+            | (?:authenticated|auth)-(?:user|email|groups?|roles)
+            | goog-authenticated-[^:]+ | ms-client-principal(?:-[^:]+)?
+            | envoy-(?:external-address|internal|original-[^:]+)
+            | (?:real|client)-(?:port|addr|address|host)
+            | (?:arr-)?client-?(?:cert(?:ificate)?|verify|dn)(?:-[^:]+)? )
+        | ssl-client-[^:]+ | client-cert(?:-chain)? | front-end-https
+        | remote-(?:addr|host|port|user|name|email|groups?)
+        | cf-access-authenticated-[^:]+ | tailscale-user-[^:]+ ) (?= : )
+    | [:-] (?:client|real|connecting|remote|source|socket|user) -?ip(?:v[46])? (?= : )
+    """,
+    re.VERBOSE,
 )
-# Met by this server, or said anew: Host names the upstream (RFC 9110 7.2, 10.1.1). Proxy is no
-# field, but becomes HTTP_PROXY in a CGI program (https://httpoxy.org).
-_SET_BY_PROXY = frozenset((b"host", b"expect", b"http2-settings", b"proxy"))
-_UNTRUSTED = _SET_BY_PROXY | _FORWARDED
-# What a caller does not set by way of an underscore either.
-_UNDERSCORE_BLOCKED = HOP_BY_HOP | _FORWARDED | _SET_BY_PROXY | {b"content-length"}
-# Schemes by which a server may take the whole connection for the caller's (RFC 4559 6).
+# The server handles Expect, and Host names the upstream (RFC 9110 10.1.1, 7.2). Proxy is not an
+# HTTP header, but CGI programs get it as HTTP_PROXY (https://httpoxy.org).
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"expect", b"http2-settings", b"proxy"}
+# CGI, WSGI and some servers read any other character in a name as a hyphen or underscore, so other
+# spellings of a header are treated like the header itself.
+_CANONICAL = bytes(
+    byte if byte < 128 and (chr(byte).isalnum() or chr(byte) == ":") else ord("-")
+    for byte in range(256)
+)
+# With these schemes, a server may authenticate the whole connection (RFC 4559 6).
 _CONNECTION_AUTH_SCHEMES = (b"negotiate", b"ntlm")
-_NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:)*")
+_NAMES = re.compile(rb"(?:%b+:)*" % TOKEN)
 _LINE_BREAKS = re.compile(rb"[\r\n\0]")
+_ILLEGAL_IN_PATH = re.compile(rb"[^!-~]")
 
 
-def build_request_headers(scope: Mapping[str, Any], *, trust_forwarded_headers: bool) -> RawHeaders:
-    """The fields of a caller's request that the upstream gets, with what this server saw of it.
+def build_request_headers(
+    scope: Scope, mount: bytes = b"", *, trust_forwarded_headers: bool
+) -> RawHeaders:
+    """Return the headers for the upstream: the end-to-end headers, and X-Forwarded-*.
 
-    A field whose name has an underscore counts as the one with a hyphen, for which many upstreams
-    take it. Framing is kept: Transfer-Encoding, then always chunked, or Content-Length.
+    The caller's framing is kept: Content-Length or chunked Transfer-Encoding.
+
+    Arguments:
+        scope: The caller's ASGI scope.
+        mount: The raw path under which callers reach the upstream.
+        trust_forwarded_headers: Whether a trusted proxy wrote the caller's forwarded headers.
 
     Raises:
-        HTTPException: 400 for a line break or NUL in a field, which would end or split it.
+        HTTPException: 400 for an invalid name, and for a line break or NUL in a value.
     """
-    raw: RawHeaders = scope["headers"]
-    validate(raw)
-    dropped = _SET_BY_PROXY if trust_forwarded_headers else _UNTRUSTED
-    fields: RawHeaders = []
-    for name, value in end_to_end(raw):
-        if b"_" in name:
-            passes = name.replace(b"_", b"-") not in _UNDERSCORE_BLOCKED
-        else:
-            passes = name not in dropped
-        if passes:
-            fields.append((name, value.strip(b" \t")))  # which some servers leave (RFC 9110 5.5)
-    by_name = dict(reversed(raw))  # of each name: some servers put trailers behind (RFC 9110 6.5.1)
-    if scope["http_version"] != "1.1":  # RFC 9113 8.2.3
-        cookies = [value for name, value in fields if name == b"cookie"]
-        if len(cookies) > 1:
-            fields = [*remove(fields, b"cookie"), (b"cookie", b"; ".join(filter(None, cookies)))]
-    if b"transfer-encoding" in by_name:
-        fields = [*remove(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
-    elif b"content-length" in by_name:
-        lengths = {value for name, value in fields if name == b"content-length"}
-        length = lengths.pop() if len(lengths) == 1 else b""
-        if not (length.isdigit() and len(length) < 20):  # RFC 9112 6.3
-            raise HTTPException(400, "Malformed header")
-        fields = [*remove(fields, b"content-length"), (b"content-length", length)]
-    if by_name.get(b"authorization", b"").lower().startswith(_CONNECTION_AUTH_SCHEMES):
-        fields.append((b"connection", b"close"))  # or the next caller on it would be this one
-    host = by_name.get(b"host")
-    seen = _x_forwarded(scope, host)
-    return _append_x_forwarded(fields, seen) if trust_forwarded_headers else fields + seen
+    raw = read_headers(scope)
+    validate_headers(raw)
+    # The first of each name counts. Some servers append trailers (RFC 9110 6.5.1).
+    by_name = dict(reversed(raw))
+    headers = _drop_untrusted(raw, trust_forwarded_headers)
+    headers = _join_cookies(headers, scope.get("http_version") or "1.1")
+    headers = _normalize_framing(headers, by_name)
+    headers = _close_authenticated_connection(headers)
+    described = _describe_caller(scope, by_name.get(b"host"), mount)
+    if trust_forwarded_headers:
+        return _extend_forwarded(headers, described, _server_root(scope))
+    return headers + described
 
 
-def validate(fields: RawHeaders) -> None:
-    """Refuse an invalid name, and a value that would end its field or split it.
+def read_headers(scope: Scope) -> RawHeaders:
+    """Return the scope's headers with lower-case names.
+
+    ASGI allows any iterable. One that can be read only once is replaced in the scope by a list, as
+    Starlette does.
+    """
+    raw: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    if not isinstance(raw, list):
+        raw = scope["headers"] = list(raw)
+    return [(name.lower(), value) for name, value in raw]
+
+
+def validate_headers(headers: RawHeaders) -> None:
+    """Refuse an invalid name, and a value that would end or split its header.
 
     Raises:
         HTTPException: 400 (RFC 9110 5.1, 5.5).
     """
-    names = b"".join([name + b":" for name, _ in fields])
-    if not _NAMES.fullmatch(names) or _LINE_BREAKS.search(b"".join([value for _, value in fields])):
+    names = b"".join([name + b":" for name, _ in headers])
+    values = b"".join([value for _, value in headers])
+    if not _NAMES.fullmatch(names) or _LINE_BREAKS.search(values):
         raise HTTPException(400, "Malformed header")
 
 
-def _x_forwarded(scope: Mapping[str, Any], host: bytes | None) -> RawHeaders:
-    """X-Forwarded-*: the peer, the Host and the scheme, as this server saw them."""
-    seen: RawHeaders = []
-    if scope.get("client"):  # none on a unix socket
-        seen.append((b"x-forwarded-for", scope["client"][0].encode("latin-1")))
+def _drop_untrusted(raw: RawHeaders, trust_forwarded_headers: bool) -> RawHeaders:
+    """Return the end-to-end headers that a caller may send to the upstream.
+
+    Some servers keep the blanks around a value, which are not part of it (RFC 9110 5.5).
+    """
+    headers = [(name, value.strip(b" \t")) for name, value in end_to_end(raw, _NOT_FORWARDED)]
+    names = b":".join([b"", *[name for name, _ in headers], b""])
+    canonical = names.translate(_CANONICAL)
+    if canonical == names and (trust_forwarded_headers or not _PROXY_HEADER.search(names)):
+        return headers
+    return [header for header in headers if not _is_blocked(header[0], trust_forwarded_headers)]
+
+
+def _is_blocked(name: bytes, trust_forwarded_headers: bool) -> bool:
+    canonical = name.translate(_CANONICAL)
+    if canonical == name and trust_forwarded_headers:
+        return False
+    if canonical in _NOT_FORWARDED or (canonical == b"content-length" and canonical != name):
+        return True
+    return _PROXY_HEADER.search(b":%b:" % canonical) is not None
+
+
+def _join_cookies(headers: RawHeaders, http_version: str) -> RawHeaders:
+    """Join the cookie headers of HTTP/2 and HTTP/3 callers into one (RFC 9113 8.2.3)."""
+    if http_version == "1.1":
+        return headers
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return headers
+    return [*remove(headers, b"cookie"), (b"cookie", b"; ".join(filter(None, cookies)))]
+
+
+def _normalize_framing(headers: RawHeaders, by_name: Mapping[bytes, bytes]) -> RawHeaders:
+    """Keep exactly one way to find the end of the body (RFC 9112 6.3).
+
+    Raises:
+        HTTPException: 400 for an invalid Content-Length.
+    """
+    if b"transfer-encoding" in by_name:
+        return [*remove(headers, b"content-length"), (b"transfer-encoding", b"chunked")]
+    if b"content-length" not in by_name:
+        return headers
+    if parse_content_length(headers) is None:
+        raise HTTPException(400, "Malformed header")
+    length = dict(headers)[b"content-length"]
+    return [*remove(headers, b"content-length"), (b"content-length", length)]
+
+
+def _close_authenticated_connection(headers: RawHeaders) -> RawHeaders:
+    """Close the connection after a request that may authenticate it.
+
+    Otherwise the next caller on this connection would be authenticated as this one.
+    """
+    schemes = [value.lstrip().lower() for name, value in headers if name == b"authorization"]
+    if any(scheme.startswith(_CONNECTION_AUTH_SCHEMES) for scheme in schemes):
+        return [*headers, (b"connection", b"close")]
+    return headers
+
+
+def _describe_caller(scope: Scope, host: bytes | None, mount: bytes) -> RawHeaders:
+    """Return X-Forwarded-*: the peer, the Host, the scheme and the mount that this server saw."""
+    described: RawHeaders = []
+    client = scope.get("client")  # None on a Unix socket
+    if client and client[0]:
+        described.append((b"x-forwarded-for", str(client[0]).encode("latin-1", "replace")))
     if host is not None:
-        seen.append((b"x-forwarded-host", host))
-    seen.append((b"x-forwarded-proto", scope["scheme"].encode("latin-1")))
-    return seen
+        described.append((b"x-forwarded-host", host))
+    described.append((b"x-forwarded-proto", (scope.get("scheme") or "http").encode("latin-1")))
+    if mount:
+        prefix = _ILLEGAL_IN_PATH.sub(lambda match: b"%%%02X" % match[0][0], mount)
+        described.append((b"x-forwarded-prefix", prefix))
+    return described
 
 
-def _append_x_forwarded(fields: RawHeaders, seen: RawHeaders) -> RawHeaders:
-    """`fields` of a trusted proxy: the list of peers grows, what was asked for first stays."""
-    sent = {name for name, _ in fields}
-    for name, value in seen:
+def _extend_forwarded(headers: RawHeaders, described: RawHeaders, root: bytes) -> RawHeaders:
+    """Extend what a trusted proxy wrote. The lists of peers and prefixes grow, the rest stays.
+
+    Arguments:
+        headers: The end-to-end headers.
+        described: What this server saw.
+        root: The server's own root path. A mount that includes it is complete.
+    """
+    sent = dict(headers)
+    for name, value in described:
         if name == b"x-forwarded-for":
-            peers = [old for key, old in fields if key == name]
-            fields = [*remove(fields, name), (name, b", ".join([*peers, value]))]
+            peers = [peer for key, peer in headers if key == name]
+            headers = [*remove(headers, name), (name, b", ".join([*peers, value]))]
             if b"forwarded" in sent:
                 node = b'"[%s]"' % value if b":" in value else value
-                fields = [*fields, (b"forwarded", b"for=" + node)]
+                headers = [*headers, (b"forwarded", b"for=" + node)]
         elif name not in sent:
-            fields = [*fields, (name, value)]
-    return fields
+            headers = [*headers, (name, value)]
+        elif name == b"x-forwarded-prefix":
+            outer = sent[name].rstrip(b"/")
+            prefix = value if outer == root else outer + value
+            headers = [*remove(headers, name), (name, prefix)]
+    return headers
 
 
-def apply_changes(fields: RawHeaders, changes: Mapping[str, str | None]) -> RawHeaders:
-    """`fields` with each of `changes` set, or removed where it is None; with underscore twins."""
+def _server_root(scope: Scope) -> bytes:
+    """Return the root path that the server was started with, without the mounts."""
+    root: str = scope.get("app_root_path", scope.get("root_path")) or ""
+    return root.rstrip("/").encode()
+
+
+def apply_changes(headers: RawHeaders, changes: Mapping[str, str | None]) -> RawHeaders:
+    """Return `headers` with each change set, or removed if it is None.
+
+    A change applies to the spelling with underscores too.
+    """
     changed = {name.lower().encode("latin-1"): value for name, value in changes.items()}
-    kept = [field for field in fields if changed.keys().isdisjoint(_spellings(field[0]))]
+    kept = [header for header in headers if changed.keys().isdisjoint(_spellings(header[0]))]
     return kept + [(k, v.encode("latin-1")) for k, v in changed.items() if v is not None]
 
 
@@ -114,14 +219,17 @@ def _spellings(name: bytes) -> tuple[bytes, bytes]:
     return name, name.replace(b"_", b"-")
 
 
-def merge_cookies(fields: RawHeaders, own: bytes) -> RawHeaders:
-    """`fields` with the author's cookies in place of the caller's of those names (RFC 6265 4.2)."""
-    names = {pair.partition(b"=")[0].strip() for pair in own.split(b";")}
+def merge_cookies(headers: RawHeaders, cookies: bytes) -> RawHeaders:
+    """Return `headers` with the client's cookies added (RFC 6265 4.2).
+
+    They replace the caller's cookies of the same names.
+    """
+    names = {pair.partition(b"=")[0].strip() for pair in cookies.split(b";")}
     kept = [
         pair.strip()
-        for name, value in fields
+        for name, value in headers
         if name == b"cookie"
         for pair in value.split(b";")
         if pair.strip() and pair.partition(b"=")[0].strip() not in names
     ]
-    return [*remove(fields, b"cookie"), (b"cookie", b"; ".join([*kept, own]))]
+    return [*remove(headers, b"cookie"), (b"cookie", b"; ".join([*kept, cookies]))]

@@ -6,7 +6,7 @@ from typing import Any, cast
 import httpx
 from starlette.requests import HTTPConnection
 
-from .._headers import RawHeaders, content_length
+from .._headers import RawHeaders, parse_content_length
 from .._httpx.flavors import (
     URLT,
     HTTPXModule,
@@ -18,7 +18,7 @@ from .._httpx.flavors import (
     subclass_for,
 )
 from .._httpx.requests import ForwardedRequest, RequestBodyStream
-from .headers import apply_changes, build_request_headers, merge_cookies, validate
+from .headers import apply_changes, build_request_headers, merge_cookies, validate_headers
 from .target import build_target
 
 HeaderOverrides = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
@@ -70,20 +70,20 @@ def forward_request(
     its: Any = client
     other: Any = url
     scope, library = request.scope, get_library(type(client))
-    target, base = build_target(library, its, scope, prefix, other)
-    fields = build_request_headers(scope, trust_forwarded_headers=trust_forwarded_headers)
+    target, base, mount = build_target(library, its, scope, prefix, other)
+    fields = build_request_headers(scope, mount, trust_forwarded_headers=trust_forwarded_headers)
     fields = _apply_client_defaults(library, its, fields, base)
     if headers is not None:
         if callable(headers):
             fields = [(name.lower(), value) for name, value in headers(fields)]
         else:
             fields = apply_changes(fields, headers)
-        validate(fields)
+        validate_headers(fields)
     stream: httpx.AsyncByteStream
     names = dict(fields)
     if b"content-length" in names or b"transfer-encoding" in names:
-        stream = _body_class(library)(library, request, content_length(fields))
-    elif scope["http_version"] in ("2", "3") and scope["method"] not in _BODYLESS:
+        stream = _body_class(library)(library, request, parse_content_length(fields))
+    elif scope.get("http_version") in ("2", "3") and scope["method"] not in _BODYLESS:
         fields.append((b"transfer-encoding", b"chunked"))
         stream = _body_class(library)(library, request, None)
     else:
