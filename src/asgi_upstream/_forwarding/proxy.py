@@ -43,8 +43,9 @@ class ReverseProxy:
             but CONNECT and TRACE, which never are (RFC 9110 9.3.6, 9.3.8).
         on_request: called with the request to the upstream before it is sent, async or not. It may
             change it, or return another to send, or a response to answer with instead.
-        rewrite_redirects: map a Location or Content-Location that names the upstream's own address
-            back under the mount.
+        rewrite_redirects: map Location, Content-Location, Refresh and Link back under the mount if
+            they name the upstream, or the caller's host, which the upstream got in
+            X-Forwarded-Host. A path that is already under the mount stays as it is.
         rewrite_cookies: map the Path of the upstream's cookies under the mount too, and drop their
             Domain.
         options: as of `StreamedResponse`.
@@ -114,14 +115,8 @@ class ReverseProxy:
         self._headers = headers
         self._trust_forwarded = trust_forwarded_headers
         self._on_request = on_request
-        self._rewrites = [
-            rewrite
-            for rewrite, wanted in (
-                (rewriting.rewrite_locations, rewrite_redirects),
-                (rewriting.rewrite_cookies, rewrite_cookies),
-            )
-            if wanted
-        ]
+        self._rewrite_redirects = rewrite_redirects
+        self._rewrite_cookies = rewrite_cookies
         self._options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,8 +169,10 @@ class ReverseProxy:
         if isinstance(outgoing, Response):
             return outgoing
         options = self._options.copy()
-        if self._rewrites:
-            options["on_response"] = partial(self._rewrite, client.base_url, request.scope)
+        if self._rewrite_redirects or self._rewrite_cookies:
+            options["on_response"] = partial(
+                self._rewrite, client.base_url, request.scope, outgoing.headers
+            )
         return StreamedResponse(client, outgoing, **options)  # pyright: ignore
 
     async def _build_request(
@@ -217,16 +214,26 @@ class ReverseProxy:
                 await WebSocketRelay(client, websocket, outgoing, observers=observers).run()
 
     async def _rewrite(
-        self, base: httpx.URL, scope: Scope, upstream: httpx.Response
+        self,
+        base: httpx.URL,
+        scope: Scope,
+        request_headers: httpx.Headers,
+        upstream: httpx.Response,
     ) -> Response | None:
+        """Call `on_response`, then map the upstream's redirects and cookies under the mount."""
         on_response = self._options.get("on_response")
         answer = on_response(upstream) if on_response is not None else None
         answer = await answer if inspect.isawaitable(answer) else answer
-        fields = upstream.headers.raw
+        headers = upstream.headers.raw
         mount = split_prefix(scope, self._prefix)[0]
-        for rewrite in self._rewrites:
-            fields = rewrite(fields, base, mount)
-        upstream.headers = get_library(type(upstream)).Headers(fields)
+        if self._rewrite_redirects:
+            # The upstream knows itself by these names. It may build its redirects from them.
+            names = (b"host", b"x-forwarded-host")
+            hosts = [value for name, value in request_headers.raw if name.lower() in names]
+            headers = rewriting.rewrite_locations(headers, base, mount, hosts)
+        if self._rewrite_cookies:
+            headers = rewriting.rewrite_cookies(headers, base, mount)
+        upstream.headers = get_library(type(upstream)).Headers(headers)
         return answer
 
 
