@@ -347,7 +347,7 @@ def test_scope_header_names_may_be_in_any_case() -> None:
 
 @pytest.mark.parametrize("client", [["192.0.2.7", 1], ("192.0.2.7", None), ("192.0.2.7",)])
 def test_scope_may_have_only_its_required_keys(client: Any) -> None:
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
     assert build_request_headers(scope, trust_forwarded_headers=False) == [
         (b"x-forwarded-proto", b"http")
     ]

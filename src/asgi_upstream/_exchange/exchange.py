@@ -331,7 +331,7 @@ class Exchange:
         await caller.send_head(status, fields)
         if has_no_content(caller.method, status):
             return 0
-        if (length := headers.content_length(fields)) is not None:
+        if (length := headers.parse_content_length(fields)) is not None:
             return length
         # Some servers hold the head back until there is a body, and a stream may be silent.
         await caller.send_body(b"", more=True)
