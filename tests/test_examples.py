@@ -422,6 +422,17 @@ def test_plain_starlette_streams_and_buffers(serve: Serve) -> None:
     assert response.headers["x-upstream"] == "yes"
 
 
+# merge.py
+
+
+def test_merge_answers_from_two_upstreams(serve: Serve) -> None:
+    caller = serve("merge")
+    page = caller.get("/page").json()
+    assert page["item"] == {"name": "lamp", "price": 20}
+    assert "user-agent" in page["headers"]
+    assert caller.get("/page-without-extras").json() == {"item": page["item"], "extras": False}
+
+
 # own_lifespan.py
 
 

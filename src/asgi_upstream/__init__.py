@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ._forwarding.proxy import ReverseProxy
 from ._forwarding.request import forward_request
+from .calls import cancel_on_disconnect, fetch
 from .dependencies import client_dependency, get_client
 from .errors import (
     ExchangeCancelled,
@@ -39,10 +40,12 @@ __all__ = [
     "UpstreamError",
     "UpstreamProtocolError",
     "UpstreamTimeout",
+    "cancel_on_disconnect",
     "client_dependency",
     "client_lifespan",
     "combine_lifespans",
     "count_open_exchanges",
+    "fetch",
     "forward_request",
     "get_client",
     "upstream_errors",

@@ -105,29 +105,12 @@ class _UpstreamResponse(Response):
         name = type(self).__name__
         if status_code is UPSTREAM_STATUS:
             status_code = None
-        if not hasattr(client, "aclose"):
-            raise TypeError(
-                f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
-                f"{name}(client, "
-                f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
-                f"endpoint and return a Response"
-            )
-        if not (hasattr(request, "extensions") and hasattr(request, "method")):
-            raise TypeError(
-                f"{name} needs the httpx.Request to send, not {describe_type(request)}: write "
-                f"{name}(client, client.build_request('GET', url)), or for a response that is open "
-                f"{name}.from_response(response)"
-            )
-        if not request_origin(request).raw_host:
-            raise ValueError(
-                f"the request for {str(request.url)!r} has no host: give the client a base_url= "
-                f"such as 'https://api.example', or the request a full URL"
-            )
+        validate_request(name, client, request)
         if transform or on_response or on_stream_error:
             _validate_callables(
                 transform=transform, on_response=on_response, on_stream_error=on_stream_error
             )
-        _validate_values(status_code, deadline, heartbeat, observers)
+        validate_values(status_code, deadline, heartbeat, observers)
         self._options = ExchangeOptions(
             cast(SupportsSend, client),
             request,
@@ -170,6 +153,37 @@ class _UpstreamResponse(Response):
             await self.background()
 
 
+def validate_request(name: str, client: object, request: Any) -> None:
+    """Refuse arguments that are not an async client and a request with a host.
+
+    Arguments:
+        name: The class or function that was called.
+        client: What should be an httpx client.
+        request: What should be an httpx request.
+
+    Raises:
+        TypeError, ValueError: As `StreamedResponse`.
+    """
+    if not hasattr(client, "aclose"):
+        raise TypeError(
+            f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
+            f"{name}(client, "
+            f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
+            f"endpoint and return a Response"
+        )
+    if not (hasattr(request, "extensions") and hasattr(request, "method")):
+        raise TypeError(
+            f"{name} needs the httpx.Request to send, not {describe_type(request)}: write "
+            f"{name}(client, client.build_request('GET', url)), or for a response that is open "
+            f"StreamedResponse.from_response(response)"
+        )
+    if not request_origin(request).raw_host:
+        raise ValueError(
+            f"the request for {str(request.url)!r} has no host: give the client a base_url= "
+            f"such as 'https://api.example', or the request a full URL"
+        )
+
+
 def validate_options(options: SharedOptions[Any]) -> None:
     """Refuse what makes no sense, before there is a request to use it on.
 
@@ -178,7 +192,7 @@ def validate_options(options: SharedOptions[Any]) -> None:
     """
     functions = ("transform", "on_response", "on_stream_error")
     _validate_callables(**{name: options.get(name) for name in functions})
-    _validate_values(
+    validate_values(
         options.get("status_code"),
         options.get("deadline"),
         options.get("heartbeat"),
@@ -186,12 +200,17 @@ def validate_options(options: SharedOptions[Any]) -> None:
     )
 
 
-def _validate_values(
+def validate_values(
     status_code: int | None,
     deadline: float | None,
     heartbeat: float | None,
     observers: Sequence[Observer],
 ) -> None:
+    """Refuse values that make no sense.
+
+    Raises:
+        TypeError, ValueError: As `StreamedResponse`.
+    """
     if observers:
         check_observers(observers)
     if deadline is not None and not _is_positive(deadline):
@@ -200,6 +219,16 @@ def _validate_values(
         raise ValueError(f"heartbeat={heartbeat!r}: give seconds above 0, or None for none")
     if status_code is not None and not 200 <= status_code < 600:
         raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
+
+
+def validate_max_bytes(max_bytes: int) -> None:
+    """Refuse a limit that is not a positive number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
+        raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
 
 
 def _is_positive(seconds: object) -> bool:
@@ -307,8 +336,7 @@ class BufferedResponse(_UpstreamResponse):
                 "BufferedResponse has no heartbeat, because it sends nothing before the whole body "
                 "is there: use StreamedResponse(heartbeat=...)"
             )
-        if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
-            raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
+        validate_max_bytes(max_bytes)
         super().__init__(client, request, status_code=status_code, **options)
         self._options.max_bytes = max_bytes
 

@@ -68,22 +68,25 @@ def make_decoders(codings: list[str]) -> list[Decoder]:
 
 
 def accept_decodable(headers: RawHeaders) -> RawHeaders:
-    """Return request headers that ask only for a whole body in codings that can be decoded.
+    """Return request headers that accept only codings that can be decoded."""
+    accepted = [value for name, value in headers if name.lower() == b"accept-encoding"]
+    if not accepted:
+        return headers
+    codings = _decodable_codings(b",".join(accepted).decode("latin-1")).encode("latin-1")
+    if accepted == [codings]:
+        return headers
+    kept = [field for field in headers if field[0].lower() != b"accept-encoding"]
+    return [*kept, (b"accept-encoding", codings)]
+
+
+def accept_whole_decodable(headers: RawHeaders) -> RawHeaders:
+    """Return request headers that accept only a whole body in codings that can be decoded.
 
     Range and If-Range are dropped, because a part of a compressed body cannot be decoded, and a
     part of any body must not be changed as if it were the whole.
     """
-    accepted: list[bytes] = []
-    kept: RawHeaders = []
-    for name, value in headers:
-        if name.lower() == b"accept-encoding":
-            accepted.append(value)
-        elif name.lower() not in (b"range", b"if-range"):
-            kept.append((name, value))
-    if accepted:
-        codings = _decodable_codings(b",".join(accepted).decode("latin-1"))
-        kept.append((b"accept-encoding", codings.encode("latin-1")))
-    return kept
+    whole = [field for field in headers if field[0].lower() not in (b"range", b"if-range")]
+    return accept_decodable(whole)
 
 
 def _decodable_codings(accept_encoding: str) -> str:

@@ -39,7 +39,7 @@ from .body import (
     with_content,
 )
 from .closing import close_upstream, defer_cancellation
-from .decoding import accept_decodable, can_decode, content_encodings
+from .decoding import accept_whole_decodable, can_decode, content_encodings
 from .downstream import Caller, CallerDisconnected
 from .heartbeat import HeartbeatBody
 from .options import ExchangeOptions, RawResponse, ResponseHook, SendRaw, StreamErrorHook
@@ -53,6 +53,7 @@ from .response_head import (
     validate_status,
 )
 from .scope import ExchangeScope
+from .sending import send_request, validate_head
 from .upload import UploadStream
 
 ERROR_CHUNK_TIMEOUT = 1.0
@@ -68,7 +69,9 @@ class Exchange:
         self.options = options
         self.request: httpx.Request = (
             copy_with_headers(
-                options.request, accept_decodable(options.request.headers.raw), options.library
+                options.request,
+                accept_whole_decodable(options.request.headers.raw),
+                options.library,
             )
             if options.decodes_body
             else options.request
@@ -236,26 +239,7 @@ class Exchange:
             upload = kind(client, self.request.url, body, watch, self.recorder)
             self.request.stream = upload
         try:
-            if transport is not None:
-                upstream = await transport.handle_async_request(self.request)
-                upstream.request = self.request
-                version, reason = upstream.http_version, upstream.reason_phrase
-                status = upstream.status_code
-                log_request(library, self.request, version.encode(), status, reason.encode())
-            else:
-                # A forwarded request's redirects are the caller's to follow.
-                relayed = {"follow_redirects": False} if "target" in self.request.extensions else {}
-                upstream = await client.send(self.request, stream=True, **relayed)
-        except library.StreamConsumed:
-            raise RuntimeError(
-                "the request body is a stream that has already been consumed; build the request "
-                "with bytes, or make a new request for each call"
-            ) from None
-        except BaseException as exc:
-            await defer_cancellation(clean_up_pool(client, self.request.url))
-            if isinstance(exc, UnicodeError):  # httpx, of a Location that no URL is
-                raise errors.UpstreamProtocolError from exc
-            raise
+            upstream = await send_request(client, self.request, library, transport)
         finally:
             self.request.stream = content
         try:
@@ -266,9 +250,7 @@ class Exchange:
                 watch.start_listening(
                     sparingly=upstream.status_code >= 300
                 )  # an upload that was refused
-            validate_status(upstream.status_code)
-            if headers.has_control_characters(upstream.headers.raw):
-                raise errors.protocol_error("a control character in a field")
+            validate_head(upstream)
             if self.options.max_bytes is None:
                 await self._relay_stream(upstream, caller, watch)
             else:

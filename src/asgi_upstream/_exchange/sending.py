@@ -1,0 +1,64 @@
+"""Sends the request to the upstream, up to the head of the response."""
+
+import httpx
+
+from .. import _headers as header_lists
+from .. import errors
+from .._httpx.fast_path import log_request
+from .._httpx.flavors import HTTPXModule
+from .._httpx.workarounds import clean_up_pool
+from .closing import defer_cancellation
+from .options import SupportsSend
+from .response_head import validate_status
+
+
+async def send_request(
+    client: SupportsSend,
+    request: httpx.Request,
+    library: HTTPXModule,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> httpx.Response:
+    """Send the request, and return a response whose body was not read. The caller must close it.
+
+    Arguments:
+        client: The client.
+        request: The request.
+        library: The library of both.
+        transport: The client's transport, if the client has nothing to do for this request.
+
+    Raises:
+        RuntimeError: If the request's body was sent before and cannot be sent again.
+        UpstreamProtocolError: If a redirect has a malformed Location.
+        httpx.RequestError: If the upstream failed.
+    """
+    try:
+        if transport is None:
+            # The caller follows the redirects of a forwarded request.
+            options = {"follow_redirects": False} if "target" in request.extensions else {}
+            return await client.send(request, stream=True, **options)
+        upstream = await transport.handle_async_request(request)
+    except library.StreamConsumed:
+        raise RuntimeError(
+            "the request body is a stream that has already been consumed; build the request "
+            "with bytes, or make a new request for each call"
+        ) from None
+    except BaseException as exc:
+        await defer_cancellation(clean_up_pool(client, request.url))
+        if isinstance(exc, UnicodeError):  # httpx fails so on a Location that is not a URL
+            raise errors.UpstreamProtocolError from exc
+        raise
+    upstream.request = request
+    version, reason = upstream.http_version.encode(), upstream.reason_phrase.encode()
+    log_request(library, request, version, upstream.status_code, reason)
+    return upstream
+
+
+def validate_head(upstream: httpx.Response) -> None:
+    """Refuse a head that must not be relayed.
+
+    Raises:
+        UpstreamProtocolError: If the status is not final, or a header has a control character.
+    """
+    validate_status(upstream.status_code)
+    if header_lists.has_control_characters(upstream.headers.raw):
+        raise errors.protocol_error("a control character in a header")
