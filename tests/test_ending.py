@@ -7,13 +7,23 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from starlette.types import Message
 
-from asgi_upstream import ExchangeCancelled, StreamedResponse, client_lifespan
+from asgi_upstream import (
+    ExchangeCancelled,
+    ExchangeRecord,
+    Outcome,
+    StreamedResponse,
+    UpstreamError,
+    client_lifespan,
+    testing,
+)
 from asgi_upstream import lifespan as lifespan_module
 from asgi_upstream._exchange import exchange as exchange_module
 from asgi_upstream.testing import aeventually
+from asgi_upstream.transport import AsyncioTransport
 from tests.asgi import Caller, Upstream, answering
 
 pytestmark = pytest.mark.anyio
@@ -120,3 +130,97 @@ async def test_a_client_closes_after_a_bound_though_an_exchange_is_open(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "closing 'client' with 1 exchanges open, after 0.05 s"
+
+
+# --- a server that ends the lifespan before it cancels exchanges ------------------------------
+
+
+@contextlib.asynccontextmanager
+async def ended_lifespan(
+    transport: str, caller: Caller, records: list[ExchangeRecord], answer: str, **options: Any
+) -> AsyncIterator[Exception | None]:
+    """End the lifespan during an exchange, as gunicorn's ASGI worker does. Yield what it raised."""
+    raised: Exception | None = None
+
+    async def call() -> None:
+        nonlocal raised
+        try:
+            await response(caller.scope, caller.receive, caller.send)
+        except Exception as exc:
+            raised = exc
+
+    make = AsyncioTransport if transport == "fast" else httpx.AsyncHTTPTransport
+    with testing.Upstream() as upstream:
+        upstream.get("/stream").chunks(b"a", 60.0)
+        upstream.get("/stall").stall()
+        lifespan = client_lifespan(
+            base_url=upstream.url, transport=make(), observers=[records.append], timeout=60
+        )
+        async with anyio.create_task_group() as group, lifespan(None) as state:
+            client: Any = state["client"]
+            request = client.build_request("GET", answer)
+            response = StreamedResponse(client, request, **options)
+            group.start_soon(call)
+            await aeventually(lambda: caller.body if answer == "/stream" else upstream.requests)
+        yield raised
+
+
+@pytest.fixture(params=["httpx", "fast"])
+def transport(request: pytest.FixtureRequest, anyio_backend: str) -> str:
+    if request.param == "fast" and anyio_backend == "trio":
+        pytest.skip("AsyncioTransport needs asyncio")
+    return str(request.param)
+
+
+@pytest.fixture
+def _short_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifespan_module, "DRAIN_TIMEOUT", 0.05)
+
+
+def check_record(records: list[ExchangeRecord], caplog: pytest.LogCaptureFixture) -> None:
+    [record] = records
+    assert (record.outcome, record.exception) == (Outcome.CANCELLED, None)
+    assert [line.getMessage() for line in caplog.records if line.levelno > logging.INFO] == [
+        "closing 'client' with 1 exchanges open, after 0.05 s"
+    ]
+
+
+@pytest.mark.usefixtures("_short_drain")
+async def test_stream_cut_by_lifespan_ends_as_cancelled(
+    transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller, records, seen = Caller(), list[ExchangeRecord](), list[Exception]()
+
+    def on_stream_error(exc: Exception) -> bytes:
+        seen.append(exc)
+        return b"bye"
+
+    options = {"on_stream_error": on_stream_error}
+    async with ended_lifespan(transport, caller, records, "/stream", **options) as raised:
+        assert raised is None
+    assert (caller.body, caller.complete) == (b"abye", True)
+    assert [type(exc) for exc in seen] == [ExchangeCancelled]
+    check_record(records, caplog)
+
+
+@pytest.mark.usefixtures("_short_drain")
+@pytest.mark.parametrize("answer", ["/stream", "/stall"])
+async def test_exchange_cut_by_lifespan_raises_exchange_cancelled(
+    transport: str, answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller, records = Caller(), list[ExchangeRecord]()
+    async with ended_lifespan(transport, caller, records, answer) as raised:
+        assert type(raised) is ExchangeCancelled
+    assert not caller.complete
+    check_record(records, caplog)
+
+
+async def test_upstream_that_fails_before_the_lifespan_ends_is_a_failure() -> None:
+    upstream, records = answering(httpx.ReadError("reset")), list[ExchangeRecord]()
+    async with client_lifespan(upstream.client, observers=[records.append])(None) as state:
+        client: Any = state["client"]
+        response = StreamedResponse(client, client.build_request("GET", "/"))
+        caller = Caller()
+        with pytest.raises(UpstreamError):
+            await response(caller.scope, caller.receive, caller.send)
+    assert records[0].outcome.is_failure

@@ -43,7 +43,7 @@ from .decoding import accept_whole_decodable, can_decode, content_encodings
 from .downstream import Caller, CallerDisconnected
 from .heartbeat import HeartbeatBody
 from .options import ExchangeOptions, RawResponse, ResponseHook, SendRaw, StreamErrorHook
-from .recording import ExchangeRecorder, route_template
+from .recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from .response_head import (
     EVENT_STREAM,
     add_stream_headers,
@@ -453,9 +453,11 @@ class Exchange:
         if is_httpx_error(failure, httpx.RequestError):
             failure.request = self.request  # as httpx's client does
         error = errors.map_exception(failure) or failure
-        if self.recorder is not None and self.outcome is Outcome.CANCELLED:
+        if cancelled := was_ended_by_lifespan(self.options.client, failure):
+            error = self.failure = errors.ExchangeCancelled()
+        elif self.recorder is not None and self.outcome is Outcome.CANCELLED:
             self.outcome = self.recorder.classify_failure(error, self.outcome_if_app_raises)
-        if isinstance(error, errors.UpstreamError):
+        if isinstance(error, errors.UpstreamError) and not cancelled:
             errors.log_failure(error, self.request, route_template(scope))
         if caller.started and self.options.on_stream_error is not None:
             try:

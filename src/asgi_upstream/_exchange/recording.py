@@ -8,6 +8,7 @@ import httpx
 from starlette.exceptions import HTTPException
 
 from .. import errors
+from .._clients import get_client_state
 from .._httpx.flavors import HTTPXModule, is_httpx_error
 from .._httpx.requests import request_origin
 from .._logging import logger
@@ -99,7 +100,9 @@ class ExchangeRecorder:
         if waited and isinstance(request.stream, self._library.ByteStream):
             self.sent = sum(map(len, request.stream))
         exception: BaseException | None = failure
-        if isinstance(failure, errors.UpstreamError):
+        if outcome is Outcome.CANCELLED:
+            exception = None
+        elif isinstance(failure, errors.UpstreamError):
             exception = failure.__cause__ or failure
         record = ExchangeRecord(
             client=self._client,
@@ -121,6 +124,14 @@ class ExchangeRecorder:
                 observer(record)
             except Exception:
                 logger.exception("the observer %r failed", observer)
+
+
+def was_ended_by_lifespan(client: object, failure: Exception) -> bool:
+    """Whether an exchange failed because the lifespan has closed its client.
+
+    The upstream did not fail, so the exchange ends as cancelled.
+    """
+    return get_client_state(client).is_closing and errors.is_upstream_failure(failure)
 
 
 def route_template(scope: Mapping[str, Any]) -> str | None:

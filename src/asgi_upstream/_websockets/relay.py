@@ -13,7 +13,7 @@ from .. import errors
 from .._clients import get_client_state
 from .._exchange.closing import close_upstream, defer_cancellation
 from .._exchange.downstream import CallerDisconnected
-from .._exchange.recording import ExchangeRecorder, route_template
+from .._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from .._forwarding.request import HeaderOverrides
 from .._httpx.flavors import (
     URLT,
@@ -304,14 +304,16 @@ class WebSocketRelay:
             if is_httpx_error(failure, httpx.RequestError):
                 failure.request = self.request
             error = errors.map_exception(failure) or failure
-            if self._recorder is not None:
+            if cancelled := was_ended_by_lifespan(self._client, failure):
+                self._outcome, error = Outcome.CANCELLED, errors.ExchangeCancelled()
+            elif self._recorder is not None:
                 self._outcome = self._recorder.classify_failure(error, Outcome.APP_FAILED)
-            if isinstance(error, errors.UpstreamError):
+            if isinstance(error, errors.UpstreamError) and not cancelled:
                 errors.log_failure(error, self.request, route_template(self._websocket.scope))
             if not accepted or not isinstance(error, errors.UpstreamError):
                 raise error
-            too_large = isinstance(error, errors.UpstreamBodyTooLarge)
-            self._caller_close = 1009 if too_large else 1011, error.detail
+            code = 1009 if isinstance(error, errors.UpstreamBodyTooLarge) else 1011
+            self._caller_close = 1001 if cancelled else code, error.detail
         code, reason = self._caller_close
         with (
             anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT),
