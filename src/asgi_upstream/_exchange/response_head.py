@@ -6,8 +6,9 @@ from .. import _headers as header_lists
 from .._headers import HOP_BY_HOP, RawHeaders
 from ..errors import protocol_error
 
-# Each ASGI server adds its own, and each may occur only once.
-_NOT_RELAYED = HOP_BY_HOP | {b"date", b"server"}
+# Each ASGI server adds its own Date and Server, and each may occur only once. Alt-Svc describes the
+# upstream's endpoint: a caller would leave the app for it (RFC 7838 3).
+_NOT_RELAYED = HOP_BY_HOP | {b"date", b"server", b"alt-svc"}
 # These describe the exact bytes that the upstream sent (RFC 9110 8, RFC 9530).
 _DEPENDS_ON_BODY = frozenset(
     b"accept-ranges content-digest content-encoding content-length content-md5 digest "
