@@ -4,16 +4,18 @@ Every iterator here is an object, not an async generator. A cancelled read ends 
 then the rest of the body would be lost (`asyncio.wait_for(anext(body), 2)`).
 """
 
+import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Callable,
     Coroutine,
+    Generator,
     Iterator,
 )
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import anyio
 import httpx
@@ -48,8 +50,8 @@ class ResumableBody(AsyncIterator[bytes]):
         self._library = library
         self._scope = anyio.CancelScope()
         self._started = self._requested = self._reading = False
-        self._wanted = anyio.Event()
-        self._ready = anyio.Event()
+        self._reader: _Waiter | None = None  # the read that waits for a chunk
+        self._idle: _Waiter | None = None  # the task that waits for a read
         self._stopped = anyio.Event()
         self._chunk: bytes | None = None
         self._end: Exception | None = None  # the end of the body, or its failure
@@ -64,7 +66,9 @@ class ResumableBody(AsyncIterator[bytes]):
             self._request_chunk()
             self._reading = True
             try:
-                await self._ready.wait()
+                while self._chunk is None and self._end is None:
+                    self._reader = _make_waiter()
+                    await self._reader
             finally:
                 self._reading = False
         chunk, self._chunk, self._requested = self._chunk, None, False
@@ -77,9 +81,8 @@ class ResumableBody(AsyncIterator[bytes]):
         if self._requested:
             return  # by a read that was cancelled
         self._requested = True
-        self._ready = anyio.Event()
         if self._started:
-            self._wanted.set()
+            _wake(self._idle)
         else:
             self._started = True
             self._start_task(self._run)
@@ -88,18 +91,18 @@ class ResumableBody(AsyncIterator[bytes]):
         try:
             with self._scope:
                 while self._end is None:
-                    self._wanted = anyio.Event()
                     try:
                         self._chunk = await anext(self._source)
                     except (StopAsyncIteration, Exception) as exc:
                         self._end = exc
-                    self._ready.set()
-                    if self._end is None:
-                        await self._wanted.wait()
+                    _wake(self._reader)
+                    while self._end is None and not (self._requested and self._chunk is None):
+                        self._idle = _make_waiter()
+                        await self._idle
         finally:
             if self._chunk is None and self._end is None:
                 self._end = self._library.ReadError("the read was cancelled")
-            self._ready.set()
+            _wake(self._reader)
             try:
                 await self._close_source()
             finally:
@@ -120,6 +123,40 @@ class ResumableBody(AsyncIterator[bytes]):
                 await self._stopped.wait()
         elif not self._started:
             await self._close_source()
+
+
+class _Waiter(Protocol):
+    """Something to await: an `asyncio.Future`, which is cheap, or the same on trio."""
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
+    def done(self) -> bool: ...
+    def set_result(self, result: None, /) -> None: ...
+
+
+class _EventWaiter:
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._event.wait().__await__()
+
+    def done(self) -> bool:
+        return self._event.is_set()
+
+    def set_result(self, result: None, /) -> None:
+        self._event.set()
+
+
+def _make_waiter() -> _Waiter:
+    try:
+        return asyncio.get_running_loop().create_future()
+    except RuntimeError:  # trio
+        return _EventWaiter()
+
+
+def _wake(waiter: _Waiter | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 class DecodedBody(AsyncIterator[bytes]):
