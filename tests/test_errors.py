@@ -29,6 +29,7 @@ from asgi_upstream import (
     UpstreamTimeout,
     upstream_errors,
 )
+from asgi_upstream.transport import AsyncioTransport
 
 ALL = [
     UpstreamError,
@@ -439,14 +440,18 @@ def refusing_client_certificates(tls: ssl.SSLContext) -> Iterator[int]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("library", [httpx, httpx2], ids=lambda library: library.__name__)
-async def test_refused_client_certificate_is_a_connect_error(library: Any) -> None:
+@pytest.mark.parametrize("kind", ["httpx", "httpx2", "AsyncioTransport"])
+async def test_refused_client_certificate_is_a_connect_error(kind: str, anyio_backend: str) -> None:
+    if kind == "AsyncioTransport" and anyio_backend == "trio":
+        pytest.skip("AsyncioTransport needs asyncio")
+    library: Any = httpx2 if kind == "httpx2" else httpx
     authority = trustme.CA()
     tls, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     authority.configure_trust(trust)
     tls.verify_mode = ssl.CERT_REQUIRED
-    transport = library.AsyncHTTPTransport(verify=trust)
+    make = AsyncioTransport if kind == "AsyncioTransport" else library.AsyncHTTPTransport
+    transport = make(verify=trust)
     async with library.AsyncClient(transport=transport) as client:
         with (
             refusing_client_certificates(tls) as port,

@@ -79,7 +79,7 @@ class ExchangeRecorder:
                     return outcome
             return Outcome.READ_TIMEOUT
         if (
-            isinstance(error, errors.UpstreamProtocolError)
+            isinstance(error, errors.UpstreamProtocolError | errors.UpstreamConnectError)
             and self._headers_at is not None
             and errors.is_upstream_failure(error.__cause__)
         ):  # without such a cause, this library or the app has rejected the response as a whole

@@ -392,13 +392,13 @@ class HTTP11Connection(asyncio.Protocol):
                 self._library.RemoteProtocolError("Server disconnected without sending a response.")
             )
         elif self._parser.state not in (ReadState.IDLE, ReadState.DONE):
-            self.fail(
-                self._library.ReadError(str(exc))
-                if exc is not None
-                else self._library.RemoteProtocolError(
-                    "peer closed connection without sending complete message body"
-                )
+            error: Exception = self._library.RemoteProtocolError(
+                "peer closed connection without sending complete message body"
             )
+            if exc is not None:
+                error = self._library.ReadError(str(exc))
+                error.__cause__ = exc  # a TLS alert is a connect error to `map_exception`
+            self.fail(error)
         self.close()
         self._timeouts.wake_reader()
         self._timeouts.wake_writer()

@@ -290,7 +290,9 @@ _ORIGINAL_HANDLE = AsyncioTransportMixin.handle_async_request
 
 def _origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
     if scheme not in _PORTS:
-        raise library.UnsupportedProtocol(f"{scheme.decode()!r} is not supported")
+        raise library.UnsupportedProtocol(
+            f"Request URL has an unsupported protocol {scheme.decode()!r}; use http or https"
+        )
     return scheme, host, port or _PORTS[scheme], None
 
 
