@@ -25,10 +25,94 @@ def test_chunks_are_decoded_however_they_are_cut() -> None:
         assert b"rest".startswith(decoder.excess)
 
 
-@pytest.mark.parametrize("raw", [b"x\r\n", b"3\r\nabcd\r\n", b"0\r\na b\r\n\r\n", b"3\nabc\r\n"])
+@pytest.mark.parametrize("raw", [b"x\r\n", b"0\r\na b\r\n\r\n", b"3\nabc\r\n"])
 def test_malformed_chunks_are_a_parse_error(raw: bytes) -> None:
     with pytest.raises(ParseError):
         ChunkedDecoder().feed(raw)
+
+
+def test_body_before_a_malformed_chunk_is_returned_first() -> None:
+    for raw in (b"3\r\nabcd\r\n", b"3\r\nabc\r\nx\r\n", b"3\r\nabc\r\n0\r\na b\r\n\r\n"):
+        decoder = ChunkedDecoder()
+        assert decoder.feed(raw) == b"abc"
+        assert decoder.has_more
+        with pytest.raises(ParseError):
+            decoder.feed(b"")
+
+
+def test_many_tiny_chunks_are_decoded_in_turns() -> None:
+    decoder = ChunkedDecoder()
+    body = decoder.feed(b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+    sizes = [len(body)]
+    while decoder.has_more:
+        sizes.append(len(decoder.feed(b"")))
+    assert (sizes, decoder.done) == ([2000, 2000, 1000], True)
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"1.2", b"2.0", b"5.6"])
+def test_only_http_1_0_and_1_1_are_parsed(version: bytes) -> None:
+    with pytest.raises(ParseError, match="malformed status line"):
+        started().feed(b"HTTP/" + version + b" 200 OK\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 2", b"transfer-encoding: chunked", b"content-length: x", b"x: y"]
+)
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_2xx_to_connect_is_a_tunnel(framing: bytes, status: int) -> None:
+    parser = started("CONNECT")
+    data = parser.feed(b"HTTP/1.1 %d OK\r\n%b\r\n\r\ntunnelled" % (status, framing))
+    assert (data, parser.state, parser.keep_alive) == (b"tunnelled", ReadState.UPGRADED, False)
+
+
+def test_refused_connect_has_a_framed_body() -> None:
+    parser = started("CONNECT")
+    assert parser.feed(b"HTTP/1.1 407 No\r\ncontent-length: 2\r\n\r\nno") == b"no"
+    assert (parser.state, parser.keep_alive) == (ReadState.DONE, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"timeout=5", 5),
+        (b"timeout=5, max=100", 5),
+        (b"max=100, Timeout = 7", 7),
+        (b"max=3", None),
+        (b"timeout=x", None),
+        (b"notimeout=3", None),
+        (b"timeout=0", 0),
+    ],
+)
+def test_keep_alive_timeout_is_parsed(value: bytes, seconds: int | None) -> None:
+    parser = started()
+    parser.feed(OK + b"content-length: 0\r\nKeep-Alive: " + value + b"\r\n\r\n")
+    assert parser.head.keep_alive_timeout == seconds
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [[b"gzip, chunked"], [b"identity"], [b""], [b"chunked", b"chunked"], [b"chunked, gzip"]],
+)
+def test_request_codings_that_cannot_be_framed_are_refused(codings: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="unsupported Transfer-Encoding"):
+        serialize_headers(
+            ((b"host", b"a"), *((b"Transfer-Encoding", coding) for coding in codings))
+        )
+    assert serialize_headers(((b"host", b"a"), (b"transfer-encoding", b"Chunked")))[1] is None
+
+
+@pytest.mark.parametrize("name", [b"", b"a b", b" a", b"a\0", b"a\r\nb", b"a\rb", b"a:b", b"\xff"])
+def test_malformed_header_names_are_refused(name: bytes) -> None:
+    with pytest.raises(ParseError):
+        started().feed(OK + name.replace(b":", b" ") + b": x\r\ncontent-length: 0\r\n\r\n\r\n\r\n")
+    with pytest.raises(ValueError, match="malformed header"):
+        serialize_headers(((b"host", b"a"), (name, b"x")))
+
+
+def test_interim_responses_are_bounded() -> None:
+    interim = b"HTTP/1.1 103 Hints\r\nlink: " + b"x" * 1000 + b"\r\n\r\n"
+    with pytest.raises(ParseError, match="exceeds 64 KiB"):
+        started().feed(interim * 100)
 
 
 def test_the_parser_goes_from_head_to_body_to_done() -> None:

@@ -11,7 +11,8 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
+from unittest.mock import Mock
 
 import httpcore
 import httpx
@@ -26,6 +27,9 @@ from wsproto.events import Request as Handshake
 
 from asgi_upstream import StreamedResponse, forward_request, testing
 from asgi_upstream.transport import AsyncioTransport
+from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._pool import Pool
+from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.asgi import Caller, collect
 
 pytestmark = pytest.mark.anyio
@@ -684,6 +688,77 @@ async def test_on_a_new_connection_it_is_sent_once() -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             await c.get("/first")
         assert len(serve.requests) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_408_on_a_reused_connection_is_retried_if_safe(method: str) -> None:
+    """RFC 9110 15.5.9: the upstream only closes an idle connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 408 Idle\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        assert (await c.get("/")).text == "ok"
+        response = await c.request(method, "/")
+        assert response.status_code == (408 if method == "POST" else 200)
+        assert len(upstream.peers) == (1 if method == "POST" else 2)
+
+
+async def test_408_on_a_new_connection_is_returned() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 408 Slow\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        assert (await c.get("/")).status_code == 408
+        assert len(upstream.peers) == 1
+
+
+@pytest.mark.parametrize("event", ["nothing", "bytes", "end"])
+@pytest.mark.parametrize("where", ["tcp", "unix"])
+async def test_unread_input_makes_a_connection_not_reusable(
+    tmp_path: Path, where: str, event: str
+) -> None:
+    """A busy event loop has not called the connection yet."""
+    near: Any
+    if where == "unix":
+        near, far = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.create_connection(listener.getsockname())
+            far, _ = listener.accept()
+    loop = asyncio.get_running_loop()
+    owner = Pool(cast(Any, None), httpx.Limits())
+    _, connection = await loop.create_connection(lambda: HTTP11Connection(owner, loop), sock=near)
+    with far:
+        if event == "bytes":
+            far.sendall(b"x")
+        elif event == "end":
+            far.shutdown(socket.SHUT_WR)
+        assert connection.is_reusable() == (event == "nothing")
+        connection.close()
+        assert not connection.is_reusable()
+        await asyncio.sleep(0)
+
+
+async def test_many_tiny_chunks_let_other_tasks_run() -> None:
+    """The chunks of one read are decoded over several iterations of the loop."""
+    loop = asyncio.get_running_loop()
+    connection = HTTP11Connection(Pool(cast(Any, None), httpx.Limits()), loop)
+    connection.connection_made(Mock())
+    connection.send(OutgoingRequest("GET", b"", b"", 0, None, None))
+    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    connection.data_received(b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
+    turns = body = 0
+    while chunk := connection.read_nowait() or await connection.read():
+        body += len(chunk)
+        turns += 1
+        await asyncio.sleep(0)
+    assert body == 20_000
+    assert turns >= 10
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -7,7 +7,9 @@ connection. Every exchange ends with `release` or `aclose`.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+import select
+import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, cast
 
 import httpx
@@ -18,6 +20,9 @@ from ._serializer import BodyFramer, OutgoingRequest
 
 READ_BUFFER_LIMIT = 256 * 1024
 """Bytes that may wait for a slow reader before reading from the socket pauses."""
+
+CHUNK_OVERHEAD = 64
+"""Bytes of memory that each chunk in the buffer takes, beside its data."""
 
 MAX_JOINED_SIZE = 32 * 1024
 """Chunks up to this size in bytes are joined before they are returned to the reader."""
@@ -34,11 +39,36 @@ class ConnectionOwner(Protocol):
     def discard(self, connection: "HTTP11Connection") -> None: ...
 
 
+def _create_poll(sock: Any) -> Callable[[], bool]:
+    """Return a function that tells whether data, an end or an error waits at the socket."""
+    if sock is None:  # a transport in memory
+        return lambda: False
+    if sock.fileno() < 0:  # already closed
+        return lambda: True
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return lambda: bool(poll.poll(0))
+
+
+def _lacks_close_notify(transport: asyncio.BaseTransport) -> bool:
+    """Return whether TLS ended without close_notify, as in a truncation attack (RFC 9112 9.8)."""
+    ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if ssl_object is None:
+        return False
+    try:
+        # asyncio has read all data. Now only close_notify makes this return, without a byte.
+        return ssl_object.read(1) != b""
+    except ssl.SSLError as exc:
+        return not isinstance(exc, ssl.SSLZeroReturnError)
+
+
 class ReadBuffer:
     """Body bytes that the reader has not taken yet.
 
     Attributes:
-        size: The number of these bytes.
+        size: The memory that they take, in bytes.
     """
 
     __slots__ = ("_chunks", "size")
@@ -49,7 +79,7 @@ class ReadBuffer:
 
     def append(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
-        self.size += len(chunk)
+        self.size += len(chunk) + CHUNK_OVERHEAD
 
     def pop(self, max_bytes: int | None = None) -> bytes:
         """Remove and return the next bytes, at most `max_bytes`. Empty if there are none."""
@@ -58,13 +88,14 @@ class ReadBuffer:
             return b""
         if len(chunks) == 1 or len(chunks[0]) > MAX_JOINED_SIZE:
             chunk = chunks.pop(0)
+            self.size -= len(chunk) + CHUNK_OVERHEAD
         else:
             chunk = b"".join(chunks)
-            chunks.clear()
+            self.clear()
         if max_bytes is not None and len(chunk) > max_bytes:
             chunks.insert(0, chunk[max_bytes:])
+            self.size += len(chunk) - max_bytes + CHUNK_OVERHEAD
             chunk = chunk[:max_bytes]
-        self.size -= len(chunk)
         return chunk
 
     def clear(self) -> None:
@@ -157,6 +188,7 @@ class HTTP11Connection(asyncio.Protocol):
     Attributes:
         request_count: The number of requests that were sent, with the current one.
         received_data: Whether a byte has arrived in the current exchange.
+        keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it told.
     """
 
     __slots__ = (
@@ -165,6 +197,7 @@ class HTTP11Connection(asyncio.Protocol):
         "_library",
         "_owner",
         "_parser",
+        "_poll",
         "_read_count",
         "_reading_paused",
         "_request",
@@ -174,6 +207,7 @@ class HTTP11Connection(asyncio.Protocol):
         "_uploading",
         "_writing_paused",
         "closed",
+        "keep_alive_timeout",
         "loop",
         "read_timeout",
         "received_data",
@@ -186,6 +220,7 @@ class HTTP11Connection(asyncio.Protocol):
         self.request_count: int = 0
         self.received_data: bool = False
         self.closed: bool = False
+        self.keep_alive_timeout: float | None = None
         self.loop: asyncio.AbstractEventLoop = loop
         self.read_timeout: float | None = None
         self._owner = owner
@@ -196,6 +231,7 @@ class HTTP11Connection(asyncio.Protocol):
         self._timeouts = Timeouts(loop, library)
         self._request = cast(OutgoingRequest, None)
         self._read_count = 0
+        self._poll: Callable[[], bool] | None = None
         self._failure: BaseException | None = None
         self._upload: asyncio.Task[None] | None = None
         self._uploading = False
@@ -231,6 +267,11 @@ class HTTP11Connection(asyncio.Protocol):
         """Whether the response head has arrived. If not, wait with `wait_readable`."""
         return self._parser.state is not ReadState.HEAD
 
+    @property
+    def is_upgraded(self) -> bool:
+        """Whether the connection belongs to another protocol (a 101, or a 2xx to CONNECT)."""
+        return self._parser.head.framing is ReadState.UPGRADED
+
     async def read(self, max_bytes: int | None = None) -> bytes:
         """Return the next body bytes, at most `max_bytes`. Empty at the end of the body."""
         self._read_count += 1
@@ -247,8 +288,8 @@ class HTTP11Connection(asyncio.Protocol):
         chunk = self._buffer.pop(max_bytes)
         if not chunk:
             return b"" if self._parser.state is ReadState.DONE else None
-        if self._reading_paused and self._buffer.size <= READ_BUFFER_LIMIT // 4:
-            self._resume_reading()
+        if self._reading_paused:
+            self._resume_if_drained()
         return chunk
 
     async def write(self, data: bytes, timeout: float | None) -> None:
@@ -283,10 +324,29 @@ class HTTP11Connection(asyncio.Protocol):
             or self.closed
         ):
             return False
+        self.keep_alive_timeout = parser.head.keep_alive_timeout
         parser.state = ReadState.IDLE
         self._buffer.clear()
         self._owner.release(self)
         return True
+
+    def is_reusable(self) -> bool:
+        """Return whether an idle connection is open and has nothing to read.
+
+        A busy event loop has not read what the upstream sent: the end of the connection, or bytes
+        that would become the next response. With TLS, any unread byte counts. It is usually the end
+        of the connection, and only the loop could decrypt it.
+        """
+        if self.closed or self._transport.is_closing():
+            return False
+        if self._poll is None:
+            self._poll = _create_poll(self._transport.get_extra_info("socket"))
+        return not self._poll()
+
+    @property
+    def was_idle_too_long(self) -> bool:
+        """Whether the response only tells that the connection was idle (RFC 9110 15.5.9)."""
+        return self.request_count > 1 and self.head.status == 408 and not self._parser.keep_alive
 
     def close(self) -> None:
         """Close at once, in any state."""
@@ -318,10 +378,19 @@ class HTTP11Connection(asyncio.Protocol):
         # The upstream may be silent until it has the whole request.
         return self._timeouts.start_reading(None if self._uploading else self.read_timeout)
 
-    def _resume_reading(self) -> None:
-        self._reading_paused = False
-        if not self.closed:
-            self._transport.resume_reading()
+    def _resume_if_drained(self) -> None:
+        if self._parser.has_more:
+            return
+        # After the body, keep reading so that unexpected bytes are detected.
+        if self._buffer.size <= READ_BUFFER_LIMIT // 4 or not self._parser.expects_data:
+            self._reading_paused = False
+            if not self.closed:
+                self._transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     # The upload.
 
@@ -369,23 +438,31 @@ class HTTP11Connection(asyncio.Protocol):
             self._uploading = False
         if body:
             self._buffer.append(body)
-        if parser.state is ReadState.DONE:
-            if self._reading_paused:  # keep reading, so that unexpected bytes are detected
-                self._resume_reading()
-        elif self._buffer.size > READ_BUFFER_LIMIT and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if parser.has_more:  # give way to other tasks
+            self._pause_reading()
+            self.loop.call_soon(self._parse_more)
+        elif self._reading_paused:
+            self._resume_if_drained()
+        elif self._buffer.size > READ_BUFFER_LIMIT and parser.expects_data:
+            self._pause_reading()
         self._timeouts.wake_reader()
 
+    def _parse_more(self) -> None:
+        if self._parser.has_more and not self.closed:
+            self.data_received(b"")
+
     def eof_received(self) -> None:
-        self._on_eof(None)
+        self._on_eof(None, truncated=_lacks_close_notify(self._transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_eof(exc)
+        # uvloop does not call `eof_received` first if TLS ends without close_notify.
+        self._on_eof(exc, truncated=True)
 
-    def _on_eof(self, exc: Exception | None) -> None:
+    def _on_eof(self, exc: Exception | None, *, truncated: bool = False) -> None:
+        while self._parser.has_more and not self.closed:
+            self._parse_more()
         closed_by_upstream = exc is None and not self.closed
-        if closed_by_upstream and self._parser.feed_eof():
+        if closed_by_upstream and self._parser.feed_eof(truncated=truncated):
             pass
         elif self._parser.state is ReadState.HEAD and exc is None:
             self.fail(

@@ -15,7 +15,13 @@ MAX_HEAD_SIZE = 64 * 1024
 
 MAX_HEADERS = 128
 
-_STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9]) ([1-9][0-9]{2})(?: ([^\0\r\n\x0b\x0c]*))?\r?\n")
+MAX_CHUNKS_AT_ONCE = 2000
+"""Chunks that are decoded without a pause. They take about a millisecond."""
+
+_KEEP_ALIVE_TIMEOUT = re.compile(
+    rb"(?:^|[,;])[ \t]*timeout[ \t]*=[ \t]*\"?([0-9]{1,9})", re.IGNORECASE
+)
+_STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-9][0-9]{2})(?: ([^\0\r\n\x0b\x0c]*))?\r?\n")
 _HEADER_LINE = re.compile(rb"^(%b+):[ \t]*+([^\0-\x08\n-\x1f\x7f]*+)\r\n" % TOKEN, re.MULTILINE)
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -50,14 +56,24 @@ class ResponseHead:
         framing: The state of the parser while it reads the body.
         length: The length of the body in bytes if `framing` is LENGTH.
         keep_alive: Whether the connection may be used again after the body.
+        keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it tells.
 
     Raises:
         ParseError: If `data` is not a valid head.
     """
 
-    __slots__ = ("framing", "headers", "keep_alive", "length", "reason", "status", "version")
+    __slots__ = (
+        "framing",
+        "headers",
+        "keep_alive",
+        "keep_alive_timeout",
+        "length",
+        "reason",
+        "status",
+        "version",
+    )
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, to_connect: bool = False) -> None:
         line = _STATUS_LINE.match(data)
         if line is None:
             raise ParseError("malformed status line")
@@ -73,7 +89,11 @@ class ResponseHead:
         self.framing: ReadState = ReadState.UNTIL_CLOSE
         self.length: int = 0
         self.keep_alive: bool = self.version == b"HTTP/1.1"
-        self._choose_framing(*self._scan_framing_headers())
+        self.keep_alive_timeout: float | None = None
+        if to_connect and 200 <= self.status < 300:  # a tunnel (RFC 9110 9.3.6)
+            self.framing, self.keep_alive = ReadState.UPGRADED, False
+        else:
+            self._choose_framing(*self._scan_framing_headers())
 
     def _scan_framing_headers(self) -> tuple[bytes, bytes]:
         """Return the values of Content-Length and Transfer-Encoding, empty if absent."""
@@ -90,6 +110,8 @@ class ResponseHead:
                 elif key == b"connection" and value != b"keep-alive":
                     closes = b"close" in map(bytes.strip, value.lower().split(b","))
                     self.keep_alive = self.keep_alive and not closes
+                elif key == b"keep-alive" and (timeout := _KEEP_ALIVE_TIMEOUT.search(value)):
+                    self.keep_alive_timeout = float(timeout[1])
         if repeated and not codings:
             length = self._merge_lengths(length)
         return length, codings
@@ -149,23 +171,28 @@ class ChunkedDecoder:
     Attributes:
         done: Whether the trailers have ended.
         excess: Bytes after the end, which do not belong to the body.
+        has_more: Whether `feed` stopped early and must be called again, with or without data.
     """
 
-    __slots__ = ("_pending", "_remaining", "_state", "done", "excess")
+    __slots__ = ("_pending", "_remaining", "_state", "done", "excess", "has_more")
 
     def __init__(self) -> None:
         self.done = False
         self.excess = b""
+        self.has_more = False
         self._state = _ChunkState.SIZE
         self._pending = b""  # an incomplete line
         self._remaining = 0  # bytes to come of the chunk
 
     def feed(self, data: bytes) -> bytes:
-        """Return the body bytes in `data`.
+        """Return the body bytes in `data`, of `MAX_CHUNKS_AT_ONCE` chunks at most.
+
+        Body bytes before an error are returned first.
 
         Raises:
             ParseError: If the coding is malformed.
         """
+        self.has_more = False
         if self._pending:
             data, self._pending = self._pending + data, b""
         body: list[bytes] = []
@@ -181,15 +208,18 @@ class ChunkedDecoder:
                 if not self._remaining:
                     self._state = _ChunkState.DATA_END
                 end = position + len(chunk)
-            elif self._state is _ChunkState.DATA_END:
-                end = self._read_data_end(data, position)
             else:
-                end = self._read_trailers(data, position)
+                try:
+                    end = self._read_end(data, position)
+                except ParseError:
+                    if not body:
+                        raise
+                    self.has_more, end = True, None
             if end is None:
                 self._pending = data[position:]
                 break
             position = end
-        if len(self._pending) > MAX_HEAD_SIZE:
+        if len(self._pending) > MAX_HEAD_SIZE and not self.has_more:
             raise ParseError("the chunk's head or the trailer is too large")
         self.excess = data[position:] if self.done else b""
         return body[0] if len(body) == 1 else b"".join(body)
@@ -198,9 +228,11 @@ class ChunkedDecoder:
         """Read whole chunks and the size of an incomplete one, and return the end."""
         while True:
             line = _CHUNK_LINE.match(data, position)
-            if line is None:
-                if data.find(b"\n", position) >= 0:
+            if line is None or len(body) >= MAX_CHUNKS_AT_ONCE:
+                malformed = line is None and data.find(b"\n", position) >= 0
+                if malformed and not body:
                     raise ParseError("malformed chunk size")
+                self.has_more = malformed or line is not None
                 self._pending = data[position:]
                 return len(data)
             start = line.end()
@@ -215,7 +247,10 @@ class ChunkedDecoder:
             body.append(data[start:end])
             position = end + 2
 
-    def _read_data_end(self, data: bytes, position: int) -> int | None:
+    def _read_end(self, data: bytes, position: int) -> int | None:
+        """Read the end of a chunk or of the body, and return its end. None if it is incomplete."""
+        if self._state is _ChunkState.TRAILERS:
+            return self._read_trailers(data, position)
         line_end = data[position : position + 2]
         if not b"\r\n".startswith(line_end):
             raise ParseError("malformed chunk")
@@ -269,6 +304,11 @@ class ResponseParser:
         """Whether the upstream may send bytes now."""
         return self.state not in (ReadState.IDLE, ReadState.DONE)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether `feed` stopped early and must be called again, with or without data."""
+        return self.state is ReadState.CHUNKED and self._chunked.has_more
+
     def start(self, request: OutgoingRequest) -> None:
         """Expect the response to `request`."""
         self.state, self._request = ReadState.HEAD, request
@@ -291,9 +331,16 @@ class ResponseParser:
             return self._feed_chunked(data)
         return data
 
-    def feed_eof(self) -> bool:
-        """Return whether the response may end here, and end it if so."""
-        if self.state in (ReadState.UNTIL_CLOSE, ReadState.UPGRADED):
+    def feed_eof(self, *, truncated: bool = False) -> bool:
+        """Return whether the response may end here, and end it if so.
+
+        Arguments:
+            truncated: Whether TLS did not confirm the end, so that bytes may be missing
+                (RFC 9112 9.8).
+        """
+        if self.state is ReadState.UPGRADED or (
+            self.state is ReadState.UNTIL_CLOSE and not truncated
+        ):
             self.state, self.keep_alive = ReadState.DONE, False
         return self.state in (ReadState.IDLE, ReadState.DONE)
 
@@ -308,7 +355,10 @@ class ResponseParser:
                     raise ParseError("not HTTP")
                 self._head_data = data
                 return None
-            head = parse_head(data[: end.end()])
+            if self._request.method == "CONNECT":
+                head = ResponseHead(data[: end.end()], to_connect=True)
+            else:
+                head = parse_head(data[: end.end()])
             data = data[end.end() :]
             if head.status == 101 and b"\r\nupgrade:" not in self._request.head.lower():
                 raise ParseError("unexpected 101 Switching Protocols")

@@ -148,6 +148,12 @@ def _serialize_headers(
     if b"host" not in names:
         raise ValueError("no Host header")
     length = None if b"transfer-encoding" in names else 0
+    if length is None and [
+        value.strip(b" \t").lower()
+        for name, value in headers
+        if name.lower() == b"transfer-encoding"
+    ] != [b"chunked"]:
+        raise ValueError("unsupported Transfer-Encoding")  # only chunks can be framed here
     if b"content-length" in names:
         values = {value for name, value in headers if name.lower() == b"content-length"}
         if length is None or len(values) > 1 or not (value := values.pop()).isdigit():

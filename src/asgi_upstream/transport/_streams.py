@@ -28,11 +28,12 @@ class ResponseStream(ByteStreamBase):
             "connection_reused": connection.request_count > 1,
         }
         self._connection: HTTP11Connection | None = connection
+        self._is_upgraded = connection.is_upgraded
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            # After a 101 response, the bytes belong to the network stream.
-            while self._connection is not None and self.head.status != 101:
+            # After an upgrade, the bytes belong to the network stream.
+            while self._connection is not None and not self._is_upgraded:
                 if not (chunk := self._connection.read_nowait() or await self._connection.read()):
                     break
                 yield chunk

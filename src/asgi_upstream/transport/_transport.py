@@ -182,6 +182,7 @@ class AsyncioTransportMixin(_Transport):
             self._bind_loop()
         if "sni_hostname" in extensions:
             origin = (*origin[:3], extensions["sni_hostname"])
+        can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
         retried = False
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
@@ -198,17 +199,19 @@ class AsyncioTransportMixin(_Transport):
                     connection.send(out)
                     while not connection.has_head:
                         await connection.wait_readable()
-                return connection
+                if not (can_repeat and not retried and connection.was_idle_too_long):
+                    return connection
             except BaseException as exc:
                 await connection.aclose()
                 # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
                 stale = connection.request_count > 1 and not connection.received_data
                 library = self._stock.library
                 closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
-                can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
                 if retried or not (stale and closed and can_repeat):
                     raise
-                retried = True
+            else:
+                await connection.aclose()
+            retried = True
 
     def _bind_loop(self) -> None:
         """Stay with the event loop of the first use."""
