@@ -30,7 +30,12 @@ class Fake:
 
     def __init__(self, pool: Pool, origin: Origin) -> None:
         self.pool, self.origin = pool, origin
-        self.closed = False
+        self.closed = self.has_input = False
+        self.request_count = 0
+        self.keep_alive_timeout: float | None = None
+
+    def is_reusable(self) -> bool:
+        return not (self.closed or self.has_input)
 
     def close(self) -> None:
         if not self.closed:
@@ -91,6 +96,7 @@ class Connects:
         return await taking
 
     def release(self, connection: Fake) -> None:
+        connection.request_count += 1
         self.pool.release(cast(HTTP11Connection, connection))
 
     def assert_empty(self) -> None:
@@ -185,6 +191,77 @@ async def test_idle_connections_expire_by_one_timer() -> None:
 
 def scheduled(loop: Any) -> int:
     return sum(not handle.cancelled() for handle in loop._scheduled)
+
+
+@pytest.mark.parametrize("limits", [{"expiry": 0.0}, {"announced": 1.0}, {"expiry": -1.0}])
+async def test_connection_without_idle_time_is_not_reused(limits: dict[str, float]) -> None:
+    c = Connects(most=1, expiry=limits.get("expiry"))
+    first = await c.taken(A)
+    first.keep_alive_timeout = limits.get("announced")
+    waiting = c.taking(A)
+    await settle()
+    c.release(first)
+    await settle()
+    assert first.closed
+    assert c.connect() is await waiting
+
+
+async def test_idle_connection_past_its_expiry_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is late if the event loop was busy. `Keep-Alive: timeout=5` has no timer."""
+    for expiry, announced, idle_for, usable in (
+        (5.0, None, 4.9, True), (5.0, None, 5.0, False), (9.0, 5.0, 3.9, True),
+        (9.0, 5.0, 4.0, False), (None, 5.0, 4.0, False), (3.0, 5.0, 3.0, False),
+    ):  # fmt: skip
+        c = Connects(expiry=expiry)
+        connection = await c.taken(A)
+        connection.keep_alive_timeout = announced
+        c.release(connection)
+        with monkeypatch.context() as patch:
+            now = asyncio.get_running_loop().time() + idle_for
+            patch.setattr(asyncio.get_running_loop(), "time", lambda now=now: now)
+            found = c.pool.pop_idle(A)
+        assert (found is not None) is usable
+        assert connection.closed is not usable
+        c.pool.close()
+
+
+async def test_idle_connection_with_unread_input_is_not_used() -> None:
+    c = Connects()
+    good, bad = await c.taken(A), await c.taken(A)
+    c.release(good)
+    c.release(bad)
+    bad.has_input = True
+    assert c.pool.pop_idle(A) is cast(HTTP11Connection, good)
+    assert bad.closed
+
+
+async def test_connection_with_unread_input_is_not_given_to_a_waiter() -> None:
+    c = Connects(most=1)
+    connection = await c.taken(A)
+    waiting = c.taking(A)
+    await settle()
+    c.release(connection)
+    connection.has_input = True  # before the waiter runs
+    await settle()
+    assert connection.closed
+    assert c.connect() is await waiting
+
+
+async def test_connection_past_its_maximum_age_closes_at_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    c = Connects(expiry=None)
+    c.pool._max_age = 100.0
+    young, old = await c.taken(A), await c.taken(A)
+    c.release(young)
+    assert not young.closed
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    assert all(now + 89 <= at <= now + 100 for at in c.pool._retire_at.values())
+    monkeypatch.setattr(loop, "time", lambda: now + 100.1)
+    c.release(old)
+    assert old.closed
+    assert old not in c.pool._retire_at
 
 
 async def test_one_in_use_does_not_expire() -> None:
@@ -346,7 +423,7 @@ async def test_who_is_left_with_a_connect_that_was_given_up_gets_the_failure_of_
     leaving.cancel()
     await settle()
     other = c.taking(B)  # one of the connects to A gives its room, and before that has ended
-    c.fail(httpx.ConnectError("refused"), 0)  # the other one fails
+    c.fail(httpx.ConnectError("refused"), 1)  # the other one fails
     with pytest.raises(httpx.ConnectError, match="refused"):
         await staying
     await settle()

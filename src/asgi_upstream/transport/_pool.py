@@ -1,15 +1,13 @@
-"""Which connections there are, who has them and who waits for one.
-
-Every operation is O(1). Nothing in here awaits but `wait` and the tasks that connect.
-"""
+"""The connection pool: it hands out idle connections, starts new ones and queues waiters."""
 
 import asyncio
 import functools
 import math
+import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count, islice, takewhile
+from itertools import count
 from typing import cast
 
 import httpx
@@ -17,39 +15,45 @@ import httpx
 from .._httpx.flavors import HTTPXModule
 from ._connection import HTTP11Connection
 
-Origin = tuple[bytes, bytes, int, str | None]  # scheme, host, port, name to ask for in TLS
+MAX_AGE_JITTER = 0.1
+"""The part of `max_connection_age` that is drawn at random, so that not all close at once."""
+
+Origin = tuple[bytes, bytes, int, str | None]  # scheme, host, port, TLS server name if it differs
 Connect = Callable[[Origin, float | None], Coroutine[None, None, HTTP11Connection]]
+ConnectTask = asyncio.Task[HTTP11Connection]
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
+    """A request that waits for a connection."""
+
     origin: Origin
-    sequence: int  # in the order of their coming
+    sequence: int  # in order of arrival, over all origins
     connection: asyncio.Future[HTTP11Connection]
     connect_timeout: float | None
-    has_slot: bool = False  # a connection is being made for it, or for who came before it
+    connect: ConnectTask | None = None  # the attempt whose failure is this waiter's
 
 
 @dataclass(slots=True, eq=False)
 class OriginState:
-    """What there is to one origin. Dicts, for these keep an order and forget one at no cost."""
+    """The pool's state for one origin. Dicts keep the order and delete in constant time."""
 
     idle: dict[HTTP11Connection, None] = field(default_factory=dict[HTTP11Connection, None])
-    # Ordered, for a plain dict looks at each that has left from its front.
+    # An OrderedDict, because a plain dict gets slow if entries leave from its front.
     waiters: OrderedDict[Waiter, None] = field(default_factory=OrderedDict[Waiter, None])
     connecting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """How many connections there are and what they do, in all or to one origin.
+    """The number of connections and waiting requests, in total or for one origin.
 
     Attributes:
-        open: connections that are there, those under an exchange and the idle ones.
-        idle: those of them that wait for the next exchange.
-        connecting: connections that are being made.
-        waiting: requests that wait for a connection, those for whom one is being made included.
-        origins: the same for each origin, by "http://host:port".
+        open: Open connections, in use or idle.
+        idle: Open connections that are not in use.
+        connecting: Connections that are being opened.
+        waiting: Requests that wait for a connection, including those with a connect in progress.
+        origins: The same numbers for each origin, by "http://host:port".
     """
 
     open: int
@@ -60,57 +64,87 @@ class PoolState:
 
 
 class Pool:
+    """Shares connections among requests, in order of arrival over all origins.
+
+    A request takes the idle connection that was used last. Otherwise it waits for a new connection
+    or for one that is released, whichever comes first. Each connect belongs to the waiter that
+    caused it. If that waiter gets another connection or is cancelled, the connect is spare: its
+    connection goes to the next request, and its failure is dropped.
+    """
+
     def __init__(
-        self, connect: Connect, limits: httpx.Limits, library: HTTPXModule = httpx
+        self,
+        connect: Connect,
+        limits: httpx.Limits,
+        library: HTTPXModule = httpx,
+        max_connection_age: float | None = None,
     ) -> None:
         self._connect = connect
         self._library = library
-        self._max_connections = (
-            math.inf if limits.max_connections is None else limits.max_connections
-        )
-        most_idle = limits.max_keepalive_connections
-        self._max_idle = math.inf if most_idle is None else most_idle
+        self._max_connections = _or_infinite(limits.max_connections)
+        self._max_idle = _or_infinite(limits.max_keepalive_connections)
         self._expiry = limits.keepalive_expiry
+        self._max_age = max_connection_age
         self._groups: dict[Origin, OriginState] = {}
         self._open: dict[HTTP11Connection, Origin] = {}
+        self._retire_at: dict[HTTP11Connection, float] = {}
         self._idle_since: dict[HTTP11Connection, float] = {}
         self._waiting_for_slot: OrderedDict[Waiter, None] = OrderedDict()
-        self._connecting: dict[asyncio.Task[HTTP11Connection], Origin] = {}
-        self._size = 0  # open, or being made
-        self._numbers = count()
+        self._connecting: dict[ConnectTask, Waiter | None] = {}  # None for a spare connect
+        self._spare_connects: dict[ConnectTask, Origin] = {}
+        self._size = 0  # connections that are open or being opened
+        self._sequence = count()
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = cast(asyncio.AbstractEventLoop, None)  # that of the first `wait`
+        self._loop = cast(asyncio.AbstractEventLoop, None)  # set by the first `acquire`
 
     def pop_idle(self, origin: Origin) -> HTTP11Connection | None:
-        """An idle connection, the one that was used last."""
-        group = self._groups.get(origin)
-        if group is None or not group.idle:
-            return None
-        connection, _ = group.idle.popitem()
-        del self._idle_since[connection]
-        return connection
+        """Take the idle connection that was used last, if there is one that can be used.
+
+        The event loop may have been busy, so the timer and the socket's events may be late.
+        """
+        while (group := self._groups.get(origin)) is not None and group.idle:
+            connection, _ = group.idle.popitem()
+            since = self._idle_since.pop(connection)
+            expiry = self._idle_limit(connection)
+            expired = expiry is not None and since + expiry <= self._loop.time()
+            if not expired and connection.is_reusable():
+                return connection
+            connection.close()
+        return None
 
     async def acquire(
         self, origin: Origin, timeout: float | None, connect_timeout: float | None
     ) -> HTTP11Connection:
-        """A connection that is made, or that somebody gives back.
+        """Wait for a new connection or for one that is released.
 
         Raises:
-            httpx.PoolTimeout, httpx.ConnectError, httpx.ConnectTimeout
+            httpx.PoolTimeout: If no place in the pool became free in `timeout` seconds.
+            httpx.ConnectError: If the connect failed.
+            httpx.ConnectTimeout: If the connect took longer than `connect_timeout` seconds.
         """
+        while True:
+            connection = await self._wait(origin, timeout, connect_timeout)
+            # It may have closed, or received data, since it was released.
+            if not connection.request_count or connection.is_reusable():
+                return connection
+            connection.close()
+
+    async def _wait(
+        self, origin: Origin, timeout: float | None, connect_timeout: float | None
+    ) -> HTTP11Connection:
         group = self._group(origin)
         loop = self._loop = asyncio.get_running_loop()
-        waiter = Waiter(origin, next(self._numbers), loop.create_future(), connect_timeout)
+        waiter = Waiter(origin, next(self._sequence), loop.create_future(), connect_timeout)
         group.waiters[waiter] = self._waiting_for_slot[waiter] = None
         self._assign_slots()
         timer = None
-        if timeout is not None and not waiter.has_slot:
+        if timeout is not None and waiter.connect is None:
             timer = loop.call_later(timeout, self._on_pool_timeout, waiter)
         try:
             return await waiter.connection
         except asyncio.CancelledError:
             if not waiter.connection.cancelled() and waiter.connection.exception() is None:
-                connection = waiter.connection.result()  # it came too late
+                connection = waiter.connection.result()  # assigned in the same loop iteration
                 if not connection.closed:
                     self.release(connection)
             raise
@@ -120,13 +154,17 @@ class Pool:
             self._remove_waiter(waiter)
 
     def release(self, connection: HTTP11Connection) -> None:
-        """Give a connection back: to who waits first, or to be idle."""
+        """Give the connection to the first waiter, keep it idle, or close it."""
         origin = self._open[connection]
+        now = self._loop.time()
+        if connection.request_count and self._must_retire(connection, now):
+            connection.close()
+            return
         group = self._group(origin)
         waiter = _first(group.waiters) if group.waiters else None
         other = _first(self._waiting_for_slot) if self._waiting_for_slot else None
         if other and other.origin != origin and (not waiter or other.sequence < waiter.sequence):
-            connection.close()  # and makes room
+            connection.close()  # `discard` gives its slot to the other origin
         elif waiter:
             self._remove_waiter(waiter)
             waiter.connection.set_result(connection)
@@ -134,48 +172,47 @@ class Pool:
             connection.close()
         else:
             group.idle[connection] = None
-            self._idle_since[connection] = self._loop.time()
+            self._idle_since[connection] = now
             if self._timer is None and self._expiry is not None:
                 self._timer = self._loop.call_later(self._expiry, self._expire)
 
     def discard(self, connection: HTTP11Connection) -> None:
-        """A connection was closed, whatever it was doing."""
+        """Forget a connection that has closed, whatever its state was."""
         origin = self._open.pop(connection, None)
         if origin is None:
             return
         self._size -= 1
+        self._retire_at.pop(connection, None)
         if self._idle_since.pop(connection, None) is not None:
             del self._groups[origin].idle[connection]
         self._drop_if_empty(origin)
         self._assign_slots()
 
     def close(self) -> None:
-        """Close every connection; who waits for one gets an error."""
+        """Close every connection. Requests that wait for one get an error."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for task in self._connecting:
             task.cancel()
         self._connecting.clear()
+        self._spare_connects.clear()
         for group in list(self._groups.values()):
             for waiter in list(group.waiters):
-                self._remove_waiter(waiter)
-                if not waiter.connection.done():
-                    waiter.connection.set_exception(
-                        self._library.ConnectError("the client was closed")
-                    )
+                waiter.connect = None
+                self._fail_waiter(waiter, self._library.ConnectError("the client was closed"))
         for connection in list(self._open):
             connection.fail(self._library.CloseError("the client was closed"))
 
     def state(self) -> PoolState:
-        """What there is now, counted."""
-        opened = Counter(self._open.values())
-        origins = {
-            origin: PoolState(opened[origin], len(g.idle), g.connecting, len(g.waiters))
-            for origin, g in (
-                (o, self._groups.get(o, OriginState())) for o in {*self._groups, *opened}
+        """Count the connections and the waiting requests."""
+        open_by_origin = Counter(self._open.values())
+        origins: dict[Origin, PoolState] = {}
+        for origin in {*self._groups, *open_by_origin}:
+            group = self._groups.get(origin, OriginState())
+            origins[origin] = PoolState(
+                open_by_origin[origin], len(group.idle), group.connecting, len(group.waiters)
             )
-        }
         return PoolState(
             len(self._open),
             len(self._idle_since),
@@ -184,35 +221,44 @@ class Pool:
             _state_by_url(origins),
         )
 
+    def _idle_limit(self, connection: HTTP11Connection) -> float | None:
+        """Return for how many seconds a connection may be idle. None means without limit."""
+        if (announced := connection.keep_alive_timeout) is None:
+            return self._expiry
+        # One second earlier than the upstream closes it, for the request's way there.
+        return announced - 1 if self._expiry is None else min(announced - 1, self._expiry)
+
+    def _must_retire(self, connection: HTTP11Connection, now: float) -> bool:
+        """Whether a used connection must close now, by its age or because none may be reused."""
+        limit = self._idle_limit(connection)
+        too_old = self._max_age is not None and now >= self._retire_at.get(connection, math.inf)
+        return too_old or (limit is not None and limit <= 0)
+
     def _assign_slots(self) -> None:
+        """Start connects for waiters, in order of arrival, as far as the limit allows."""
         while waiter := _first(self._waiting_for_slot):
             if self._size >= self._max_connections:
                 oldest = next(iter(self._idle_since), None)
                 if oldest is None:
-                    if unwanted := self._find_unneeded_connect(waiter.origin):
-                        unwanted.cancel()  # and `_made` comes back here
+                    self._cancel_spare_connect(waiter.origin)
                     return
-                oldest.close()  # and comes back here
+                oldest.close()  # `discard` calls this method again
                 continue
             del self._waiting_for_slot[waiter]
-            waiter.has_slot = True
             self._size += 1
             self._group(waiter.origin).connecting += 1
-            making = self._connect(waiter.origin, waiter.connect_timeout)
-            task = self._loop.create_task(making)
-            self._connecting[task] = waiter.origin
-            task.add_done_callback(functools.partial(self._on_connect_done, waiter.origin))
+            connecting = self._connect(waiter.origin, waiter.connect_timeout)
+            waiter.connect = self._loop.create_task(connecting)
+            self._connecting[waiter.connect] = waiter
+            on_done = functools.partial(self._on_connect_done, waiter.origin)
+            waiter.connect.add_done_callback(on_done)
 
-    def _on_connect_done(self, origin: Origin, task: asyncio.Task[HTTP11Connection]) -> None:
-        """Give the new connection, or the failure, to who waits first.
-
-        Who it was made for may have been served meanwhile. Then a failure is nobody's.
-        """
-        group = self._groups[origin]
-        group.connecting -= 1
-        is_wanted = (
-            self._connecting.pop(task, None) is not None
-        )  # the pool was not closed meanwhile
+    def _on_connect_done(self, origin: Origin, task: ConnectTask) -> None:
+        """Hand the new connection to the first waiter, or the error to the connect's own waiter."""
+        pool_was_closed = task not in self._connecting
+        waiter = self._connecting.pop(task, None)
+        self._spare_connects.pop(task, None)
+        self._groups[origin].connecting -= 1
         try:
             connection = task.result()
             if connection.closed:
@@ -221,45 +267,51 @@ class Pool:
                 )
         except BaseException as exc:
             self._size -= 1
-            waiting = (waiter for waiter in group.waiters if not waiter.connection.done())
-            have_room = takewhile(lambda waiter: waiter.has_slot, waiting)  # who came first
-            # Of those that are still being made, one that was given up is for nobody.
-            coming = sum(o == origin and not t.cancelling() for t, o in self._connecting.items())
-            failing = list(islice(have_room, coming + 1))
-            if len(failing) > coming:
-                self._remove_waiter(failing[0])
-                failing[0].connection.set_exception(exc)
+            if waiter is not None:
+                waiter.connect = None
+                self._fail_waiter(waiter, exc)
             self._drop_if_empty(origin)
             self._assign_slots()
-        else:
-            self._open[connection] = origin
-            if is_wanted:
-                self.release(connection)
-            else:
-                connection.close()
+            return
+        self._open[connection] = origin
+        if self._max_age is not None:
+            age = self._max_age * (1 - MAX_AGE_JITTER * random.random())
+            self._retire_at[connection] = self._loop.time() + age
+        if pool_was_closed:
+            connection.close()
+            return
+        if waiter is not None:
+            waiter.connect = None
+            self._pass_on_connect(origin, waiter)
+        self.release(connection)
 
-    def _find_unneeded_connect(self, by: Origin) -> asyncio.Task[HTTP11Connection] | None:
-        """A connection that is being made to another origin, and nobody waits for any more."""
-        making = [
-            (task, origin) for task, origin in self._connecting.items() if not task.cancelling()
-        ]
-        wanted = Counter(
-            waiter.origin
-            for origin in {origin for _, origin in making}
-            for waiter in self._groups[origin].waiters
-            if waiter.has_slot and not waiter.connection.done()
-        )
-        for task, origin in making:
-            if not wanted[origin] and origin != by:
-                return task
-            wanted[origin] -= 1
-        return None
+    def _pass_on_connect(self, origin: Origin, waiter: Waiter) -> None:
+        """Give `waiter` the connect of the first waiter, which gets the connection instead."""
+        first = _first(self._groups[origin].waiters)
+        if first is None or first is waiter or waiter.connection.done() or first.connect is None:
+            return
+        waiter.connect, first.connect = first.connect, None
+        self._connecting[waiter.connect] = waiter
+
+    def _cancel_spare_connect(self, needed_by: Origin) -> None:
+        """Cancel a spare connect to another origin. Its slot is free when the task has ended."""
+        for task, origin in self._spare_connects.items():
+            if origin != needed_by:
+                del self._spare_connects[task]
+                task.cancel()
+                return
+
+    def _fail_waiter(self, waiter: Waiter, exc: BaseException) -> None:
+        self._remove_waiter(waiter)
+        if not waiter.connection.done():
+            waiter.connection.set_exception(exc)
 
     def _on_pool_timeout(self, waiter: Waiter) -> None:
-        if not waiter.has_slot and not waiter.connection.done():
+        if waiter.connect is None and not waiter.connection.done():
             waiter.connection.set_exception(self._library.PoolTimeout(""))
 
     def _expire(self) -> None:
+        """Close the connections that have been idle for too long. They are in order of time."""
         self._timer = None
         assert self._expiry is not None
         for connection, since in list(self._idle_since.items()):
@@ -275,10 +327,17 @@ class Pool:
         return group
 
     def _remove_waiter(self, waiter: Waiter) -> None:
+        """Remove a waiter. Its connect, if one is in progress, becomes spare."""
         self._waiting_for_slot.pop(waiter, None)
         if group := self._groups.get(waiter.origin):
             group.waiters.pop(waiter, None)
             self._drop_if_empty(waiter.origin)
+        if waiter.connect is not None:
+            self._connecting[waiter.connect] = None
+            self._spare_connects[waiter.connect] = waiter.origin
+            waiter.connect = None
+            if self._waiting_for_slot:
+                self._assign_slots()  # another origin may need the slot
 
     def _drop_if_empty(self, origin: Origin) -> None:
         group = self._groups.get(origin)
@@ -286,21 +345,26 @@ class Pool:
             del self._groups[origin]
 
 
+def _or_infinite(limit: int | None) -> float:
+    return math.inf if limit is None else limit
+
+
 def _state_by_url(origins: Mapping[Origin, PoolState]) -> Mapping[str, PoolState]:
-    """`origins` by their addresses; those that differ only in the name asked for in TLS as one."""
+    """Key the states by URL. Origins that differ only in the TLS server name are added up."""
     states: dict[str, PoolState] = {}
-    for (scheme, host, port, _), state in origins.items():
-        name = host.decode()
-        address = f"{scheme.decode()}://{f'[{name}]' if ':' in name else name}:{port}"
-        other = states.get(address, PoolState(0, 0, 0, 0))
-        states[address] = PoolState(
-            state.open + other.open,
-            state.idle + other.idle,
-            state.connecting + other.connecting,
-            state.waiting + other.waiting,
+    for (scheme, raw_host, port, _), state in origins.items():
+        host = raw_host.decode()
+        url = f"{scheme.decode()}://{f'[{host}]' if ':' in host else host}:{port}"
+        same_url = states.get(url, PoolState(0, 0, 0, 0))
+        states[url] = PoolState(
+            state.open + same_url.open,
+            state.idle + same_url.idle,
+            state.connecting + same_url.connecting,
+            state.waiting + same_url.waiting,
         )
     return states
 
 
 def _first(waiters: Iterable[Waiter]) -> Waiter | None:
+    """Return the first waiter that still waits."""
     return next((waiter for waiter in waiters if not waiter.connection.done()), None)

@@ -186,8 +186,7 @@ class AsyncioTransportMixin(_Transport):
         retried = False
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
-            # One that is given back may have been closed since, before anything was sent on it.
-            while connection is None or (connection.closed and connection.request_count):
+            if connection is None:
                 timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
                 connection = await self._asyncio_pool.acquire(
                     origin, timeouts.get("pool"), timeouts.get("connect")
