@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Message
 
 import asgi_upstream._exchange.closing
+import asgi_upstream._exchange.disconnect
 import asgi_upstream._exchange.downstream
-import asgi_upstream._exchange.scope
 from asgi_upstream import (
     BufferedResponse,
     PoolExhausted,
@@ -38,7 +38,7 @@ from tests.test_responses import (
 
 pytestmark = pytest.mark.anyio
 
-LATE = 2 * asgi_upstream._exchange.scope.LISTEN_DELAY + 0.05
+LATE = 2 * asgi_upstream._exchange.disconnect.LISTEN_DELAY + 0.05
 
 
 class ClosingBy(httpx.AsyncByteStream):

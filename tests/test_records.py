@@ -32,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import asgi_upstream._exchange.exchange
+import asgi_upstream._exchange.recording
 from asgi_upstream import (
     BufferedResponse,
     ExchangeRecord,
@@ -1056,14 +1056,14 @@ async def test_without_an_observer_nothing_is_made(
             seen.client,
         )
         with monkeypatch.context() as patch:
-            patch.setattr(asgi_upstream._exchange.exchange, "ExchangeRecorder", made)
+            patch.setattr(asgi_upstream._exchange.recording, "ExchangeRecorder", made)
             async with seen.client:
                 caller = Caller()
                 await caller.call(way(seen, "/item?size=3"))
                 assert caller.body == b"xxx"
         seen.client = client
         with pytest.MonkeyPatch.context() as patch:  # and with one it would be
-            patch.setattr(asgi_upstream._exchange.exchange, "ExchangeRecorder", made)
+            patch.setattr(asgi_upstream._exchange.recording, "ExchangeRecorder", made)
             with pytest.raises(AssertionError, match="Tally"):
                 await Caller().call(way(seen, "/item"))
 

@@ -20,7 +20,8 @@ from ._clients import get_client_state
 from ._exchange.body import CountedBody, DecodedBody, read_limited, with_content
 from ._exchange.closing import close_upstream, defer_cancellation
 from ._exchange.decoding import accept_decodable, content_encodings
-from ._exchange.downstream import CLIENT_CLOSED_REQUEST, wait_for_disconnect
+from ._exchange.disconnect import wait_for_disconnect
+from ._exchange.downstream import CLIENT_CLOSED_REQUEST
 from ._exchange.options import SupportsSend
 from ._exchange.recording import ExchangeRecorder, route_template
 from ._exchange.sending import send_request, validate_head

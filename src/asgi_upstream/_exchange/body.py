@@ -262,18 +262,65 @@ def ensure_bytes(chunk: object) -> bytes:
     return bytes(chunk)  # pyright: ignore[reportUnknownArgumentType]
 
 
+class ChunkSource(Protocol):
+    """A body that is read chunk by chunk, until an empty chunk."""
+
+    def read_nowait(self) -> bytes | None: ...
+    async def read(self) -> bytes: ...
+
+
+class IteratorSource:
+    """Reads an iterator as a `ChunkSource`.
+
+    Arguments:
+        body: The iterator. Its chunks may be empty, or another bytes-like type.
+        raise_if_cancelled: Called after each chunk.
+    """
+
+    def __init__(self, body: AsyncIterator[bytes], raise_if_cancelled: Callable[[], None]) -> None:
+        self._body = body
+        self._raise_if_cancelled = raise_if_cancelled
+
+    def read_nowait(self) -> None:
+        return None
+
+    async def read(self) -> bytes:
+        """Return the next chunk that is not empty, or an empty one at the end.
+
+        Raises:
+            TypeError: If a chunk is not bytes-like. granian would send nothing for a `str`.
+        """
+        async for chunk in self._body:
+            self._raise_if_cancelled()
+            if chunk := ensure_bytes(chunk):
+                return chunk
+        return b""
+
+
 async def read_limited(
     body: AsyncIterator[bytes], max_bytes: int, raise_if_cancelled: Callable[[], None]
 ) -> bytes:
-    """Return the whole body.
+    """Return the whole body of an iterator.
+
+    Raises:
+        UpstreamBodyTooLarge: If the body is longer than `max_bytes`.
+    """
+    return await read_all(IteratorSource(body, raise_if_cancelled), max_bytes, None)
+
+
+async def read_all(
+    source: ChunkSource, max_bytes: int, count: Callable[[int], None] | None
+) -> bytes:
+    """Return the whole body, and call `count` with the size of each chunk.
 
     Raises:
         UpstreamBodyTooLarge: If the body is longer than `max_bytes`.
     """
     content: bytes | bytearray = b""
-    async for chunk in body:
-        raise_if_cancelled()
-        content = append_limited(content, ensure_bytes(chunk), max_bytes)
+    while chunk := source.read_nowait() or await source.read():
+        if count is not None:
+            count(len(chunk))
+        content = append_limited(content, chunk, max_bytes)
     return bytes(content)
 
 
@@ -284,7 +331,7 @@ def append_limited(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> 
         UpstreamBodyTooLarge: If the result is longer than `max_bytes`.
     """
     if not content:
-        content = chunk  # usually the only one
+        content = chunk  # Usually there is only one.
     else:
         content = content if isinstance(content, bytearray) else bytearray(content)
         content += chunk

@@ -1,4 +1,4 @@
-"""What an endpoint asks for, and what an exchange needs of those that it asks."""
+"""The options of an exchange, and the interfaces of the client and the response that it uses."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ StreamErrorHook = Callable[[Exception], bytes]
 
 
 class SupportsSend(Protocol):
-    """All that an exchange needs of a client."""
+    """The part of an httpx client that an exchange uses."""
 
     async def send(
         self, request: httpx.Request, *, stream: bool, **options: bool
@@ -38,7 +38,7 @@ class ResponseHead(Protocol):
 
 
 class RawResponse(Protocol):
-    """A response that was never made an `httpx.Response`; it ends with `keep` or `finish`."""
+    """A response that is not an `httpx.Response`. It must be ended with `release` or `aclose`."""
 
     @property
     def head(self) -> ResponseHead: ...
@@ -55,11 +55,11 @@ SendRaw = Callable[[httpx.Request], Awaitable[RawResponse] | None]
 
 @dataclass(slots=True)
 class ExchangeOptions:
-    """What the endpoint asked for."""
+    """The arguments of a response."""
 
     client: SupportsSend
     request: httpx.Request
-    library: HTTPXModule  # of both
+    library: HTTPXModule  # the library of both
     decode: bool
     transform: BodyTransform | None
     on_response: ResponseHook[httpx.Response] | None
@@ -67,11 +67,11 @@ class ExchangeOptions:
     on_stream_error: StreamErrorHook | None
     observers: Sequence[Observer]
     heartbeat: float | None = None  # seconds
-    max_bytes: int | None = None  # read the body, up to so many bytes, before anything is sent
+    max_bytes: int | None = None  # if given, the body is buffered
 
     @property
     def modifies_body(self) -> bool:
-        """Whether bytes are added, as they can be only to a body that is not compressed."""
+        """Whether bytes are changed or added, which only works with a decoded body."""
         return self.transform is not None or self.on_stream_error is not None
 
     @property

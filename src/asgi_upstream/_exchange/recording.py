@@ -1,18 +1,63 @@
 """Collects the data of an exchange and calls its observers with the record."""
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import httpx
 from starlette.exceptions import HTTPException
 
 from .. import errors
-from .._clients import get_client_state
+from .._clients import OpenExchange, get_client_state
 from .._httpx.flavors import HTTPXModule, is_httpx_error
 from .._httpx.requests import request_origin
 from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
+from .ending import Ending
+
+
+class RecordedExchange:
+    """Keeps an exchange registered as open while its block runs, and emits its record at the end.
+
+    Arguments:
+        exchange: The exchange.
+        client: Its client.
+        observers: Observers in addition to the client's.
+        library: httpx or httpx2.
+        scope: The caller's ASGI scope.
+
+    Attributes:
+        recorder: Collects the data, or None if there are no observers.
+        ending: How the exchange ended. The block sets it. Until then it is a cancellation.
+    """
+
+    __slots__ = ("_exchange", "_state", "ending", "recorder")
+
+    def __init__(
+        self,
+        exchange: OpenExchange,
+        client: object,
+        observers: Sequence[Observer],
+        library: HTTPXModule,
+        scope: Mapping[str, Any],
+    ) -> None:
+        self._exchange = exchange
+        self._state = state = get_client_state(client)
+        self.ending: Ending = Ending(Outcome.CANCELLED)
+        self.recorder: ExchangeRecorder | None = None
+        if state.observers or observers:
+            self.recorder = ExchangeRecorder(
+                (*state.observers, *observers), state.name, exchange.request, library, scope
+            )
+
+    def __enter__(self) -> Self:
+        self._state.open_exchanges.add(self._exchange)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._state.open_exchanges.discard(self._exchange)
+        if self.recorder is not None:
+            self.recorder.emit(self.ending.outcome, self.ending.error)
 
 
 class ExchangeRecorder:

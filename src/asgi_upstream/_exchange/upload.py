@@ -1,4 +1,4 @@
-"""The body of a request on its way to the upstream, which may refuse it before its end."""
+"""The request body on its way to the upstream, which may refuse it before its end."""
 
 from collections.abc import AsyncIterator
 
@@ -11,13 +11,18 @@ from .recording import ExchangeRecorder
 from .scope import ExchangeScope
 
 POLL_INTERVAL = 0.1
-"""Seconds between two looks for an early answer while the caller is slow to send."""
+"""Seconds between two checks for an early response of httpx's transport."""
 
 
 class UploadStream(ByteStreamBase):
-    """Begins the watch when the last byte was read; ends early when the upstream has refused.
+    """Counts the bytes of a request body, and starts to listen for a disconnect after its end.
 
-    Then the rest is not read from the caller, and the connection is not used again (RFC 9112 9.5).
+    On httpx's transport it also ends early if the upstream has refused the request. Then the rest
+    is not read from the caller, and the connection is not used again (RFC 9112 9.5).
+    AsyncioTransport does that itself.
+
+    Attributes:
+        in_progress: Whether the body is being read. It may come from the caller's `receive`.
     """
 
     def __init__(
@@ -25,40 +30,40 @@ class UploadStream(ByteStreamBase):
         client: object,
         url: httpx.URL,
         body: httpx.AsyncByteStream,
-        watch: ExchangeScope,
-        tally: ExchangeRecorder | None,
+        scope: ExchangeScope,
+        recorder: ExchangeRecorder | None,
     ) -> None:
         self._client = client
         self._url = url
         self._body = body
-        self._watch = watch
-        self._tally = tally
-        self.in_progress: bool = False  # so that nobody else may read `receive`
+        self._scope = scope
+        self._recorder = recorder
+        self.in_progress: bool = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         detector = EarlyResponseDetector(self._client, self._url, self)
         read_scope = anyio.CancelScope()
-        parts = aiter(self._body)
+        chunks = aiter(self._body)
 
-        def check_early_response() -> bool:
+        def continue_upload() -> bool:
             if detector.available():
                 read_scope.cancel()
             return not read_scope.cancel_called
 
-        self._watch.poll(POLL_INTERVAL, check_early_response)
+        self._scope.poll(POLL_INTERVAL, continue_upload)
         self.in_progress = True
         try:
-            while check_early_response():
-                part = None
+            while continue_upload():
+                chunk = None
                 with read_scope:
-                    part = await anext(parts, None)
-                if part is not None:
-                    if self._tally is not None:
-                        self._tally.sent += len(part)
-                    yield part
+                    chunk = await anext(chunks, None)
+                if chunk is not None:
+                    if self._recorder is not None:
+                        self._recorder.sent += len(chunk)
+                    yield chunk
                     read_scope = anyio.CancelScope()
                 elif not read_scope.cancel_called:
-                    self._watch.start_listening()
+                    self._scope.start_listening()
                     return
             raise detector.write_error("the upstream has answered")
         finally:
