@@ -29,5 +29,6 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         f"anyio              {version('anyio')}",
         "no-such-package    not installed",
         "",
+        "transport          AsyncioTransport by default: no option needs httpx's transport",
         "errors             docs/errors.md explains each message",
     ]

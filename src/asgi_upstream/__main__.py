@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+import httpx
+
+from ._httpx.default_transport import choose_transport, find_env_proxy
+
 PACKAGES = (
     ("asgi-upstream", "httpx", "httpcore", "starlette", "anyio"),
     ("fastapi", "httpx2", "websockets", "prometheus-client", "opentelemetry-api"),
@@ -23,7 +27,14 @@ def report_lines() -> Iterator[str]:
         for name in group:
             yield _format_row(name, _version(name))
     yield ""
+    yield _format_row("transport", _default_transport())
     yield _format_row("errors", "docs/errors.md explains each message")
+
+
+def _default_transport() -> str:
+    """Describe the transport that `client_lifespan()` chooses on asyncio."""
+    choice = choose_transport(httpx.AsyncClient, {}, "asyncio", find_env_proxy())
+    return f"{choice.transport} by default: {choice.reason}"
 
 
 def _version(name: str) -> str:

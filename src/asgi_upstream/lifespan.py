@@ -5,7 +5,7 @@ import keyword
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http.cookiejar import CookieJar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -17,6 +17,16 @@ from ._app_state import publish_client, withdraw_client
 from ._clients import register_client, unregister_client
 from ._headers import has_control_characters
 from ._httpx.cookies import reject_cookies
+from ._httpx.default_transport import (
+    SHARED_OPTIONS,
+    check_transport_options,
+    choose_transport,
+    current_async_library,
+    enable_keepalive,
+    find_env_proxy,
+    is_library_client,
+)
+from ._httpx.flavors import get_library
 from ._logging import logger
 from .records import Observer, check_observers, count_open_exchanges
 
@@ -48,6 +58,11 @@ def client_lifespan(
     caller's request. Pass `cookies=` (even an empty dict) to get httpx's usual behaviour.
     Cookies that the factory puts on the client are kept and sent, also with that behaviour.
 
+    The client gets an `AsyncioTransport`, made from `limits=`, `verify=`, `cert=` and `trust_env=`,
+    if the factory is `httpx.AsyncClient` or `httpx2.AsyncClient` itself, the event loop is asyncio,
+    and no option or proxy of the environment needs httpx's transport.
+    `transport=httpx.AsyncHTTPTransport()` selects httpx's.
+
     The client is also an attribute of `app.state`, which `get_client` uses if the server drops the
     lifespan state. At shutdown, open exchanges get 5 seconds to end. Then the client is closed, and
     they end with the outcome `cancelled`.
@@ -66,8 +81,9 @@ def client_lifespan(
         A lifespan for `FastAPI(lifespan=...)`, `Starlette(lifespan=...)` or `combine_lifespans`.
 
     Raises:
-        TypeError: If `factory` is not callable, `transport=` is a class, `base_url=` is None, or an
-            observer is async.
+        TypeError: If `factory` is not callable, `transport=` is a class, an option such as
+            `limits=` would be ignored because of `transport=`, `base_url=` is None, or an observer
+            is async.
         ValueError: If `name` cannot be an attribute of `request.state`, or `base_url=` has no
             scheme or has a query. At startup, if a header of the client contains a line break.
         Exception: At startup, whatever the factory raises. See
@@ -158,6 +174,7 @@ def _check_factory(factory: ClientFactory, options: Mapping[str, object]) -> Non
         raise TypeError(
             f"transport={transport.__name__}: pass an instance, transport={transport.__name__}()"
         )
+    check_transport_options(factory, options)
     if isinstance(factory, type):
         _check_base_url(options.get("base_url", ""))
 
@@ -185,7 +202,10 @@ async def _open_client(
     options: Mapping[str, object],
 ) -> AsyncGenerator[object]:
     """Create, enter and register a client. Drain, unregister and close it at the end."""
+    options = _add_transport(factory, name, options)
     client: Any = factory(**options)
+    if options.get("transport") is None and is_library_client(factory):
+        enable_keepalive(client)
     if is_open := inspect.isawaitable(client):
         client = await client
     if not (hasattr(client, "aclose") or hasattr(client, "close")):
@@ -206,6 +226,42 @@ async def _open_client(
         await _drain(name, client)
         unregister_client(client)
         await _close(name, client)
+
+
+def _add_transport(
+    factory: ClientFactory, name: str, options: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the factory's options, with an `AsyncioTransport` if it can serve all of them."""
+    env_proxy = find_env_proxy()
+    choice = choose_transport(factory, options, current_async_library(), env_proxy)
+    logger.debug("client %r uses %s: %s", name, choice.transport, choice.reason)
+    if not choice.is_fast:
+        _warn_of_env_proxy(name, options.get("transport"), env_proxy)
+        return options
+    shared = {key: options[key] for key in SHARED_OPTIONS if key in options}
+    others = {key: options[key] for key in options if key not in ("limits", "verify", "cert")}
+    return {**others, "transport": _create_transport(factory, shared)}
+
+
+def _create_transport(factory: ClientFactory, options: Mapping[str, Any]) -> object:
+    if get_library(cast(type[Any], factory)) is httpx:
+        from .transport import AsyncioTransport
+
+        return AsyncioTransport(**options)
+    from .transport.httpx2 import AsyncioTransport as HTTPX2AsyncioTransport
+
+    return HTTPX2AsyncioTransport(**options)
+
+
+def _warn_of_env_proxy(name: str, transport: object, env_proxy: str | None) -> None:
+    """Log a warning if an explicit `AsyncioTransport` passes by the proxy of the environment."""
+    is_fast = type(transport).__name__ == "AsyncioTransport"
+    if is_fast and env_proxy is not None and getattr(transport, "trust_env", False):
+        logger.warning(
+            "client %r ignores %s, because it was given an AsyncioTransport; omit transport= to "
+            "use the proxy, or pass trust_env=False to the transport",
+            name, env_proxy,
+        )  # fmt: skip
 
 
 async def _enter(client: Any) -> None:

@@ -1,35 +1,46 @@
-"""A connected socket to an upstream, by whichever of its addresses answers first (RFC 8305).
+"""Connects a socket to the first of an upstream's addresses that answers (RFC 8305).
 
-asyncio's own race, up to Python 3.11 at least, forgets the socket that was connected just as it was
-cancelled, so that it stays open until the garbage collector comes. uvloop has no race.
+asyncio's own race leaks a socket if it is cancelled just as the socket connects, at least up to
+Python 3.11. uvloop has no race.
 """
 
 import asyncio
+import functools
 import ipaddress
+import os
 import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, zip_longest
 from typing import Any
 
 HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds that an address has before the next one is tried beside it (RFC 8305 8)."""
+"""Seconds before the next address is tried beside the previous one (RFC 8305 8)."""
 
-Address = tuple[int, int, int, str, Any]  # family, type, protocol, name, what to connect to
+MAX_DNS_THREADS = 10
+"""Threads of a process that look up host names."""
+
+Address = tuple[int, int, int, str, Any]  # family, type, protocol, canonical name, socket address
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray]
 
 
-async def connect_tcp(host: str, port: int, local: str | None) -> socket.socket:
-    """A socket that is the caller's; whatever ends this, no other is left open.
+async def connect_tcp(
+    host: str, port: int, local_address: str | None, options: Iterable[SocketOption] = ()
+) -> socket.socket:
+    """Return a connected socket, which the caller must close. No other socket stays open.
 
     Raises:
-        OSError: the name does not resolve, or no address can be connected to.
+        OSError: If the name does not resolve, or no address accepts a connection.
     """
     loop = asyncio.get_running_loop()
     addresses = await _resolve(loop, host, port)
     attempts: set[asyncio.Task[socket.socket]] = set()
-    failure = OSError()  # of the last that failed
+    last_failure = OSError()
     try:
         while addresses or attempts:
             if addresses:
-                attempts.add(loop.create_task(_connect_one(loop, addresses.pop(0), local)))
+                attempt = _connect_one(loop, addresses.pop(0), local_address, options)
+                attempts.add(loop.create_task(attempt))
             done, _ = await asyncio.wait(
                 attempts,
                 timeout=HAPPY_EYEBALLS_DELAY if addresses else None,
@@ -42,8 +53,8 @@ async def connect_tcp(host: str, port: int, local: str | None) -> socket.socket:
                     return task.result()
                 if not isinstance(exc, OSError):
                     raise exc
-                failure = exc
-        raise failure
+                last_failure = exc
+        raise last_failure
     finally:
         for task in attempts:
             task.cancel()
@@ -51,29 +62,44 @@ async def connect_tcp(host: str, port: int, local: str | None) -> socket.socket:
 
 
 async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
-    """Where `host` is, the families by turns."""
-    kind = socket.SOCK_STREAM
+    """Return the host's addresses. IPv4 and IPv6 alternate."""
     try:
         ipaddress.ip_address(host)
-    except ValueError:  # it is a name, and to look it up takes time
-        found = await loop.getaddrinfo(host, port, type=kind)
+    except ValueError:  # a name, whose lookup blocks
+        lookup = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(_dns_executor(os.getpid()), lookup)
     else:
-        found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_NUMERICHOST)
-    first = [address for address in found if address[0] == found[0][0]]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    preferred = [address for address in found if address[0] == found[0][0]]
     others = [address for address in found if address[0] != found[0][0]]
-    return [one for one in chain.from_iterable(zip_longest(first, others)) if one is not None]
+    alternating = chain.from_iterable(zip_longest(preferred, others))
+    return [address for address in alternating if address is not None]
+
+
+@functools.cache
+def _dns_executor(pid: int) -> ThreadPoolExecutor:
+    """Return the process's own threads for lookups. A fork does not inherit threads.
+
+    The app's `asyncio.to_thread` work may occupy all threads of the loop's default executor.
+    """
+    return ThreadPoolExecutor(MAX_DNS_THREADS, thread_name_prefix=f"asgi-upstream-dns-{pid}")
 
 
 async def _connect_one(
-    loop: asyncio.AbstractEventLoop, address: Address, local: str | None
+    loop: asyncio.AbstractEventLoop,
+    address: Address,
+    local_address: str | None,
+    options: Iterable[SocketOption],
 ) -> socket.socket:
-    family, kind, protocol, _, target = address
-    sock = socket.socket(family, kind, protocol)
+    family, socket_type, protocol, _, socket_address = address
+    sock = socket.socket(family, socket_type, protocol)
     try:
         sock.setblocking(False)
-        if local is not None:
-            sock.bind((local, 0))
-        await loop.sock_connect(sock, target)
+        for option in options:
+            sock.setsockopt(*option)
+        if local_address is not None:
+            sock.bind((local_address, 0))
+        await loop.sock_connect(sock, socket_address)
     except BaseException:
         sock.close()
         raise
@@ -81,6 +107,6 @@ async def _connect_one(
 
 
 def _close_unused(task: asyncio.Task[socket.socket]) -> None:
-    """Close what was connected too late; a failure is nobody's any more."""
+    """Close a socket that connected too late. A failure no longer matters."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()

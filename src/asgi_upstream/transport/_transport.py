@@ -1,4 +1,4 @@
-"""AsyncioTransport: the transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, fast."""
+"""AsyncioTransport: an HTTP/1.1 transport for httpx on asyncio."""
 
 import asyncio
 import ssl
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import httpcore
 import httpx
 
+from .._httpx.default_transport import keepalive_socket_options
 from .._httpx.flavors import HTTPXModule, get_library, subclass_for
 from .._httpx.requests import ForwardedRequest
-from ._connect import connect_tcp
+from ._connect import SocketOption, connect_tcp
 from ._connection import HTTP11Connection
 from ._pool import Origin, Pool, PoolState
 from ._serializer import OutgoingRequest, serialize_request
@@ -21,28 +22,27 @@ from ._streams import ResponseStream, UpgradedStream
 __all__ = ["AsyncioTransport", "PoolState"]
 
 _PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
-# Those that may be sent twice (RFC 9110 9.2.2).
+# The methods that may be sent twice (RFC 9110 9.2.2).
 _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
-# httpx's own default, which has no public name.
+# httpx's default, which has no public name.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 
 Certificate = str | tuple[str, str] | tuple[str, str, str]
-SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray]
 Extensions = Mapping[str, Any]
 Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 def _original_method(cls: type[Any]) -> object:
-    """Its `handle_async_request`, unless somebody has put another there, to mock or to trace."""
+    """Return the class's own `handle_async_request`, or None if a mock or tracer replaced it."""
     method = cls.handle_async_request
-    own = type(method) is types.FunctionType
-    same_file = own and method.__code__.co_filename == cls.__init__.__code__.co_filename
+    is_function = type(method) is types.FunctionType
+    same_file = is_function and method.__code__.co_filename == cls.__init__.__code__.co_filename
     return method if same_file else None
 
 
 class Flavor:
-    """A library and its httpcore: what of here is of their classes, and what others patch."""
+    """The classes for httpx or httpx2, and the methods that mocks and tracers replace."""
 
     def __init__(self, library: HTTPXModule, core: Any) -> None:
         self.library = library
@@ -59,18 +59,18 @@ class Flavor:
         self.response_of_core: type[httpcore.Response] = core.Response
 
     def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
-        """The body of the response that a connection has."""
+        """Return the stream of the response body on a connection."""
         return self._stream(self._network_stream, connection)
 
 
 if TYPE_CHECKING:
     _Transport = httpx.AsyncHTTPTransport
 else:
-    _Transport = object  # an AsyncHTTPTransport of the library comes behind it
+    _Transport = object  # subclasses add the library's AsyncHTTPTransport
 
 
 class AsyncioTransportMixin(_Transport):
-    """All of AsyncioTransport but the library that it is for."""
+    """AsyncioTransport without the base class, which is httpx's or httpx2's."""
 
     _stock: ClassVar[Flavor]
 
@@ -87,7 +87,11 @@ class AsyncioTransportMixin(_Transport):
         local_address: str | None = None,
         retries: int = 0,
         socket_options: Iterable[SocketOption] | None = None,
+        *,
+        max_connection_age: float | None = 3600.0,
     ) -> None:
+        if max_connection_age is not None and not max_connection_age > 0:
+            raise ValueError("max_connection_age must be positive, or None")
         if http2 or not http1:
             raise ValueError(
                 "AsyncioTransport speaks HTTP/1.1 only: use httpx.AsyncHTTPTransport(http2=True), "
@@ -116,13 +120,15 @@ class AsyncioTransportMixin(_Transport):
             retries=retries,
             socket_options=socket_options,
         )
-        self._asyncio_pool = Pool(self._connect, limits, stock.library)
+        self._asyncio_pool = Pool(self._connect, limits, stock.library, max_connection_age)
         self._tls = context
         self._uds = uds
         self._local_address = local_address
         self._retries = retries
         self._socket_options = list(socket_options or ())
-        self._thread: int | None = None  # of the loop, once there is one
+        self._keepalive_options = keepalive_socket_options()
+        self.trust_env: bool = trust_env
+        self._thread: int | None = None  # the event loop's thread, once there is a loop
         self._loop = cast(asyncio.AbstractEventLoop, None)
         self._cached_url: httpx.URL | None = None
         self._cached_origin: Origin = (b"", b"", 0, None)
@@ -131,23 +137,25 @@ class AsyncioTransportMixin(_Transport):
         library = self._stock.library
         if get_library(type(request)) is not library:
             raise TypeError(
-                f"this AsyncioTransport is for the client of {library.__name__}: import the one of "
-                f"asgi_upstream.transport for httpx, of asgi_upstream.transport.httpx2 for httpx2"
+                f"this AsyncioTransport is for {library.__name__}: import it from "
+                f"asgi_upstream.transport for httpx, from asgi_upstream.transport.httpx2 for httpx2"
             )
         opening = self.send_raw(request)
         if opening is None:
-            return await super().handle_async_request(request)  # to _SeenPool, in the end
+            return await super().handle_async_request(request)  # to `_InterceptedPool`
         body = self._stock.make_stream(await opening)
         return library.Response(
             body.head.status, headers=body.head.headers, stream=body, extensions=body.extensions
         )
 
     def send_raw(self, request: httpx.Request) -> Awaitable[HTTP11Connection] | None:
-        """The connection with the response, for who needs no `httpx.Response`, and ends with `keep`
-        or `finish`. None where others must see the request, or it is not of this library.
+        """Send a request and return the connection, once awaited, with the head of the response.
 
-        Others are those who have put themselves in the place of this class's, httpx's or
-        httpcore's method.
+        It saves an exchange the cost of an `httpx.Response`. The exchange must call the
+        connection's `release` or `aclose`.
+
+        Returns:
+            None if a mock or tracer must see the request, or if it is not this library's.
         """
         stock = self._stock
         if (
@@ -159,7 +167,7 @@ class AsyncioTransportMixin(_Transport):
         ):
             return None
         extensions = request.extensions
-        if isinstance(request, ForwardedRequest):  # has these without making its URL and Headers
+        if isinstance(request, ForwardedRequest):  # without creating its URL and Headers
             url, fields = request.origin_url, request.raw_headers
         else:
             url, fields = request.url, request.headers.raw
@@ -202,7 +210,7 @@ class AsyncioTransportMixin(_Transport):
                     return connection
             except BaseException as exc:
                 await connection.aclose()
-                # It was closed while idle, and nobody had noticed yet (RFC 9112 9.3.1).
+                # The upstream closed the connection while it was idle (RFC 9112 9.3.1).
                 stale = connection.request_count > 1 and not connection.received_data
                 library = self._stock.library
                 closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
@@ -213,19 +221,18 @@ class AsyncioTransportMixin(_Transport):
             retried = True
 
     def _bind_loop(self) -> None:
-        """Stay with the event loop of the first use."""
+        """Remember the event loop of the first use, and refuse others."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "AsyncioTransport runs on asyncio only: on trio leave out transport=, and httpx "
-                "uses its own"
+                "AsyncioTransport runs on asyncio only: omit transport= on trio, and httpx uses "
+                "its own"
             ) from None
         if self._thread is not None:
             raise RuntimeError(
                 "this AsyncioTransport is in use in another event loop: close its client first, or "
-                "let the lifespan make one each time, client_lifespan(lambda: "
-                "httpx.AsyncClient(transport=AsyncioTransport()))"
+                "omit transport=, and client_lifespan creates one at each startup"
             )
         self._loop, self._thread = loop, threading.get_ident()
 
@@ -259,19 +266,20 @@ class AsyncioTransportMixin(_Transport):
 
         if self._uds is not None:
             transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
+            try:
+                for option in self._socket_options:
+                    transport.get_extra_info("socket").setsockopt(*option)
+            except BaseException:
+                transport.abort()  # the pool does not know of it yet
+                raise
         else:
-            sock = await connect_tcp(host, port, self._local_address)
-            transport, connection = await loop.create_connection(protocol, sock=sock, **tls)
-        try:
-            for option in self._socket_options:
-                transport.get_extra_info("socket").setsockopt(*option)
-        except BaseException:
-            transport.abort()  # for nobody else knows of it yet
-            raise
+            options = (*self._keepalive_options, *self._socket_options)
+            sock = await connect_tcp(host, port, self._local_address, options)
+            _, connection = await loop.create_connection(protocol, sock=sock, **tls)
         return connection
 
     def pool_state(self) -> PoolState:
-        """How many connections are open, idle and being made, and how many requests wait."""
+        """Return the numbers of open, idle and connecting connections, and of waiting requests."""
         return self._asyncio_pool.state()
 
     async def __aenter__(self) -> Self:
@@ -281,7 +289,7 @@ class AsyncioTransportMixin(_Transport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection, whatever is under way on it; then another loop may begin."""
+        """Close every connection, also those in use. Then another event loop may use it."""
         self._asyncio_pool.close()
         self._thread = None
         await self._pool.aclose()
@@ -299,7 +307,7 @@ def _origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) 
 
 
 async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace: Trace) -> None:
-    """Tell `trace` as httpcore does, of what there is of that here."""
+    """Send a request and call `trace` with the events that httpcore reports."""
     await trace("http11.send_request_headers.started", {})
     connection.send(out)
     await trace("http11.send_request_headers.complete", {"return_value": None})
@@ -322,7 +330,7 @@ else:
 
 
 class _InterceptedPool(_Pool):
-    """Where the stock transport's method arrives when somebody has wrapped or mocked it."""
+    """Takes the requests that come through httpx's transport because it is wrapped or mocked."""
 
     def __init__(self, stock: Flavor, exchange: Any, **options: Any) -> None:
         super().__init__(**options)
@@ -350,22 +358,25 @@ class _InterceptedPool(_Pool):
 
 
 class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
-    """The transport of an `httpx.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
+    """A transport for `httpx.AsyncClient` that costs a fraction of httpx's own.
 
-        client_lifespan(transport=AsyncioTransport())
+        client_lifespan(transport=AsyncioTransport(retries=2))
 
-    It is seen by what patches httpx's transport or httpcore's pool: mocks and instrumentation.
+    It speaks HTTP/1.1 on asyncio and uvloop. `client_lifespan` creates one by default. Mocks and
+    instrumentation that patch httpx's transport or httpcore's pool see its requests.
 
     Arguments:
-        limits: most connections, and idle ones, and the seconds that these are kept.
-        retries: how often connecting is tried again.
-        verify, cert, trust_env, uds, local_address, socket_options: as of
+        limits: The numbers of connections and of idle ones, and the seconds that these are kept.
+        retries: How often a failed connect is repeated.
+        max_connection_age: Seconds after which a connection is closed when it is released, so that
+            a busy pool follows DNS. Up to a tenth less at random. None for no limit.
+        verify, cert, trust_env, uds, local_address, socket_options: Same as in
             `httpx.AsyncHTTPTransport`.
 
     Raises:
-        ValueError: at once, for `http2=True` or a proxy, which the stock transport is for.
-        RuntimeError: when first used, if the event loop is not asyncio's, or later another one.
-        httpx.TransportError: as the stock transport raises them. Causes and fixes:
+        ValueError: For `http2=True` or a proxy, which need httpx's transport.
+        RuntimeError: At the first request, if the event loop is not asyncio's or is another one.
+        httpx.TransportError: The same as httpx's transport raises. See
             [docs/errors.md][on-asynciotransport].
     """
 

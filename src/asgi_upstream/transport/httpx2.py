@@ -1,4 +1,4 @@
-"""AsyncioTransport for the client of httpx2: the same, with httpx2's classes."""
+"""AsyncioTransport for httpx2."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -11,21 +11,23 @@ from ._transport import Flavor
 
 __all__ = ["AsyncioTransport", "PoolState"]
 
-if TYPE_CHECKING:  # for AsyncioTransportMixin is of httpx's classes to it
+if TYPE_CHECKING:  # to type checkers, AsyncioTransportMixin is derived from httpx's transport
 
-    class _Own:
+    class _Mixin:
+        trust_env: bool
+
         def pool_state(self) -> PoolState: ...
 else:
-    from ._transport import AsyncioTransportMixin as _Own
+    from ._transport import AsyncioTransportMixin as _Mixin
 
 
-class AsyncioTransport(_Own, httpx2.AsyncHTTPTransport):
-    """The transport of an `httpx2.AsyncClient`, for HTTP/1.1 on asyncio, at a fraction of the cost.
+class AsyncioTransport(_Mixin, httpx2.AsyncHTTPTransport):
+    """A transport for `httpx2.AsyncClient` that costs a fraction of httpx2's own.
 
-        client_lifespan(httpx2.AsyncClient, transport=AsyncioTransport())
+        client_lifespan(httpx2.AsyncClient, transport=AsyncioTransport(retries=2))
 
-    Arguments, and what is raised, are those of `asgi_upstream.transport.AsyncioTransport`, of
-    httpx2's classes.
+    It has the arguments of `asgi_upstream.transport.AsyncioTransport` and raises the same errors,
+    with httpx2's classes.
     """
 
     _stock = Flavor(cast(HTTPXModule, httpx2), httpcore2)
