@@ -10,10 +10,15 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .. import errors
-from .._clients import get_client_state
 from .._exchange.closing import close_upstream, defer_cancellation
 from .._exchange.downstream import CallerDisconnected
-from .._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
+from .._exchange.ending import Ending
+from .._exchange.recording import (
+    ExchangeRecorder,
+    RecordedExchange,
+    route_template,
+    was_ended_by_lifespan,
+)
 from .._forwarding.request import HeaderOverrides
 from .._httpx.flavors import (
     URLT,
@@ -105,6 +110,12 @@ def _raise_if_accepted(websocket: WebSocket) -> None:
         )
 
 
+_CLOSE_CODES: dict[type[Exception], int] = {  # RFC 6455 7.4
+    errors.UpstreamBodyTooLarge: 1009,
+    errors.ExchangeCancelled: 1001,
+}
+
+
 class WebSocketRelay:
     """Relays one WebSocket between the caller and the upstream."""
 
@@ -144,14 +155,10 @@ class WebSocketRelay:
         Raises:
             UpstreamError: If the handshake fails.
         """
-        state = get_client_state(self._client)
-        if state.observers or self._observers:
-            observers, scope = (*state.observers, *self._observers), self._websocket.scope
-            self._recorder = ExchangeRecorder(
-                observers, state.name, self.request, self._library, scope
-            )
-        state.open_exchanges.add(self)
-        try:
+        with RecordedExchange(
+            self, self._client, self._observers, self._library, self._websocket.scope
+        ) as recorded:
+            self._recorder = recorded.recorder
             try:
                 await self._relay_messages()
                 if self._response is not None and self._upstream is None and not self._failure:
@@ -159,11 +166,10 @@ class WebSocketRelay:
             finally:
                 if self._response is not None:
                     await self._close_upstream(self._response)
-            await self._close_caller()
-        finally:
-            state.open_exchanges.discard(self)
-            if self._recorder is not None:
-                self._recorder.emit(self._outcome, self._failure)
+                recorded.ending = Ending(self._outcome, self._failure)
+            error = self._map_failure()
+            recorded.ending = Ending(self._outcome, self._failure)
+            await self._close_caller(error)
 
     async def _relay_messages(self) -> None:
         if self._websocket.client_state is WebSocketState.CONNECTING:
@@ -295,26 +301,33 @@ class WebSocketRelay:
         if self._upstream is not None:
             await self._upstream.aclose()
 
-    async def _close_caller(self) -> None:
-        """Close the caller's WebSocket unless the caller has disconnected, or raise the failure."""
-        failure, accepted = self._failure, self._upstream is not None
-        if self._caller_gone and failure is None:
-            return
-        if failure is not None:
-            if is_httpx_error(failure, httpx.RequestError):
-                failure.request = self.request
-            error = errors.map_exception(failure) or failure
-            if cancelled := was_ended_by_lifespan(self._client, failure):
-                self._outcome, error = Outcome.CANCELLED, errors.ExchangeCancelled()
-            elif self._recorder is not None:
-                self._outcome = self._recorder.classify_failure(error, Outcome.APP_FAILED)
-            if isinstance(error, errors.UpstreamError) and not cancelled:
-                errors.log_failure(error, self.request, route_template(self._websocket.scope))
-            if not accepted or not isinstance(error, errors.UpstreamError):
-                raise error
-            code = 1009 if isinstance(error, errors.UpstreamBodyTooLarge) else 1011
-            self._caller_close = 1001 if cancelled else code, error.detail
+    def _map_failure(self) -> Exception | None:
+        """Log the failure, and return the error to raise or to close with."""
+        failure = self._failure
+        if failure is None:
+            return None
+        if is_httpx_error(failure, httpx.RequestError):
+            failure.request = self.request
+        if was_ended_by_lifespan(self._client, failure):
+            self._outcome = Outcome.CANCELLED
+            return errors.ExchangeCancelled()
+        error = errors.map_exception(failure) or failure
+        if self._recorder is not None:
+            self._outcome = self._recorder.classify_failure(error, Outcome.APP_FAILED)
+        if isinstance(error, errors.UpstreamError):
+            errors.log_failure(error, self.request, route_template(self._websocket.scope))
+        return error
+
+    async def _close_caller(self, error: Exception | None) -> None:
+        """Close the caller's WebSocket unless the caller has disconnected, or raise the error."""
         code, reason = self._caller_close
+        if error is None:
+            if self._caller_gone:
+                return
+        elif self._upstream is None or not isinstance(error, errors.UpstreamError):
+            raise error
+        else:
+            code, reason = _CLOSE_CODES.get(type(error), 1011), error.detail
         with (
             anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT),
             suppress(CallerDisconnected, OSError, RuntimeError),
