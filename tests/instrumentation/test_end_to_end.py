@@ -43,7 +43,7 @@ def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
 
     def lifespan(name: str, url: str, connections: int = 100) -> Any:
         limits = httpx.Limits(max_connections=connections)
-        options: dict[str, Any] = {"limits": limits, "trust_env": False}
+        options: dict[str, Any] = {"transport": httpx.AsyncHTTPTransport(limits=limits)}
         if transport == "asyncio":
             options = {"transport": AsyncioTransport(limits=limits)}
         timeout = httpx.Timeout(20, pool=0.2 if name == "narrow" else 20, read=20)

@@ -149,7 +149,7 @@ def leaking(request, upstream):
         kept.append(await client.send(client.build_request("GET", "/short"), stream=True))
         return PlainTextResponse("fine")
 
-    lifespan = client_lifespan(base_url=upstream.url, trust_env=False, transport=made)
+    lifespan = client_lifespan(base_url=upstream.url, transport=made)
     with TestClient(Starlette(routes=[Route("/", leak)], lifespan=lifespan)) as caller:
         yield caller
 
