@@ -318,6 +318,11 @@ def test_forwarded_prefix_encodes_what_a_header_cannot_hold() -> None:
     assert forwarded_prefix(b"/caf\xc3\xa9 \r\nx: y") == [b"/caf%C3%A9%20%0D%0Ax:%20y"]
 
 
+@pytest.mark.parametrize("mount", [b"//evil.example", b"/\\evil.example", b"///evil.example"])
+def test_forwarded_prefix_names_no_host(mount: bytes) -> None:
+    assert forwarded_prefix(mount) == [b"/evil.example"]
+
+
 # --- optional and unusual scopes ------------------------------------------------------------
 
 

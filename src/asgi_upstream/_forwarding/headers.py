@@ -170,7 +170,8 @@ def _describe_caller(scope: Scope, host: bytes | None, mount: bytes) -> RawHeade
     described.append((b"x-forwarded-proto", (scope.get("scheme") or "http").encode("latin-1")))
     if mount:
         prefix = _ILLEGAL_IN_PATH.sub(lambda match: b"%%%02X" % match[0][0], mount)
-        described.append((b"x-forwarded-prefix", prefix))
+        # Two slashes at the start would name another host in the upstream's links.
+        described.append((b"x-forwarded-prefix", b"/" + prefix.lstrip(b"/\\")))
     return described
 
 
