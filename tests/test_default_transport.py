@@ -149,6 +149,10 @@ def test_option_that_transport_hides_is_refused(factory: Any, option: str) -> No
         client_lifespan(factory, **options)
 
 
+def test_transport_without_the_environment_is_allowed() -> None:
+    client_lifespan(transport=httpx.MockTransport(lambda r: httpx.Response(200)), trust_env=False)
+
+
 async def start(**options: Any) -> None:
     async with client_lifespan(**options)(None):
         pass

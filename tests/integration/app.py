@@ -171,7 +171,8 @@ def client(
 
         transport = AsyncioTransport(limits=limits, verify=verify)
         return client_lifespan(transport=transport, **options)
-    return client_lifespan(limits=limits, verify=verify, trust_env=False, **options)
+    stock = httpx.AsyncHTTPTransport(limits=limits, verify=verify, trust_env=False)
+    return client_lifespan(transport=stock, **options)
 
 
 app = FastAPI(

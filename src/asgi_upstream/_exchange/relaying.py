@@ -264,9 +264,8 @@ class ResponseRelay:
             return SingleChunk(upstream.content)
         except self._options.library.ResponseNotRead:
             raise RuntimeError(
-                "the upstream's body is gone, because on_response, an event hook or the code that "
-                "opened the response closed it or read it in parts; read it with `await "
-                "upstream.aread()`, which keeps it, or return another response"
+                "the upstream's body is gone; read it with `await upstream.aread()`, which keeps "
+                "it, in on_response, an event hook or the code that opened the response"
             ) from None
 
     def _track_iterator(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

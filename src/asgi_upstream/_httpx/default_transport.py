@@ -89,7 +89,10 @@ def check_transport_options(factory: object, options: Mapping[str, object]) -> N
     library = get_library(factory)
     if not issubclass(factory, (library.AsyncClient, library.Client)):
         return
-    if ignored := [option for option in TRANSPORT_OPTIONS if option in options]:
+    given = [option for option in TRANSPORT_OPTIONS if option in options]
+    # Without the environment, the client uses no proxy from it, as beside a transport.
+    ignored = [option for option in given if option != "trust_env" or options[option]]
+    if ignored:
         name = type(transport).__name__
         arguments = ", ".join(f"{option}=..." for option in ignored)
         raise TypeError(
