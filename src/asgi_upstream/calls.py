@@ -18,7 +18,7 @@ from starlette.types import Message, Receive
 from . import errors
 from ._clients import get_client_state
 from ._exchange.body import CountedBody, DecodedBody, read_limited, with_content
-from ._exchange.closing import close_upstream, defer_cancellation
+from ._exchange.closing import close_upstream
 from ._exchange.decoding import accept_decodable, content_encodings
 from ._exchange.disconnect import wait_for_disconnect
 from ._exchange.downstream import CLIENT_CLOSED_REQUEST
@@ -35,7 +35,7 @@ from ._httpx.flavors import (
     match_library,
 )
 from ._httpx.requests import copy_with_headers
-from ._httpx.workarounds import clean_up_pool
+from ._httpx.workarounds import holds_pool_place
 from .records import Observer, Outcome
 from .responses import validate_max_bytes, validate_request, validate_values
 
@@ -204,10 +204,8 @@ class _Call:
         finally:
             if self._recorder is not None:
                 self._recorder.count_hook_read(upstream)
-            if not upstream.is_closed:
+            if not upstream.is_closed or holds_pool_place(upstream):
                 await close_upstream(upstream)
-                if upstream.http_version == "HTTP/2":
-                    await defer_cancellation(clean_up_pool(self._client, request.url))
         response = with_content(upstream, content, library, decoded=False)
         if upstream.request is request:
             response.request = self.request

@@ -1,22 +1,14 @@
 """Closing an upstream response, in a task that may be cancelled at any moment."""
 
-import asyncio
-import types
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
 
 import anyio
 import httpx
 
-from .._httpx.workarounds import discard_trailing_data
+from .._httpx.cancellation import defer_cancellation
+from .._httpx.workarounds import clean_up_after, discard_trailing_data
 from .._logging import logger
 from .body import ResumableBody
 
@@ -27,12 +19,15 @@ CLOSE_TIMEOUT = 5.0
 async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]) -> None:
     """Close all, even in a task that is being cancelled, but never wait for long.
 
-    Reads that are in progress end first, because a connection that is read cannot be closed.
+    Reads that are in progress end first, because a connection that is read cannot be closed. The
+    pool is cleaned up last, because an earlier cancellation may have hit httpcore while it closed
+    the response.
     """
 
     async def close() -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
             async with AsyncExitStack() as stack:  # goes on after a cancellation
+                stack.push_async_callback(_close_resource, partial(clean_up_after, upstream))
                 for body in reversed(bodies):
                     if isinstance(body, AsyncGenerator):
                         stack.push_async_callback(_close_resource, body.aclose)
@@ -56,31 +51,3 @@ async def _close_resource(close: Callable[[], Awaitable[None]]) -> None:
         await close()
     except Exception:
         logger.warning("closing an upstream response failed", exc_info=True)
-
-
-@types.coroutine
-def defer_cancellation(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-    """Await it, and put off a cancellation that comes while it only lets others run.
-
-    A shielded scope does not hold off `task.cancel()` of asyncio, which servers and timeouts use.
-    In the one turn of the event loop that closing takes in httpcore, it would leave the connection
-    in the pool for good. Closing in a task of its own would cost each exchange more.
-    """
-    deferred: asyncio.CancelledError | None = None
-    thrown: BaseException | None = None
-    sent: Any = None
-    while True:
-        try:
-            yielded = coroutine.throw(thrown) if thrown is not None else coroutine.send(sent)
-        except StopIteration:
-            if deferred is not None:
-                raise deferred from None
-            return
-        sent, thrown = None, None
-        try:
-            sent = yield yielded
-        except BaseException as exc:
-            if yielded is None and isinstance(exc, asyncio.CancelledError):
-                deferred = exc
-            else:
-                thrown = exc

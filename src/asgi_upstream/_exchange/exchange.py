@@ -16,10 +16,8 @@ from .._headers import RawHeaders
 from .._httpx.fast_path import direct_transport, log_request
 from .._httpx.flavors import is_httpx_error, subclass_for
 from .._httpx.requests import copy_with_headers
-from .._httpx.workarounds import clean_up_pool
 from .._logging import logger
 from ..records import Outcome
-from .closing import defer_cancellation
 from .decoding import accept_whole_decodable
 from .downstream import Caller, CallerDisconnected
 from .ending import Ending
@@ -169,8 +167,6 @@ class Exchange:
             await relay.relay(upstream)
         finally:
             await relay.close(upstream)
-            if upstream.http_version == "HTTP/2":
-                await defer_cancellation(clean_up_pool(client, self.request.url))
 
     def _judge(
         self,

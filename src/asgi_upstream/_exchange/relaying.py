@@ -11,6 +11,7 @@ from .. import _headers as header_lists
 from .. import errors
 from .._headers import RawHeaders
 from .._httpx.requests import ForwardedRequest
+from .._httpx.workarounds import holds_pool_place
 from ..records import Outcome
 from .body import (
     ChunkSource,
@@ -109,7 +110,7 @@ class ResponseRelay:
         """Close the response and every iterator of its body."""
         if self.recorder is not None:
             self.recorder.count_hook_read(upstream)
-        if self._open_iterators or not upstream.is_closed:
+        if self._open_iterators or not upstream.is_closed or holds_pool_place(upstream):
             await close_upstream(upstream, *self._open_iterators)
 
     async def _relay_stream(self, upstream: httpx.Response) -> None:

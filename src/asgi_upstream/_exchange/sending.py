@@ -4,10 +4,10 @@ import httpx
 
 from .. import _headers as header_lists
 from .. import errors
+from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
 from .._httpx.flavors import HTTPXModule
 from .._httpx.workarounds import clean_up_pool
-from .closing import defer_cancellation
 from .options import SupportsSend
 from .response_head import validate_status
 
@@ -43,7 +43,7 @@ async def send_request(
             "with bytes, or make a new request for each call"
         ) from None
     except BaseException as exc:
-        await defer_cancellation(clean_up_pool(client, request.url))
+        await defer_cancellation(clean_up_pool(client, request.url, exc))
         if isinstance(exc, UnicodeError):  # httpx fails so on a Location that is not a URL
             raise errors.UpstreamProtocolError from exc
         raise

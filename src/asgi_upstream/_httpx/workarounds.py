@@ -1,68 +1,141 @@
-"""What httpcore's pool has no public way to, and an exchange needs.
+"""Workarounds for faults of httpcore 1.0.9 that only its private attributes can fix.
 
-The one place that reads private attributes of httpcore. Where they are not as it knows them it does
-nothing, and a test fails.
+If a version of httpcore has other attributes, these functions do nothing and a test fails.
 """
 
 import socket
 import sys
+from contextlib import suppress
+from traceback import walk_tb
 from typing import Any
 
 import anyio
 
 from .._logging import logger
 
-_CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113 7)
+CLEAN_UP_TIMEOUT = 5.0
+"""Seconds that the clean-up of a pool may take."""
+
+_CANCEL = 8  # the error code for a stream that is no longer needed (RFC 9113 7)
 
 
 def _find_pool(client: Any, url: object) -> Any:
-    """The pool that serves a URL, also where its transport is wrapped: for retries, for a cache."""
+    """Return the pool that serves a URL, also if its transport is wrapped for retries or a cache.
+
+    Raises:
+        AttributeError: If the transport has no pool.
+    """
     transport = client._transport_for_url(url)
     while not hasattr(transport, "_pool"):
         attributes = getattr(transport, "__dict__", {}).values()
-        inner = [one for one in attributes if hasattr(one, "handle_async_request")]
-        if not inner:
-            raise AttributeError  # a transport with no pool
-        transport = inner[0]
+        transport = next((a for a in attributes if hasattr(a, "handle_async_request")), None)
+        if transport is None:
+            raise AttributeError("the transport has no pool")
     return transport._pool
 
 
-async def clean_up_pool(client: Any, url: object) -> None:
-    """What httpcore leaves undone when an exchange ends before its own end."""
-    await close_stranded_connections(client, url)
-    await reset_abandoned_streams(client, url)
+def _find_pool_stream(response: Any) -> Any:
+    """Return httpcore's stream of a response, which holds the place in the pool, or None."""
+    stream: Any = response.stream
+    while stream is not None and not hasattr(stream, "_pool_request"):
+        stream = getattr(stream, "_stream", getattr(stream, "_httpcore_stream", None))
+    return stream
 
 
-async def close_stranded_connections(client: Any, url: object) -> None:
-    """Close stranded connections, and give their places to the requests that wait for them.
+async def clean_up_pool(client: Any, url: object, failure: BaseException) -> None:
+    """Undo what httpcore left behind when a request failed or was cancelled.
 
-    A mend for httpcore 1.0.9: a request that is cancelled, or times out, in the moment in which the
-    pool gives it a new connection leaves that there for good, never used, never removed. When
-    callers leave a full pool it may lose all its places so.
-    https://github.com/encode/httpcore/issues/1093; httpx2 has it mended.
+    It takes at most `CLEAN_UP_TIMEOUT` seconds.
+    """
+    if not isinstance(failure, Exception):
+        await _close_unfinished_tls(failure)
+    try:
+        pool = _find_pool(client, url)
+    except AttributeError:  # another transport
+        return
+    await _clean_up(pool)
+
+
+async def _close_unfinished_tls(cancelled: BaseException) -> None:
+    """Close the socket of a TLS handshake that was cancelled.
+
+    httpcore 1.0.9 closes it for an `Exception` only, and nothing else refers to it. Delete this
+    when `start_tls` of httpcore's backends closes the socket for a `BaseException` too.
+    """
+    for frame, _ in walk_tb(cancelled.__traceback__):
+        if frame.f_code.co_name == "_connect" and "httpcore" in frame.f_globals["__name__"]:
+            stream = frame.f_locals.get("stream")
+            if stream is not None:
+                with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
+                    await stream.aclose()
+
+
+def holds_pool_place(response: Any) -> bool:
+    """Return whether a closed response may still occupy a place in httpcore's pool.
+
+    httpcore 1.0.9 marks a response as closed before it closes it. If the task is cancelled in
+    between, the request stays in the pool for good. Delete this when httpcore shields its own
+    closing from `task.cancel()`, with `clean_up_after`.
+    """
+    stream = _find_pool_stream(response)
+    if stream is None:
+        return False
+    try:
+        pool = stream._pool
+        return stream._pool_request in pool._requests or bool(_find_stranded(pool))
+    except AttributeError:  # another version
+        return False
+
+
+async def clean_up_after(response: Any) -> None:
+    """Give the place of a closed response back to the pool, if httpcore did not."""
+    stream = _find_pool_stream(response)
+    if stream is None:
+        return
+    with suppress(AttributeError, ValueError):  # another version; usually it is already removed
+        stream._pool._requests.remove(stream._pool_request)
+    await _clean_up(getattr(stream, "_pool", None))
+
+
+async def _clean_up(pool: Any) -> None:
+    with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
+        await close_stranded_connections(pool)
+        await reset_abandoned_streams(pool)
+
+
+def _find_stranded(pool: Any) -> list[Any]:
+    used = {id(request.connection) for request in pool._requests}
+    return [
+        connection
+        for connection in pool._connections
+        if id(connection) not in used and not (connection.is_idle() or connection.is_closed())
+    ]
+
+
+async def close_stranded_connections(pool: Any) -> None:
+    """Close connections that no request uses, and give their places to the waiting requests.
+
+    If httpcore 1.0.9 is cancelled or times out when the pool assigns a new connection, or while it
+    closes a response, the connection stays in the pool for good, neither idle nor closed. A busy
+    pool can lose all its places like that. httpx2 has a fix for the first case only. Delete this
+    when https://github.com/encode/httpcore/issues/1093 is fixed in the oldest supported version.
     """
     try:
-        pool: Any = _find_pool(client, url)
-        used = {id(request.connection) for request in pool._requests}
-        stranded: list[Any] = [
-            connection
-            for connection in pool._connections
-            if id(connection) not in used and not (connection.is_idle() or connection.is_closed())
-        ]
+        stranded = _find_stranded(pool)
         for connection in stranded:
             pool._connections.remove(connection)
-        closing = [*stranded, *pool._assign_requests_to_connections()] if stranded else []
+        closing = [*stranded, *pool._assign_requests_to_connections()]
     except AttributeError:  # another transport, or another version
         return
-    with anyio.CancelScope(shield=True):
-        for connection in closing:
-            await connection.aclose()
+    for connection in closing:
+        await connection.aclose()
 
 
 def discard_trailing_data(upstream: Any) -> None:
-    """Make sure that bytes behind a body are not taken for the next response (RFC 9112 6.3).
+    """Close a connection that has bytes after the response body (RFC 9112 6.3).
 
-    httpcore 1.0.9 keeps such a connection, and its next exchange begins with what h11 has left.
+    Otherwise httpcore 1.0.9 takes them for the next response. Delete this when httpcore checks
+    h11's `trailing_data` before it keeps a connection.
     """
     stream = upstream.stream
     while (
@@ -71,25 +144,25 @@ def discard_trailing_data(upstream: Any) -> None:
         stream = inner
     state = getattr(getattr(stream, "_connection", None), "_h11_state", None)
     if state is not None and state.trailing_data[0]:
-        state.send_failed()  # to h11 the connection is in error, so httpcore closes it
+        state.send_failed()  # h11 now reports an error, so httpcore closes the connection
 
 
-async def reset_abandoned_streams(client: Any, url: object) -> None:
-    """Reset the HTTP/2 streams that httpcore has left without a word (RFC 9113 5.4.2).
+async def reset_abandoned_streams(pool: Any) -> None:
+    """Reset the HTTP/2 streams that httpcore abandoned (RFC 9113 5.4.2).
 
-    It forgets a stream whose response is closed before its end: the upstream goes on to produce it,
-    and what came unread is never acknowledged, so that in the end the whole connection stalls.
+    httpcore 1.0.9 sends no RST_STREAM when a response is closed early. The upstream then produces
+    the rest, and unread data is never acknowledged, so that the whole connection stalls. Delete
+    this when httpcore sends RST_STREAM itself.
     """
     try:
-        pool: Any = _find_pool(client, url)
         for connection in [c._connection for c in pool._connections]:
             if connection is not None and hasattr(connection, "_h2_state"):
-                await _reset_orphans_of(connection)
-    except Exception:  # another transport, another version, or a connection that is gone
-        logger.debug("streams could not be reset", exc_info=True)
+                await _reset_streams_of(connection)
+    except Exception:  # another transport, another version, or a closed connection
+        logger.debug("HTTP/2 streams could not be reset", exc_info=True)
 
 
-async def _reset_orphans_of(connection: Any) -> None:
+async def _reset_streams_of(connection: Any) -> None:
     state = connection._h2_state
     for number, stream in list(state.streams.items()):
         if number in connection._events or stream.closed:
@@ -99,16 +172,16 @@ async def _reset_orphans_of(connection: Any) -> None:
         if unread > 0:
             state.acknowledge_received_data(unread, number)
         state.reset_stream(number, _CANCEL)
-    with anyio.move_on_after(5, shield=True):
-        async with connection._write_lock:
-            if data := state.data_to_send():
-                await connection._network_stream.write(data)
+    async with connection._write_lock:
+        if data := state.data_to_send():
+            await connection._network_stream.write(data)
 
 
 class EarlyResponseDetector:
-    """Whether the upstream has refused a request whose body is still going up.
+    """Tells whether the upstream refused a request before its body was sent.
 
-    httpcore reads nothing before all of the body is sent, unless the connection does not take it.
+    httpcore 1.0.9 reads nothing until it has sent the whole body. Delete this when httpcore reads
+    while it sends.
     """
 
     def __init__(self, client: Any, url: object, stream: object) -> None:
@@ -129,7 +202,7 @@ class EarlyResponseDetector:
             return
 
     def available(self) -> bool:
-        """True where a status of 300 or more waits to be read; never with TLS."""
+        """Return whether a status of 300 or more waits to be read. False for TLS."""
         if self._socket is None or self._socket.fileno() < 0:  # closed
             return False
         with socket.socket(fileno=self._socket.fileno()) as sock:

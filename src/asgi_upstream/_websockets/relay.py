@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .. import errors
-from .._exchange.closing import close_upstream, defer_cancellation
+from .._exchange.closing import close_upstream
 from .._exchange.downstream import CallerDisconnected
 from .._exchange.ending import Ending
 from .._exchange.recording import (
@@ -20,6 +20,7 @@ from .._exchange.recording import (
     was_ended_by_lifespan,
 )
 from .._forwarding.request import HeaderOverrides
+from .._httpx.cancellation import defer_cancellation
 from .._httpx.flavors import (
     URLT,
     HTTPXModule,
@@ -192,8 +193,8 @@ class WebSocketRelay:
         """Send the handshake, and accept the caller if the upstream accepts."""
         try:
             response = await self._client.send(self.request, stream=True, follow_redirects=False)
-        except BaseException:
-            await defer_cancellation(clean_up_pool(self._client, self.request.url))
+        except BaseException as exc:
+            await defer_cancellation(clean_up_pool(self._client, self.request.url, exc))
             raise
         self._response = response
         if response.http_version == "HTTP/2":  # HTTP/2 takes it as a plain GET (RFC 9113 8.6).
@@ -296,8 +297,6 @@ class WebSocketRelay:
                 await self._upstream.close()
         finally:
             await close_upstream(response)
-            if response.http_version == "HTTP/2":
-                await defer_cancellation(clean_up_pool(self._client, self.request.url))
         if self._upstream is not None:
             await self._upstream.aclose()
 
