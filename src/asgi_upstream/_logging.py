@@ -4,8 +4,6 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from ._httpx.flavors import MODULE_NAMES
-
 
 class _SafeLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs, and ignores exceptions of the app's filters and handlers.
@@ -20,6 +18,8 @@ class _SafeLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 logger: _SafeLogger = _SafeLogger(logging.getLogger("asgi_upstream"))
+
 client_loggers: dict[str, _SafeLogger] = {
-    name: _SafeLogger(logging.getLogger(name)) for name in MODULE_NAMES
+    name: _SafeLogger(logging.getLogger(name)) for name in ("httpx", "httpx2")
 }
+"""The loggers of httpx and httpx2, for what their clients would log."""
