@@ -126,6 +126,8 @@ def test_the_signatures_are_those_of_the_contract() -> None:
         "url": None,
         "headers": None,
         "trust_forwarded_headers": False,
+        "preserve_host": False,
+        "body_timeout": 60.0,
     }
     assert [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == [
         "client",
@@ -139,9 +141,13 @@ def test_the_signatures_are_those_of_the_contract() -> None:
         "methods": None,
         "headers": None,
         "trust_forwarded_headers": False,
+        "preserve_host": False,
+        "body_timeout": 60.0,
         "on_request": None,
         "rewrite_redirects": False,
         "rewrite_cookies": False,
+        "max_message_bytes": 64 * 1024 * 1024,
+        "ping_interval": None,
     }
 
 
@@ -594,7 +600,7 @@ async def test_a_body_of_unknown_length_is_sent_in_chunks() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "X"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "X"])
 async def test_no_body_is_invented_where_the_caller_sent_none(method: str) -> None:
     upstream = answering()
     await forwarded(upstream, "/", method)
@@ -684,7 +690,7 @@ async def test_a_body_that_the_endpoint_read_as_a_stream_is_gone_and_the_error_s
     caller = caller_of(
         "/", headers=[(b"content-length", b"3")], body=[b"abc"], client=client_of(upstream)
     )
-    with pytest.raises(RuntimeError, match="already been consumed"):
+    with pytest.raises(RuntimeError, match="body was consumed before forward_request"):
         await called(caller, app)
     assert upstream.open == 0
 

@@ -15,7 +15,7 @@ from .. import errors
 from .._headers import RawHeaders
 from .._httpx.fast_path import direct_transport, log_request
 from .._httpx.flavors import is_httpx_error, subclass_for
-from .._httpx.requests import copy_with_headers
+from .._httpx.requests import ForwardedRequest, copy_with_headers
 from .._logging import logger
 from ..records import Outcome
 from .decoding import accept_whole_decodable
@@ -102,6 +102,8 @@ class Exchange:
         try:
             async with limits:
                 try:
+                    if getattr(self.request, "pending_body", None) is not None:
+                        await cast(ForwardedRequest, self.request).resolve_body()
                     if send_raw is None or not await self._relay_raw(send_raw, relay, limits):
                         await self._relay_response(transport, relay, limits)
                 except Exception as exc:  # If it left the scope, it could become an ExceptionGroup.

@@ -1,6 +1,5 @@
 """Relays the upstream's response to the caller, streamed or buffered."""
 
-import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import cast
 
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from .. import _headers as header_lists
 from .. import errors
 from .._headers import RawHeaders
+from .._hooks import maybe_await
 from .._httpx.requests import ForwardedRequest
 from .._httpx.workarounds import holds_pool_place
 from ..records import Outcome
@@ -279,8 +279,7 @@ class ResponseRelay:
     ) -> bool:
         """Call the hook. Return whether it replaces the response."""
         self._outcome_if_app_raises = Outcome.REPLACED
-        result = on_response(upstream)
-        self.replacement = await result if inspect.isawaitable(result) else result
+        self.replacement = await maybe_await(on_response(upstream))
         if not isinstance(self.replacement, Response | None):  # pyright: ignore
             name = type(self.replacement).__name__
             raise TypeError(f"on_response returned {name}: return None or a JSONResponse(...)")

@@ -1,12 +1,15 @@
-"""A caller's whole request, as a request to an upstream."""
+"""Builds a request to the upstream from a caller's request."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import httpx
-from starlette.requests import HTTPConnection
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
 
-from .._headers import RawHeaders, parse_content_length
+from .._headers import RawHeaders, parse_content_length, remove
 from .._httpx.flavors import (
     URLT,
     HTTPXModule,
@@ -17,13 +20,18 @@ from .._httpx.flavors import (
     small_cache,
     subclass_for,
 )
-from .._httpx.requests import ForwardedRequest, RequestBodyStream
+from .._httpx.requests import ForwardedRequest
+from .._methods import WITHOUT_BODY
+from .body import CallerBody, get_read_body, is_consumed, short_body_error
 from .headers import apply_changes, build_request_headers, merge_cookies, validate_headers
 from .target import build_target
 
 HeaderOverrides = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]
 
-_BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
+BODY_TIMEOUT = 60.0
+"""Longest wait for the next chunk of the caller's body, in seconds."""
+
+_METHOD = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 
 
 def forward_request(
@@ -34,31 +42,45 @@ def forward_request(
     url: URLT | str | None = None,
     headers: HeaderOverrides | None = None,
     trust_forwarded_headers: bool = False,
+    preserve_host: bool = False,
+    body_timeout: float | None = BODY_TIMEOUT,
 ) -> RequestT:
-    """The caller's request as a request to the upstream under the client's `base_url`.
+    """Return the caller's request as a request to the upstream under the client's `base_url`.
 
         return StreamedResponse(client, forward_request(client, request, prefix="/api"))
 
-    Method, path after the prefix, query, end-to-end headers (RFC 9110 7.6.1) and body are passed on
-    byte for byte; the body while it arrives. What the author put on the client (`headers=`,
-    `auth=`, `params=`, `cookies=`) wins over the caller's of that name; what httpx adds by itself
-    is not sent. Redirects are relayed, not followed.
+    Method, path after the prefix, query, end-to-end headers (RFC 9110 7.6.1) and body are forwarded
+    unchanged. The body is sent while it arrives. If the endpoint has already read it with
+    `await request.body()`, it is sent with a Content-Length.
+
+    The client's own `headers=`, `auth=`, `params=` and `cookies=` replace the caller's values of
+    the same name. The headers that httpx adds to every client are not sent. Redirects are relayed,
+    not followed.
 
     Arguments:
-        request: the caller's, from the endpoint.
-        prefix: the part of the path that is the app's own, encoded or not. Default: the mount's.
-        url: another target: under `base_url` as a str, or anywhere, on purpose, as an absolute
-            `httpx.URL`. Without a query of its own it gets the caller's.
-        headers: sets fields, or with None removes them; or a function from the raw header list
-            that would be sent to the one to send.
-        trust_forwarded_headers: believe the caller's X-Forwarded-* and Forwarded, and append to
-            them. Only behind a proxy of your own that sets them.
+        client: The shared client.
+        request: The caller's request, from the endpoint.
+        prefix: The part of the path that belongs to the app, encoded or not. Default: the mount's.
+        url: Another target. A str is a path or URL under `base_url`. An absolute `httpx.URL` may
+            leave it. A URL without a query gets the caller's query.
+        headers: Headers to set, or to remove if the value is None. Or a function that gets the raw
+            header list and returns the list to send.
+        trust_forwarded_headers: Whether to keep the caller's X-Forwarded-* and Forwarded headers,
+            and append to them. Use it only behind a proxy of your own that sets them.
+        preserve_host: Whether to send the caller's Host instead of the upstream's.
+        body_timeout: Longest wait for the next chunk of the caller's body, in seconds. Then the
+            caller gets 408. None waits without limit.
+
+    Returns:
+        The request to send with `StreamedResponse` or `BufferedResponse`.
 
     Raises:
-        HTTPException: 400 for a path with a dot segment in any disguise, or a field with a line
-            break or NUL in it.
-        ValueError: the path does not start with the prefix, or `url` leaves the base.
-        TypeError: this is no client, or no request of a caller's. Causes and fixes of both:
+        HTTPException: 400 for a path with a dot segment in any disguise, an invalid header or an
+            invalid method.
+        ValueError: If the path does not start with the prefix, `url` leaves the base, or
+            `body_timeout` is not positive.
+        TypeError: If `client` is not a client, or `request` is not the caller's request.
+        RuntimeError: If the endpoint has consumed the body. For causes and fixes see
             [docs/errors.md][when-the-app-is-written-or-started].
     """
     if not (hasattr(client, "base_url") and hasattr(request, "scope")):
@@ -67,30 +89,100 @@ def forward_request(
             f"{describe_type(client)} and {describe_type(request)}: write "
             f"forward_request(client, request)"
         )
-    its: Any = client
-    other: Any = url
+    validate_body_timeout(body_timeout)
+    httpx_client: Any = client
+    target_url: Any = url
     scope, library = request.scope, get_library(type(client))
-    target, base, mount = build_target(library, its, scope, prefix, other)
-    fields = build_request_headers(scope, mount, trust_forwarded_headers=trust_forwarded_headers)
-    fields = _apply_client_defaults(library, its, fields, base)
+    method: str = scope["method"]
+    if not _METHOD.fullmatch(method):
+        raise HTTPException(400, "Invalid method")
+    target, base, mount = build_target(library, httpx_client, scope, prefix, target_url)
+    raw = build_request_headers(scope, mount, trust_forwarded_headers=trust_forwarded_headers)
+    host = _get_host(scope) if preserve_host else None
+    raw = _apply_client_defaults(library, httpx_client, raw, base, host or base.netloc)
     if headers is not None:
-        if callable(headers):
-            fields = [(name.lower(), value) for name, value in headers(fields)]
-        else:
-            fields = apply_changes(fields, headers)
-        validate_headers(fields)
-    stream: httpx.AsyncByteStream
-    names = dict(fields)
-    if b"content-length" in names or b"transfer-encoding" in names:
-        stream = _body_class(library)(library, request, parse_content_length(fields))
-    elif scope.get("http_version") in ("2", "3") and scope["method"] not in _BODYLESS:
-        fields.append((b"transfer-encoding", b"chunked"))
-        stream = _body_class(library)(library, request, None)
-    else:
-        stream = _empty_body(library)
-    kind, timeout = subclass_for(ForwardedRequest, library.Request), its.timeout.as_dict()
-    outgoing = kind(library, scope["method"], base, target, fields, stream, timeout)
+        raw = apply_overrides(raw, headers)
+        validate_headers(raw)
+    raw, stream, pending = _choose_body(library, request, raw, body_timeout)
+    cls, timeout = subclass_for(ForwardedRequest, library.Request), httpx_client.timeout.as_dict()
+    outgoing = cls(library, method, base, target, raw, stream, timeout)
+    outgoing.pending_body = pending
     return cast(RequestT, outgoing)
+
+
+def validate_body_timeout(seconds: float | None) -> None:
+    """Reject a `body_timeout` that is not positive.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):  # pyright: ignore
+        raise ValueError(f"body_timeout={seconds!r}: give seconds above 0, or None for none")
+
+
+def apply_overrides(raw: RawHeaders, overrides: HeaderOverrides) -> RawHeaders:
+    """Return `raw` after the endpoint's `headers=`, a mapping or a function."""
+    if callable(overrides):
+        return [(name.lower(), value) for name, value in overrides(raw)]
+    return apply_changes(raw, overrides)
+
+
+def _get_host(scope: Scope) -> bytes | None:
+    """Return the caller's Host, or None. HTTP/1.0 callers may send none."""
+    return next((value for name, value in scope["headers"] if name.lower() == b"host"), None)
+
+
+def _choose_body(
+    library: HTTPXModule, request: HTTPConnection, raw: RawHeaders, timeout: float | None
+) -> tuple[RawHeaders, httpx.AsyncByteStream, CallerBody | None]:
+    """Return the headers, the body, and the body again if its first chunk decides the framing.
+
+    An HTTP/1.1 request without framing headers has no body (RFC 9112 6.3). But serverless adapters
+    such as Mangum drop these headers, and HTTP/2 does not need them.
+    """
+    scope, names = request.scope, dict(raw)
+    is_framed = b"content-length" in names or b"transfer-encoding" in names
+    is_http1 = scope.get("http_version", "1.1").startswith("1")
+    rarely_has_body = scope["method"] in WITHOUT_BODY
+    if not isinstance(request, Request):
+        if is_framed:
+            raise TypeError(
+                f"forward_request needs the Request to forward its body, not "
+                f"{describe_type(request)}: take `request: Request` in the endpoint"
+            )
+        return raw, _empty_body(library), None
+    if (body := get_read_body(request)) is not None and (is_framed or body):
+        return _frame_read_body(library, raw, body)
+    if not is_framed and is_http1 and rarely_has_body:
+        return raw, _empty_body(library), None
+    if is_consumed(request):
+        if names.get(b"content-length") == b"0" or (not is_framed and rarely_has_body):
+            return raw, _empty_body(library), None
+        raise RuntimeError(
+            "the caller's body was consumed before forward_request(), by Form, File, UploadFile, "
+            "request.form() or request.stream(); forward the request without them, or read the "
+            "body with `await request.body()`, which keeps it"
+        )
+    body_class = subclass_for(CallerBody, library.AsyncByteStream)
+    if is_framed:
+        return raw, body_class(library, request, parse_content_length(raw), timeout), None
+    expected = not (is_http1 or rarely_has_body)
+    pending = body_class(library, request, None, timeout, expected=expected)
+    if rarely_has_body:
+        return raw, _empty_body(library), pending
+    return [*raw, (b"transfer-encoding", b"chunked")], pending, pending
+
+
+def _frame_read_body(
+    library: HTTPXModule, raw: RawHeaders, body: bytes
+) -> tuple[RawHeaders, httpx.AsyncByteStream, None]:
+    """Frame a body that the endpoint has read and kept."""
+    length = parse_content_length(raw)
+    if length is not None and len(body) < length:
+        raise short_body_error()
+    raw = remove(remove(raw, b"transfer-encoding"), b"content-length")
+    raw.append((b"content-length", str(len(body)).encode()))
+    return raw, library.ByteStream(body), None
 
 
 @small_cache
@@ -98,33 +190,30 @@ def _empty_body(library: HTTPXModule) -> httpx.ByteStream:
     return library.ByteStream(b"")
 
 
-def _body_class(library: HTTPXModule) -> type[RequestBodyStream]:
-    return subclass_for(RequestBodyStream, library.AsyncByteStream)
-
-
 def _apply_client_defaults(
-    library: HTTPXModule, client: httpx.AsyncClient, fields: RawHeaders, url: httpx.URL
+    library: HTTPXModule, client: httpx.AsyncClient, raw: RawHeaders, url: httpx.URL, host: bytes
 ) -> RawHeaders:
-    """What the author put on the client on purpose wins, also over an underscore twin."""
-    own, defaults = client.headers.raw, _httpx_default_headers(library)
+    """Add the client's own headers and cookies. They replace the caller's, in any spelling."""
+    client_headers, defaults = client.headers.raw, _httpx_default_headers(library)
     names: set[bytes] = set()
-    if own != defaults:
-        own = [(name.lower(), value) for name, value in own if (name, value) not in defaults]
-        names = {name.replace(b"_", b"-") for name, _ in own}
-        fields = [field for field in fields if field[0].replace(b"_", b"-") not in names]
-        fields += own
+    if client_headers != defaults:
+        added = [
+            (name.lower(), value) for name, value in client_headers if (name, value) not in defaults
+        ]
+        names = {name.replace(b"_", b"-") for name, _ in added}
+        raw = [header for header in raw if header[0].replace(b"_", b"-") not in names] + added
     if b"host" not in names:
-        fields.insert(0, (b"host", url.netloc))
+        raw.insert(0, (b"host", host))
     if len(client.cookies.jar):
         probe = library.Request("GET", url)
         client.cookies.set_cookie_header(probe)
         if cookie := probe.headers.get("cookie"):
-            fields = merge_cookies(fields, cookie.encode("latin-1"))
-    return fields
+            raw = merge_cookies(raw, cookie.encode("latin-1"))
+    return raw
 
 
 @small_cache
 def _httpx_default_headers(library: HTTPXModule) -> RawHeaders:
-    """The fields that httpx puts on every client by itself."""
+    """Return the headers that httpx adds to every client."""
     nowhere = library.MockTransport(lambda request: library.Response(200))
     return library.Client(transport=nowhere).headers.raw

@@ -1,25 +1,35 @@
-"""The request that `forward_request` makes: its URL and Headers only when somebody looks."""
+"""The request that `forward_request` builds. It makes its URL and headers when they are read."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Protocol, cast
 
 import httpx
-from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
 
 from .._headers import RawHeaders
-from .flavors import ByteStreamBase, HTTPXModule, RequestBase
+from .._methods import WITH_BODY
+from .flavors import HTTPXModule, RequestBase
+
+
+class PendingBody(Protocol):
+    """A body without framing headers. The first chunk decides how it is framed."""
+
+    async def read_first_chunk(self) -> tuple[bytes, bool]:
+        """Return the first chunk, and whether more may follow."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
 
 class ForwardedRequest(RequestBase):
-    """A request whose exact target goes with its URL.
+    """A request with an exact target beside its URL.
 
-    Whoever sets another URL means to send it there. What most exchanges do not look at, and what
-    would cost them more than all else here, is made when it is looked at.
+    If somebody sets another URL, the request goes there. Most exchanges read neither the URL nor
+    the headers. Both are expensive to make, so they are made on first access.
 
     Attributes:
-        origin_url: a URL of the same scheme, host and port.
-        raw_fields: the header list to send; what `headers.raw` would be.
+        origin_url: A URL with the same scheme, host and port.
+        raw_headers: The header list to send. It is what `headers.raw` would be.
+        pending_body: The body whose framing is not known yet, or None.
     """
 
     def __init__(
@@ -28,30 +38,31 @@ class ForwardedRequest(RequestBase):
         method: str,
         base: httpx.URL,
         target: bytes,
-        fields: RawHeaders,
+        headers: RawHeaders,
         stream: httpx.AsyncByteStream,
         timeout: dict[str, float | None],
     ) -> None:
-        self.method = method  # as it is: httpx makes it upper case, and methods are case-sensitive
+        self.method = method  # unchanged: httpx makes it upper case, but methods are case-sensitive
         self.stream = stream
         self.extensions: dict[str, Any] = _Extensions(target=target, timeout=timeout)
         self.origin_url: httpx.URL = base
+        self.pending_body: PendingBody | None = None
         self._target = target
-        self._fields = fields
+        self._raw_headers = headers
         self._library = library
         self._url: httpx.URL | None = None
         self._headers: httpx.Headers | None = None
 
     @property
     def raw_headers(self) -> RawHeaders:
-        return self._fields if self._headers is None else self._headers.raw
+        return self._raw_headers if self._headers is None else self._headers.raw
 
     @property
     def url(self) -> httpx.URL:
         if self._url is None:
             try:
                 self._url = self.origin_url.copy_with(raw_path=self._target)
-            except self._library.InvalidURL:  # longer than httpx prints
+            except self._library.InvalidURL:  # It is longer than httpx accepts.
                 self._url = self.origin_url
         return self._url
 
@@ -67,16 +78,45 @@ class ForwardedRequest(RequestBase):
     @property
     def headers(self) -> httpx.Headers:
         if self._headers is None:
-            self._headers = self._library.Headers(self._fields)
+            self._headers = self._library.Headers(self._raw_headers)
         return self._headers
 
     @headers.setter
     def headers(self, headers: httpx.Headers) -> None:
         self._headers = headers
 
+    async def resolve_body(self) -> None:
+        """Read the first chunk of a body without framing headers, and frame it.
+
+        A complete body gets a Content-Length. Otherwise the body is sent in chunks.
+
+        Raises:
+            HTTPException: 408 if the caller sends nothing in time.
+        """
+        body = self.pending_body
+        if body is None:
+            return
+        chunk, more = await body.read_first_chunk()
+        self.pending_body = None
+        if more:
+            self._set_framing("transfer-encoding", "chunked")
+            self.stream = cast(httpx.AsyncByteStream, body)
+            return
+        self.stream = self._library.ByteStream(chunk)
+        is_framed = chunk or self.method in WITH_BODY
+        self._set_framing("content-length", str(len(chunk)) if is_framed else None)
+
+    def _set_framing(self, name: str, value: str | None) -> None:
+        headers = self._library.Headers(self.raw_headers)
+        for framing in ("content-length", "transfer-encoding"):
+            headers.pop(framing, None)
+        if value is not None:
+            headers[name] = value
+        self.headers = headers
+
 
 def request_origin(request: httpx.Request) -> httpx.URL:
-    """A URL of the scheme, host and port that a request goes to; none is made for it."""
+    """Return a URL with the scheme, host and port of a request, without making a new one."""
     return request.origin_url if isinstance(request, ForwardedRequest) else request.url
 
 
@@ -91,35 +131,14 @@ def copy_with_headers(
 
 
 class _Extensions(dict[str, Any]):
-    """A copy has no target, for httpx makes it for the request that follows a redirect."""
+    """Hides the target from copies, because httpx copies the extensions when it follows a redirect.
+
+    Otherwise `client.send(forward_request(...), follow_redirects=True)` would send the old target
+    to the new address.
+    """
 
     def keys(self) -> Any:
         return super().keys() - {"target"}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
-
-
-class RequestBodyStream(ByteStreamBase):
-    """The body of the caller's request, part by part as it arrives; torn where the caller's is."""
-
-    def __init__(self, library: HTTPXModule, request: HTTPConnection, length: int | None) -> None:
-        assert isinstance(request, Request), "only a Request has a body to forward"
-        self._library = library
-        self._request = request
-        self._length = length  # in bytes; None where it is not known
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._length
-        try:
-            async for chunk in self._request.stream():
-                if left is not None:
-                    left -= len(chunk)
-                    if left < 0:
-                        break
-                if chunk:
-                    yield chunk
-        except RuntimeError as exc:  # Starlette's, of a body that is read already
-            raise self._library.StreamConsumed from exc
-        if left:  # as of an upgrade that uvicorn ignores, with the body
-            raise HTTPException(400, "Request body is shorter than its Content-Length")
