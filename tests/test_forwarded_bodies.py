@@ -19,6 +19,7 @@ from asgi_upstream import (
     ReverseProxy,
     StreamedResponse,
     client_dependency,
+    fetch,
     forward_request,
     get_client,
 )
@@ -104,6 +105,16 @@ async def test_unframed_body_is_framed_in_both_responses(response_class: Any) ->
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
     caller = await call(make_caller(upstream, chunks=[b"abc"]), app)
     assert caller.body == b"ok"
+    assert upstream.bodies == [b"abc"]
+    assert get_framing(upstream.requests[0]) == {"content-length": "3"}
+
+
+async def test_unframed_body_is_framed_in_fetch() -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, chunks=[b"abc"])
+    client = caller.scope["state"]["client"]
+    response = await fetch(client, forward_request(client, Request(caller.scope, caller.receive)))
+    assert response.content == b"ok"
     assert upstream.bodies == [b"abc"]
     assert get_framing(upstream.requests[0]) == {"content-length": "3"}
 

@@ -7,6 +7,7 @@ from .. import errors
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
 from .._httpx.flavors import HTTPXModule
+from .._httpx.requests import ForwardedRequest
 from .._httpx.workarounds import clean_up_pool
 from .options import SupportsSend
 from .response_head import validate_status
@@ -31,6 +32,8 @@ async def send_request(
         UpstreamProtocolError: If a redirect has a malformed Location.
         httpx.RequestError: If the upstream failed.
     """
+    if isinstance(request, ForwardedRequest):
+        await request.resolve_body()
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.
