@@ -10,11 +10,13 @@ import anyio.lowlevel
 import httpx
 import pytest
 from starlette.types import Message
+from websockets.asyncio.server import ServerConnection, serve
 
 from asgi_upstream import (
     ExchangeCancelled,
     ExchangeRecord,
     Outcome,
+    ReverseProxy,
     StreamedResponse,
     UpstreamError,
     client_lifespan,
@@ -212,6 +214,44 @@ async def test_exchange_cut_by_lifespan_raises_exchange_cancelled(
     async with ended_lifespan(transport, caller, records, answer) as raised:
         assert type(raised) is ExchangeCancelled
     assert not caller.complete
+    check_record(records, caplog)
+
+
+@pytest.mark.usefixtures("_short_drain")
+async def test_websocket_cut_by_lifespan_closes_with_1001(
+    transport: str, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if anyio_backend == "trio":
+        pytest.skip("the server needs asyncio")
+    sent, records = list[Message](), list[ExchangeRecord]()
+    coming: list[Message] = [{"type": "websocket.connect"}]
+
+    async def hello(connection: ServerConnection) -> None:
+        await connection.send("hello")
+        await connection.wait_closed()
+
+    async def receive() -> Message:
+        if not coming:
+            await anyio.sleep_forever()
+        return coming.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    make = AsyncioTransport if transport == "fast" else httpx.AsyncHTTPTransport
+    async with serve(hello, "127.0.0.1", 0) as server, anyio.create_task_group() as group:
+        port = server.sockets[0].getsockname()[1]
+        lifespan = client_lifespan(
+            base_url=f"http://127.0.0.1:{port}", transport=make(), observers=[records.append]
+        )
+        async with lifespan(None) as state:
+            scope = {**Caller().scope, "type": "websocket", "scheme": "ws", "state": dict(state)}
+            group.start_soon(ReverseProxy(), scope, receive, send)
+            await aeventually(lambda: len(sent) == 2)
+    assert [message["type"] for message in sent] == [
+        "websocket.accept", "websocket.send", "websocket.close",
+    ]  # fmt: skip
+    assert sent[-1]["code"] == 1001
     check_record(records, caplog)
 
 
