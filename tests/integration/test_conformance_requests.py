@@ -334,7 +334,9 @@ def test_9112_6_3_a_request_without_framing_gets_none(
     forwarder: Server, wire: Wire, method: str
 ) -> None:
     wire.answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-    assert forwarded(forwarder, wire, method=method).framing == []
+    # An empty body of a method with a body has a length, like in Go (RFC 9110 8.6).
+    expected = [(b"content-length", b"0")] if method in ("POST", "PUT", "PATCH") else []
+    assert forwarded(forwarder, wire, method=method).framing == expected
 
 
 @full
