@@ -431,3 +431,19 @@ async def test_server_that_never_accepts_the_499_is_given_up(
             await response({"type": "http", "method": "GET"}, receive, send)
         assert count_open_exchanges(client) == 0
     assert upstream.open == 0
+
+
+@pytest.mark.parametrize("name", [b"", b"x y", b"x:y", b"x\r\ny", b"x\0y", b"x\xff", b":x"])
+@pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
+async def test_malformed_header_name_is_a_protocol_error(name: bytes, cls: Any) -> None:
+    """An HTTP/2 upstream can send any bytes, and servers fail on them in several ways."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=[(b"x-before", b"1"), (name, b"1")], content=b"x")
+
+    caller = Caller()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
+        response = cls(client, client.build_request("GET", "http://x"))
+        with pytest.raises(UpstreamProtocolError):
+            await caller.call(response)
+    assert caller.messages == []

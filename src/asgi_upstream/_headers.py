@@ -18,6 +18,7 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade".split()
 )
+_NAMES = re.compile(rb"(?:%b+:)*+" % TOKEN)
 _CONTROL_CHARACTERS = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 
 
@@ -53,6 +54,13 @@ def has_control_characters(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     A tab is allowed.
     """
     return _CONTROL_CHARACTERS.search(b"".join([value for _, value in headers])) is not None
+
+
+def are_names_valid(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether every header name is a token (RFC 9110 5.1)."""
+    names = [name for name, _ in headers]
+    joined = b":".join([*names, b""])
+    return _NAMES.fullmatch(joined) is not None and joined.count(b":") == len(names)
 
 
 def override(headers: RawHeaders, overrides: RawHeaders) -> RawHeaders:

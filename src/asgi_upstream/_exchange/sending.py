@@ -60,8 +60,12 @@ def validate_head(upstream: httpx.Response) -> None:
     """Refuse a head that must not be relayed.
 
     Raises:
-        UpstreamProtocolError: If the status is not final, or a header has a control character.
+        UpstreamProtocolError: If the status is not final, or a header is malformed. HTTP/2 allows
+            any bytes in names and values, and httpx's transport does not check them.
     """
     validate_status(upstream.status_code)
-    if header_lists.has_control_characters(upstream.headers.raw):
+    headers = upstream.headers.raw
+    if header_lists.has_control_characters(headers):
         raise errors.protocol_error("a control character in a header")
+    if not header_lists.are_names_valid(headers):
+        raise errors.protocol_error("a malformed header name")
