@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import respx
@@ -485,3 +486,26 @@ async def test_responses_and_errors_know_their_request(transport: MakeTransport)
             await Caller().call(StreamedResponse(client, request))
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
         assert caught.value.__cause__.request is request
+
+
+async def test_wrapper_of_httpcore_connection_sees_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Elastic APM wraps this method and adds its traceparent to the request's headers."""
+    seen: list[bytes] = []
+    original = httpcore.AsyncHTTPConnection.handle_async_request
+
+    async def wrapper(
+        self: httpcore.AsyncHTTPConnection, request: httpcore.Request
+    ) -> httpcore.Response:
+        seen.append(request.url.target)
+        request.headers.append((b"traceparent", b"00-1-2-01"))
+        return await original(self, request)
+
+    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(httpcore.AsyncHTTPConnection, "handle_async_request", wrapper)
+            response = StreamedResponse(client, client.build_request("GET", "/x"))
+            assert (await Caller().call(response)).status == 200
+        assert seen == [b"/x"]
+        assert traceparent(upstream.requests[0]) == "00-1-2-01"

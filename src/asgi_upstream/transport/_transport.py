@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 import threading
-import types
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -12,6 +11,7 @@ import httpx
 
 from .._httpx.default_transport import keepalive_socket_options
 from .._httpx.flavors import HTTPXModule, get_library, subclass_for
+from .._httpx.interception import MethodGuard
 from .._httpx.requests import ForwardedRequest
 from ._connect import SocketOption, connect_tcp
 from ._connection import HTTP11Connection
@@ -21,9 +21,9 @@ from ._streams import ResponseStream, UpgradedStream
 
 __all__ = ["AsyncioTransport", "PoolState"]
 
-_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
+_DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 # The methods that may be sent twice (RFC 9110 9.2.2).
-_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+_IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 # httpx's default, which has no public name.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
@@ -33,30 +33,24 @@ Extensions = Mapping[str, Any]
 Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
-def _original_method(cls: type[Any]) -> object:
-    """Return the class's own `handle_async_request`, or None if a mock or tracer replaced it."""
-    method = cls.handle_async_request
-    is_function = type(method) is types.FunctionType
-    same_file = is_function and method.__code__.co_filename == cls.__init__.__code__.co_filename
-    return method if same_file else None
-
-
 class Flavor:
     """The classes for httpx or httpx2, and the methods that mocks and tracers replace."""
 
     def __init__(self, library: HTTPXModule, core: Any) -> None:
         self.library = library
-        self.transport: Any = library.AsyncHTTPTransport
-        self.pool: Any = core.AsyncConnectionPool
-        self.transport_method: object = _original_method(self.transport)
-        self.pool_method: object = _original_method(self.pool)
+        self.transport_methods = MethodGuard((library.AsyncHTTPTransport, "handle_async_request"))
+        # respx replaces the method of the pool, Elastic APM that of the connection.
+        self.core_methods = MethodGuard(
+            (core.AsyncConnectionPool, "handle_async_request"),
+            (core.AsyncHTTPConnection, "handle_async_request"),
+        )
         self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
         self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
         self._network_stream.httpcore = core
-        self.seen_pool: type[_InterceptedPool] = subclass_for(
+        self.pool_class: type[_InterceptedPool] = subclass_for(
             _InterceptedPool, core.AsyncConnectionPool
         )
-        self.response_of_core: type[httpcore.Response] = core.Response
+        self.response_class: type[httpcore.Response] = core.Response
 
     def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
         """Return the stream of the response body on a connection."""
@@ -72,7 +66,7 @@ else:
 class AsyncioTransportMixin(_Transport):
     """AsyncioTransport without the base class, which is httpx's or httpx2's."""
 
-    _stock: ClassVar[Flavor]
+    _flavor: ClassVar[Flavor]
 
     def __init__(
         self,
@@ -103,13 +97,13 @@ class AsyncioTransportMixin(_Transport):
                 "httpx.AsyncHTTPTransport(proxy=...), or leave out transport= and give proxy= to "
                 "the client"
             )
-        context = self._stock.library.create_ssl_context(
+        context = self._flavor.library.create_ssl_context(
             verify=verify, cert=cert, trust_env=trust_env
         )
         context.set_alpn_protocols(["http/1.1"])
-        stock = self._stock
-        self._pool = stock.seen_pool(
-            stock,
+        flavor = self._flavor
+        self._pool = flavor.pool_class(
+            flavor,
             self._send,
             ssl_context=context,
             max_connections=limits.max_connections,
@@ -120,7 +114,7 @@ class AsyncioTransportMixin(_Transport):
             retries=retries,
             socket_options=socket_options,
         )
-        self._asyncio_pool = Pool(self._connect, limits, stock.library, max_connection_age)
+        self._asyncio_pool = Pool(self._connect, limits, flavor.library, max_connection_age)
         self._tls = context
         self._uds = uds
         self._local_address = local_address
@@ -134,7 +128,7 @@ class AsyncioTransportMixin(_Transport):
         self._cached_origin: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        library = self._stock.library
+        library = self._flavor.library
         if get_library(type(request)) is not library:
             raise TypeError(
                 f"this AsyncioTransport is for {library.__name__}: import it from "
@@ -143,7 +137,7 @@ class AsyncioTransportMixin(_Transport):
         opening = self.send_raw(request)
         if opening is None:
             return await super().handle_async_request(request)  # to `_InterceptedPool`
-        body = self._stock.make_stream(await opening)
+        body = self._flavor.make_stream(await opening)
         return library.Response(
             body.head.status, headers=body.head.headers, stream=body, extensions=body.extensions
         )
@@ -157,13 +151,13 @@ class AsyncioTransportMixin(_Transport):
         Returns:
             None if a mock or tracer must see the request, or if it is not this library's.
         """
-        stock = self._stock
+        flavor = self._flavor
         if (
             type(self).handle_async_request is not _ORIGINAL_HANDLE
             or "handle_async_request" in vars(self)
-            or stock.transport.handle_async_request is not stock.transport_method
-            or stock.pool.handle_async_request is not stock.pool_method
-            or get_library(type(request)) is not stock.library
+            or not flavor.transport_methods.is_intact()
+            or not flavor.core_methods.is_intact()
+            or get_library(type(request)) is not flavor.library
         ):
             return None
         extensions = request.extensions
@@ -174,12 +168,12 @@ class AsyncioTransportMixin(_Transport):
         if url is not self._cached_url:
             self._cached_url, self._cached_origin = (
                 url,
-                _origin(stock.library, url.raw_scheme, url.raw_host, url.port),
+                _origin(flavor.library, url.raw_scheme, url.raw_host, url.port),
             )
         target = extensions.get("target") or url.raw_path
         timeouts = extensions.get("timeout", {})
         out = serialize_request(
-            request.method, target, fields, request.stream, timeouts, stock.library
+            request.method, target, fields, request.stream, timeouts, flavor.library
         )
         return self._send(self._cached_origin, out, extensions)
 
@@ -190,7 +184,7 @@ class AsyncioTransportMixin(_Transport):
             self._bind_loop()
         if "sni_hostname" in extensions:
             origin = (*origin[:3], extensions["sni_hostname"])
-        can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT
+        can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT_METHODS
         retried = False
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
@@ -212,7 +206,7 @@ class AsyncioTransportMixin(_Transport):
                 await connection.aclose()
                 # The upstream closed the connection while it was idle (RFC 9112 9.3.1).
                 stale = connection.request_count > 1 and not connection.received_data
-                library = self._stock.library
+                library = self._flavor.library
                 closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
                 if retried or not (stale and closed and can_repeat):
                     raise
@@ -240,7 +234,7 @@ class AsyncioTransportMixin(_Transport):
         for attempt in range(self._retries):
             try:
                 return await self._connect_once(origin, timeout)
-            except (self._stock.library.ConnectError, self._stock.library.ConnectTimeout):
+            except (self._flavor.library.ConnectError, self._flavor.library.ConnectTimeout):
                 await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
         return await self._connect_once(origin, timeout)
 
@@ -249,9 +243,9 @@ class AsyncioTransportMixin(_Transport):
             async with asyncio.timeout(timeout):
                 return await self._open_connection(origin)
         except TimeoutError as exc:
-            raise self._stock.library.ConnectTimeout(str(exc)) from exc
+            raise self._flavor.library.ConnectTimeout(str(exc)) from exc
         except (OSError, UnicodeError) as exc:
-            raise self._stock.library.ConnectError(str(exc)) from exc
+            raise self._flavor.library.ConnectError(str(exc)) from exc
 
     async def _open_connection(self, origin: Origin) -> HTTP11Connection:
         scheme, raw_host, port, sni = origin
@@ -262,7 +256,7 @@ class AsyncioTransportMixin(_Transport):
             tls = {"ssl": self._tls, "server_hostname": sni or host}
 
         def protocol() -> HTTP11Connection:
-            return HTTP11Connection(self._asyncio_pool, loop, self._stock.library)
+            return HTTP11Connection(self._asyncio_pool, loop, self._flavor.library)
 
         if self._uds is not None:
             transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
@@ -299,11 +293,11 @@ _ORIGINAL_HANDLE = AsyncioTransportMixin.handle_async_request
 
 
 def _origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
-    if scheme not in _PORTS:
+    if scheme not in _DEFAULT_PORTS:
         raise library.UnsupportedProtocol(
             f"Request URL has an unsupported protocol {scheme.decode()!r}; use http or https"
         )
-    return scheme, host, port or _PORTS[scheme], None
+    return scheme, host, port or _DEFAULT_PORTS[scheme], None
 
 
 async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace: Trace) -> None:
@@ -332,14 +326,14 @@ else:
 class _InterceptedPool(_Pool):
     """Takes the requests that come through httpx's transport because it is wrapped or mocked."""
 
-    def __init__(self, stock: Flavor, exchange: Any, **options: Any) -> None:
+    def __init__(self, flavor: Flavor, exchange: Any, **options: Any) -> None:
         super().__init__(**options)
-        self._stock = stock
+        self._flavor = flavor
         self._exchange = exchange
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        stock = self._stock
-        if stock.pool.handle_async_request is not stock.pool_method:
+        flavor = self._flavor
+        if not flavor.core_methods.is_intact():
             return await super().handle_async_request(request)
         url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
         out = serialize_request(
@@ -348,11 +342,11 @@ class _InterceptedPool(_Pool):
             request.headers,
             request.stream,
             extensions.get("timeout", {}),
-            stock.library,
+            flavor.library,
         )
-        origin = _origin(stock.library, url.scheme, url.host, url.port)
-        body = stock.make_stream(await self._exchange(origin, out, extensions))
-        return stock.response_of_core(
+        origin = _origin(flavor.library, url.scheme, url.host, url.port)
+        body = flavor.make_stream(await self._exchange(origin, out, extensions))
+        return flavor.response_class(
             body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
         )
 
@@ -380,4 +374,4 @@ class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
             [docs/errors.md][on-asynciotransport].
     """
 
-    _stock = Flavor(httpx, httpcore)
+    _flavor = Flavor(httpx, httpcore)

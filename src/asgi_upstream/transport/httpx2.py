@@ -30,4 +30,4 @@ class AsyncioTransport(_Mixin, httpx2.AsyncHTTPTransport):
     with httpx2's classes.
     """
 
-    _stock = Flavor(cast(HTTPXModule, httpx2), httpcore2)
+    _flavor = Flavor(cast(HTTPXModule, httpx2), httpcore2)
