@@ -606,3 +606,28 @@ async def test_refused_handshake_is_logged_with_advice(caplog: pytest.LogCapture
         with caplog.at_level(logging.INFO, "asgi_upstream"):
             await called(ReverseProxy(), state={"client": client})
     assert "preserve_host=True" in caplog.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("preserve_host", "host"), [(True, "app.example"), (False, "x")])
+async def test_preserve_host_sends_the_callers_host_in_a_handshake(
+    preserve_host: bool, host: str
+) -> None:
+    hosts: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.headers["host"])
+        return httpx.Response(404)
+
+    headers = [(b"host", b"app.example")]
+    transport = httpx.MockTransport(refuse)
+    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
+
+        async def route(scope: Any, receive: Any, send: Any) -> None:
+            websocket = WebSocket(scope, receive, send)
+            await relay_websocket(client, websocket, preserve_host=preserve_host)
+
+        await called(route, headers=headers)
+        proxy = ReverseProxy(preserve_host=preserve_host)
+        await called(proxy, state={"client": client}, headers=headers)
+    assert hosts == [host, host]

@@ -199,7 +199,8 @@ def get_raw_path(scope: Mapping[str, Any]) -> bytes:
 def strip_prefix(raw: bytes, prefix: bytes) -> bytes | None:
     """Return the raw path after a decoded prefix, or None if it does not start with the prefix."""
     prefix, position = prefix.rstrip(b"/"), 0
-    if raw.startswith(prefix) and raw[len(prefix) : len(prefix) + 1] in (b"", b"/"):
+    is_literal = b"%" not in prefix and raw.startswith(prefix)
+    if is_literal and raw[len(prefix) : len(prefix) + 1] in (b"", b"/"):
         return raw[len(prefix) :]  # the usual case
     for byte in prefix:
         if _HEX.match(raw, position):

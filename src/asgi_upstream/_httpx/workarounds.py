@@ -10,8 +10,12 @@ from traceback import walk_tb
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from .._logging import logger
+
+MAX_CLOSING_TURNS = 50
+"""Turns of the event loop in which another task may finish closing a response."""
 
 CLEAN_UP_TIMEOUT = 5.0
 """Seconds that the clean-up of a pool may take."""
@@ -93,7 +97,13 @@ async def clean_up_after(response: Any) -> None:
     if stream is None:
         return
     with suppress(AttributeError, ValueError):  # another version; usually it is already removed
-        stream._pool._requests.remove(stream._pool_request)
+        # asyncio may be closing the response too, when it finalizes a generator that was dropped.
+        for _ in range(MAX_CLOSING_TURNS):
+            if stream._pool_request not in stream._pool._requests:
+                break
+            await anyio.lowlevel.checkpoint()
+        else:
+            stream._pool._requests.remove(stream._pool_request)
     await _clean_up(getattr(stream, "_pool", None))
 
 
@@ -202,14 +212,17 @@ class EarlyResponseDetector:
             return
 
     def available(self) -> bool:
-        """Return whether a status of 300 or more waits to be read. False for TLS."""
+        """Return whether the upstream has answered with 300 or more, or has closed the connection.
+
+        False for TLS.
+        """
         if self._socket is None or self._socket.fileno() < 0:  # closed
             return False
         with socket.socket(fileno=self._socket.fileno()) as sock:
             try:
-                start = sock.recv(10, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                start = sock.recv(10, socket.MSG_PEEK)  # The socket is non-blocking.
             except OSError:
                 return False
             finally:
                 sock.detach()
-        return start[:7] == b"HTTP/1." and start[9:] >= b"3"
+        return not start or (start[:7] == b"HTTP/1." and start[9:] >= b"3")

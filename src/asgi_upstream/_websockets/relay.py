@@ -47,6 +47,7 @@ async def relay_websocket(
     prefix: str | None = None,
     headers: HeaderOverrides | None = None,
     trust_forwarded_headers: bool = False,
+    preserve_host: bool = False,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     ping_interval: float | None = None,
     observers: Sequence[Observer] = (),
@@ -68,6 +69,7 @@ async def relay_websocket(
         prefix: Same as in `forward_request`.
         headers: Same as in `forward_request`.
         trust_forwarded_headers: Same as in `forward_request`.
+        preserve_host: Same as in `forward_request`.
         max_message_bytes: Maximum size of a message from the upstream, in bytes. A longer message
             closes the WebSocket with 1009. The server limits the caller's messages.
         ping_interval: Seconds without data from the upstream before it is pinged. After as many
@@ -91,6 +93,7 @@ async def relay_websocket(
             prefix=prefix,
             headers=headers,
             trust_forwarded_headers=trust_forwarded_headers,
+            preserve_host=preserve_host,
         )
         relay = WebSocketRelay(
             http_client,
