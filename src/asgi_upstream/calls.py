@@ -23,7 +23,7 @@ from ._exchange.decoding import accept_decodable, content_encodings
 from ._exchange.disconnect import wait_for_disconnect
 from ._exchange.downstream import CLIENT_CLOSED_REQUEST
 from ._exchange.options import SupportsSend
-from ._exchange.recording import ExchangeRecorder, route_template
+from ._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from ._exchange.sending import send_request, validate_head
 from ._httpx.flavors import (
     AnyClient,
@@ -146,10 +146,10 @@ class _Call:
             raise
         except Exception as exc:
             failure = self._map_failure(exc)
-            if self._recorder is not None:
-                outcome = self._recorder.classify_failure(failure, Outcome.APP_FAILED)
             if isinstance(exc, _DeadlinePassed):
                 outcome = Outcome.DEADLINE
+            elif self._recorder is not None and not isinstance(failure, errors.ExchangeCancelled):
+                outcome = self._recorder.classify_failure(failure, Outcome.APP_FAILED)
             if failure is exc:
                 raise
             raise failure from failure.__cause__
@@ -164,6 +164,8 @@ class _Call:
         """Return the `UpstreamError` for an exception and log it, or return the exception."""
         if is_httpx_error(exc, httpx.RequestError):
             exc.request = self.request  # as httpx's client does
+        if was_ended_by_lifespan(self._client, exc):
+            return errors.ExchangeCancelled()
         error: Exception | None = errors.map_exception(exc)
         if isinstance(exc, _DeadlinePassed):
             error = errors.deadline_error(self._deadline)
