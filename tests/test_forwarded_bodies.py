@@ -179,6 +179,27 @@ async def test_body_that_stalls_is_answered_408(
     assert upstream.bodies == []
 
 
+async def test_receive_that_raises_oserror_means_that_the_caller_disconnected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(
+        upstream, chunks=[b"abc"], complete=False, headers=[(b"content-length", b"6")]
+    )
+
+    async def receive_of_a_lost_connection() -> Message:
+        if not caller._parts:
+            raise ConnectionResetError("the connection is gone")
+        return await Caller.receive(caller)
+
+    caller.receive = receive_of_a_lost_connection  # type: ignore[method-assign]
+    await call(caller, ReverseProxy())
+    assert upstream.open == 0
+    assert upstream.bodies == []
+    assert not caller.messages or caller.status == 499
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_body_timeout_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = answering(b"ok")
     caller = make_caller(upstream, chunks=[b"a", b"b"], headers=[(b"content-length", b"2")])

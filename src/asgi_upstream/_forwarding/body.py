@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .._httpx.flavors import ByteStreamBase, HTTPXModule
 
@@ -88,6 +88,8 @@ class CallerBody(ByteStreamBase):
                         return chunk
             except RuntimeError as exc:  # Starlette raises it if the body was read before.
                 raise self._library.StreamConsumed from exc
+            except OSError as exc:  # The server's `receive` raises it if the connection is gone.
+                raise ClientDisconnect from exc
             return b""
         raise HTTPException(408, "The request body did not arrive in time")
 
