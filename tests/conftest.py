@@ -45,7 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and is_of_a_rarer_server(item):
             item.add_marker(pytest.mark.slow)
-    left_out = [item for item in items if ON_HTTPX2 and is_of_httpx(item)]
+    left_out = [
+        item for item in items if needs_other_loop(item) or (ON_HTTPX2 and is_of_httpx(item))
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -57,6 +59,11 @@ def is_of_a_rarer_server(item: pytest.Function) -> bool:
     names = [value for value in values if str(value).startswith(SERVERS)]
     usual = [servers for start, servers in EVERY_TIME.items() if path.startswith(start)]
     return bool(names and usual) and not any(name in usual[0] for name in names)
+
+
+def needs_other_loop(item: pytest.Item) -> bool:
+    backend = item.callspec.params.get("anyio_backend") if hasattr(item, "callspec") else None
+    return backend == "trio" and item.get_closest_marker("asyncio_only") is not None
 
 
 def is_of_httpx(item: pytest.Item) -> bool:

@@ -275,10 +275,8 @@ async def test_fetch_refuses_arguments_that_make_no_sense() -> None:
         await fetch(client, request, observers=[1])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("fast", [True, False])
-async def test_fetch_loses_no_pool_slots(fast: bool, anyio_backend: str) -> None:
-    if fast and anyio_backend == "trio":
-        pytest.skip("asyncio only")
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
+async def test_fetch_loses_no_pool_slots(fast: bool) -> None:
     limits = httpx.Limits(max_connections=2)
     transport: httpx.AsyncBaseTransport = (
         AsyncioTransport(limits=limits) if fast else httpx.AsyncHTTPTransport(limits=limits)
@@ -342,8 +340,9 @@ async def in_upstream_errors(client: httpx.AsyncClient) -> list[Any]:
         return await in_anyio_group(client)
 
 
-MERGES: list[Merge] = [alone, gathered, in_task_group, in_anyio_group, in_upstream_errors]
-ASYNCIO_ONLY = (gathered, in_task_group)
+GATHERED = pytest.param(gathered, marks=pytest.mark.asyncio_only)
+IN_TASK_GROUP = pytest.param(in_task_group, marks=pytest.mark.asyncio_only)
+MERGES = [alone, GATHERED, IN_TASK_GROUP, in_anyio_group, in_upstream_errors]
 
 
 class App:
@@ -387,11 +386,7 @@ async def run(
 
 @pytest.mark.parametrize("middleware", [False, True])
 @pytest.mark.parametrize("merge", MERGES)
-async def test_block_that_is_not_cancelled_changes_nothing(
-    merge: Merge, middleware: bool, anyio_backend: str
-) -> None:
-    if anyio_backend == "trio" and merge in ASYNCIO_ONLY:
-        pytest.skip("asyncio only")
+async def test_block_that_is_not_cancelled_changes_nothing(merge: Merge, middleware: bool) -> None:
     app = App(b"x")
 
     async def endpoint(request: Request) -> Response:
@@ -411,11 +406,8 @@ async def test_disconnect_cancels_all_calls_and_is_499(
     merge: Merge,
     middleware: bool,
     where: str,
-    anyio_backend: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if anyio_backend == "trio" and merge in ASYNCIO_ONLY:
-        pytest.skip("asyncio only")
     app = App(60) if where == "body" else App(before=60)
 
     async def endpoint(request: Request) -> Response:
@@ -432,9 +424,7 @@ async def test_disconnect_cancels_all_calls_and_is_499(
 
 
 @pytest.mark.parametrize("merge", MERGES)
-async def test_deadline_of_a_block_is_504(merge: Merge, anyio_backend: str) -> None:
-    if anyio_backend == "trio" and merge in ASYNCIO_ONLY:
-        pytest.skip("asyncio only")
+async def test_deadline_of_a_block_is_504(merge: Merge) -> None:
     app = App(before=60)
 
     async def endpoint(request: Request) -> Response:
@@ -498,12 +488,8 @@ async def test_upstream_failure_in_a_block_is_that_failure() -> None:
     assert caller.status == 502
 
 
-@pytest.mark.parametrize("merge", [in_task_group, in_upstream_errors])
-async def test_upstream_failure_in_a_group_in_a_block_is_502(
-    merge: Merge, anyio_backend: str
-) -> None:
-    if anyio_backend == "trio" and merge in ASYNCIO_ONLY:
-        pytest.skip("asyncio only")
+@pytest.mark.parametrize("merge", [IN_TASK_GROUP, in_upstream_errors])
+async def test_upstream_failure_in_a_group_in_a_block_is_502(merge: Merge) -> None:
     client = answering(failing=httpx.ConnectError("refused")).client()
 
     async def endpoint(request: Request) -> Response:

@@ -54,7 +54,12 @@ async def asyncio_timeout(read: Callable[[], Awaitable[bytes]]) -> bytes | None:
         return None
 
 
-CANCELS: list[Cancel] = [cancel_scope, move_on_after, wait_for, asyncio_timeout]
+CANCELS = [
+    cancel_scope,
+    move_on_after,
+    pytest.param(wait_for, marks=pytest.mark.asyncio_only),
+    pytest.param(asyncio_timeout, marks=pytest.mark.asyncio_only),
+]
 
 
 class GatedBody(httpx.AsyncByteStream):
@@ -132,11 +137,7 @@ def without_waits(caller: Caller) -> bytes:
 
 @pytest.mark.parametrize("coding", [None, "gzip"])
 @pytest.mark.parametrize("cancel", CANCELS)
-async def test_cancelled_read_loses_nothing(
-    cancel: Cancel, coding: str | None, anyio_backend: str
-) -> None:
-    if anyio_backend == "trio" and cancel in (wait_for, asyncio_timeout):
-        pytest.skip("asyncio only")
+async def test_cancelled_read_loses_nothing(cancel: Cancel, coding: str | None) -> None:
     content = b"".join(CHUNKS)
     coded = gzip.compress(content)
     chunks = CHUNKS if coding is None else [coded[:15], coded[15:30], coded[30:]]
@@ -235,12 +236,10 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
 
 @pytest.mark.parametrize("on_response", [None, lambda response: None])
 @pytest.mark.parametrize("cancel", CANCELS)
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
 async def test_cancelled_read_of_a_real_transport_loses_nothing(
-    fast: bool, cancel: Cancel, on_response: Any, anyio_backend: str
+    fast: bool, cancel: Cancel, on_response: Any
 ) -> None:
-    if anyio_backend == "trio" and (fast or cancel in (wait_for, asyncio_timeout)):
-        pytest.skip("asyncio only")
     with RealUpstream() as upstream:
         upstream.get("/").chunks(CHUNKS[0], 0.2, CHUNKS[1], 0.2, CHUNKS[2])
 

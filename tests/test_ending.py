@@ -167,10 +167,8 @@ async def ended_lifespan(
         yield raised
 
 
-@pytest.fixture(params=["httpx", "fast"])
-def transport(request: pytest.FixtureRequest, anyio_backend: str) -> str:
-    if request.param == "fast" and anyio_backend == "trio":
-        pytest.skip("AsyncioTransport needs asyncio")
+@pytest.fixture(params=["httpx", pytest.param("fast", marks=pytest.mark.asyncio_only)])
+def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -217,12 +215,11 @@ async def test_exchange_cut_by_lifespan_raises_exchange_cancelled(
     check_record(records, caplog)
 
 
+@pytest.mark.asyncio_only
 @pytest.mark.usefixtures("_short_drain")
 async def test_websocket_cut_by_lifespan_closes_with_1001(
-    transport: str, anyio_backend: str, caplog: pytest.LogCaptureFixture
+    transport: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if anyio_backend == "trio":
-        pytest.skip("the server needs asyncio")
     sent, records = list[Message](), list[ExchangeRecord]()
     coming: list[Message] = [{"type": "websocket.connect"}]
 

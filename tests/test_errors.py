@@ -440,10 +440,10 @@ def refusing_client_certificates(tls: ssl.SSLContext) -> Iterator[int]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["httpx", "httpx2", "AsyncioTransport"])
-async def test_refused_client_certificate_is_a_connect_error(kind: str, anyio_backend: str) -> None:
-    if kind == "AsyncioTransport" and anyio_backend == "trio":
-        pytest.skip("AsyncioTransport needs asyncio")
+@pytest.mark.parametrize(
+    "kind", ["httpx", "httpx2", pytest.param("AsyncioTransport", marks=pytest.mark.asyncio_only)]
+)
+async def test_refused_client_certificate_is_a_connect_error(kind: str) -> None:
     library: Any = httpx2 if kind == "httpx2" else httpx
     authority = trustme.CA()
     tls, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()

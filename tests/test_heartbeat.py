@@ -301,10 +301,8 @@ async def test_response_without_body_has_no_comment(method: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("fast", [True, False])
-async def test_heartbeat_works_on_a_real_transport(fast: bool, anyio_backend: str) -> None:
-    if fast and anyio_backend == "trio":
-        pytest.skip("asyncio only")
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
+async def test_heartbeat_works_on_a_real_transport(fast: bool) -> None:
     transport = AsyncioTransport() if fast else httpx.AsyncHTTPTransport()
     with RealUpstream() as upstream:
         upstream.get("/").chunks(b"data: 1\n\n", 0.2, b"data: 2\n\n", headers=dict(SSE))
