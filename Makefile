@@ -63,6 +63,8 @@ check: $(DEV) ## check format, lint, types and docs
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+	$(RUN) mypy --platform win32 --cache-dir .mypy_cache/win32 src
+	$(RUN) mypy --platform darwin --cache-dir .mypy_cache/darwin src
 	$(RUN) pyright
 	$(MKDOCS) build --strict --quiet
 

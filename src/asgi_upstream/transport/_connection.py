@@ -9,6 +9,7 @@ import asyncio
 import math
 import select
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, cast
 
@@ -45,7 +46,7 @@ def _create_poll(sock: Any) -> Callable[[], bool]:
         return lambda: False
     if sock.fileno() < 0:  # already closed
         return lambda: True
-    if not hasattr(select, "poll"):  # Windows
+    if sys.platform == "win32":  # where select has no poll
         return lambda: bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
