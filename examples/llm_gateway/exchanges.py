@@ -29,7 +29,7 @@ class Listed:
             "model": self.model,
             "began": self.began,
             "tokens": self.usage.completion_tokens,
-            "seconds": record.duration if record else time.time() - self.began,
+            "duration": record.duration if record else time.time() - self.began,
             "time_to_first_byte": record.time_to_first_byte if record else None,
             "status": record.status if record else None,
             "outcome": record.outcome if record else None,
