@@ -40,7 +40,7 @@ test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
 	@$(RUN) pytest -m "alone and not slow" $(shell grep -rl mark.alone tests)
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
 
-# What failed, by itself: on a busy machine a bound of time may pass that is wide else.
+# Run the failed tests again, one at a time: on a busy machine some exceed their time limits.
 ONCE_MORE := $(RUN) pytest --last-failed --last-failed-no-failures none -m "not alone and not slow"
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
