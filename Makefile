@@ -44,11 +44,11 @@ test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
 ONCE_MORE := $(RUN) pytest --last-failed --last-failed-no-failures none -m "not alone and not slow"
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
-TELLING := tests/test_corners.py tests/test_errors.py tests/test_lifespan.py tests/test_responses.py
+TELLING := $(addprefix tests/unit/test_,corners.py errors.py lifespan.py responses.py)
 
 test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of them
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
-	    $(wildcard tests/test_*.py) tests/transport tests/instrumentation
+	    tests/unit
 	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
 	    -k uvicorn-httptools tests/integration
 
@@ -81,7 +81,7 @@ bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performa
 	@$(RUN) tests.benchmarks
 
 fuzz: $(DEV) ## look for what breaks the transport: ten minutes, or make fuzz MINUTES=n
-	@$(RUN) tests.transport.fuzz --minutes $(or $(MINUTES),10)
+	@$(RUN) tests.fuzz.fuzz --minutes $(or $(MINUTES),10)
 
 SOAK := $(RUN) tests.soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) \
     $(if $(CALLERS),--callers $(CALLERS)) $(if $(PLOT),--plot $(PLOT))

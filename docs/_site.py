@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 FROM_OUTSIDE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
-WIDE = {"compared.md", "moving.md", "performance.md"}  # need the room of the list of contents
+WIDE = {"comparison.md", "migrating.md", "performance.md"}  # need the room of the list of contents
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 
 

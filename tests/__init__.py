@@ -4,6 +4,6 @@ import os
 
 ON_HTTPX2 = os.environ.get("TESTED_LIBRARY") == "httpx2"
 if ON_HTTPX2:
-    from .on_httpx2 import put_httpx2_in_place_of_httpx
+    from tests.support.on_httpx2 import put_httpx2_in_place_of_httpx
 
     put_httpx2_in_place_of_httpx()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import ON_HTTPX2
-from tests.integration.upstream import Upstream
-from tests.page_apps import Serve, serving
+from tests.support.page_apps import Serve, serving
+from tests.support.upstream import Upstream
 
 HERE = Path(__file__).parent
 # Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
@@ -24,7 +24,7 @@ EVERY_TIME = {
     "integration/test_records.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
     "integration/test_websockets.py": ("uvicorn-httptools+asyncio",),
     "integration/test_workers.py": ("uvicorn-httptools",),
-    "real/": ("uvicorn-httptools+asyncio",),
+    "real_clients/": ("uvicorn-httptools+asyncio",),
 }
 SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")
 

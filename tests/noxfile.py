@@ -1,6 +1,6 @@
 """What the package works with: each Python, the lowest and the newest dependencies, each extra.
 
-`make matrix` runs it all and writes the table of docs/versions.md. A Python that is not on the
+`make matrix` runs it all and writes the table of docs/compatibility.md. A Python that is not on the
 machine is left out, and the table says so.
 """
 
@@ -23,52 +23,56 @@ REQUIRED: list[str] = PROJECT["project"]["dependencies"]
 DECLARED = [requirement for group in (REQUIRED, *EXTRAS.values()) for requirement in group]
 DEPENDENCIES = ["lowest", "newest"]
 CELLS = ["none", *EXTRAS, "all"]
-PAGE = Path("docs/versions.md")
+PAGE = Path("docs/compatibility.md")
 RESULTS = Path(".nox/matrix")
 
 # What is tested in a cell, and the tools for it beside the group "unit". Real servers, examples,
 # pages of the docs and what takes long are for `make test-all`.
 LEFT_OUT = [
-    "tests/test_compared.py",
-    "tests/test_docs.py",
-    "tests/test_examples.py",
-    "tests/test_forwarding_examples.py",
-    "tests/test_from_the_question.py",
-    "tests/test_limits_examples.py",
-    "tests/test_moving.py",
-    "tests/test_packaging.py",
-    "tests/test_page_code.py",
-    "tests/test_readme.py",
-    "tests/test_websocket_example.py",
-    "tests/test_why.py",
-    "tests/transport/test_fuzz.py",
+    "tests/docs/test_comparison.py",
+    "tests/docs/test_pages.py",
+    "tests/docs/test_examples.py",
+    "tests/docs/test_forwarding_examples.py",
+    "tests/docs/test_common_errors.py",
+    "tests/docs/test_limits_examples.py",
+    "tests/docs/test_migrating.py",
+    "tests/integration/test_packaging.py",
+    "tests/docs/test_page_code.py",
+    "tests/docs/test_readme.py",
+    "tests/docs/test_websocket_example.py",
+    "tests/docs/test_why.py",
+    "tests/fuzz/test_fuzz.py",
 ]
-WITH_WS = ["tests/test_websockets.py"]
+WITH_WS = ["tests/unit/_websockets/test_relay.py"]
 WITH_ALL = [
-    "tests/test_libraries.py",
-    "tests/instrumentation/test_dashboard.py",
-    "tests/instrumentation/test_end_to_end.py",
-    "tests/test_operations.py",
-    "tests/test_records.py",
-    "tests/transport/test_seen_by_others.py",
+    "tests/unit/test_libraries.py",
+    "tests/unit/instrumentation/test_dashboard.py",
+    "tests/unit/instrumentation/test_end_to_end.py",
+    "tests/docs/test_runbook.py",
+    "tests/unit/test_records.py",
+    "tests/unit/transport/test_seen_by_others.py",
 ]
 # With old releases: FastAPI warns, Starlette's own router does not say which route it took, its
 # test client knows nothing of httpx2, and it leaves streams to the garbage collector.
 NOT_OF_OLD = [
-    "tests/test_libraries.py",  # whose OpenTelemetry is one that knows httpx2
-    "tests/testing/test_plugin.py::test_the_code_of_the_docs_runs_as_it_stands",
-    "tests/testing/test_plugin.py::test_clean_tests_pass_with_warnings_as_errors",
-    "tests/testing/test_plugin.py::test_test_clients_on_httpx_and_on_httpx2_are_seen[httpx2]",
-    "tests/instrumentation/test_end_to_end.py::test_the_code_of_the_docs_runs_as_it_stands",
-    "tests/test_records.py::test_the_route_is_the_template_and_not_the_path",
+    "tests/unit/test_libraries.py",  # whose OpenTelemetry is one that knows httpx2
+    "tests/unit/testing/test_plugin.py::test_the_code_of_the_docs_runs_as_it_stands",
+    "tests/unit/testing/test_plugin.py::test_clean_tests_pass_with_warnings_as_errors",
+    "tests/unit/testing/test_plugin.py::test_test_clients_on_httpx_and_on_httpx2_are_seen[httpx2]",
+    "tests/unit/instrumentation/test_end_to_end.py::test_the_code_of_the_docs_runs_as_it_stands",
+    "tests/unit/test_records.py::test_the_route_is_the_template_and_not_the_path",
 ]
-CORE = [*map(str, Path("tests").glob("test_*.py")), "tests/instrumentation/test_logs.py"]
+OF_EXTRAS = ("instrumentation", "testing")  # need the extra that has their name
+CORE = [
+    str(path) for path in Path("tests/unit").rglob("test_*.py") if path.parts[2] not in OF_EXTRAS
+]
+CORE.append("tests/unit/instrumentation/test_logs.py")
 ELSEWHERE = {*LEFT_OUT, *WITH_WS, *WITH_ALL}
 TESTS: dict[str, list[str]] = {
-    "none": sorted({*CORE, *map(str, Path("tests/transport").glob("test_*.py"))} - ELSEWHERE),
-    "otel": ["tests/instrumentation/test_opentelemetry.py"],
-    "prometheus": ["tests/instrumentation/test_prometheus.py"],
-    "testing": ["tests/testing"],
+    "none": sorted({*CORE} - ELSEWHERE),
+    "otel": ["tests/unit/instrumentation/test_opentelemetry.py"],
+    "prometheus": ["tests/unit/instrumentation/test_prometheus.py"],
+    "testing": ["tests/unit/testing"],
     "ws": WITH_WS,
     "all": WITH_ALL,
 }

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from tests.integration.servers import ROOT
+from tests.support.servers import ROOT
 
 from .page import PAGE, PLOT
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from tests import go
-from tests.integration.servers import ROOT, eventually, free_port
+from tests.support import go
+from tests.support.servers import ROOT, eventually, free_port
 
 from .upstreams import NGINX
 

@@ -14,7 +14,7 @@ from typing import cast
 
 import uvloop
 
-from tests.integration.servers import ROOT, eventually, free_port
+from tests.support.servers import ROOT, eventually, free_port
 
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 CONFIG = """

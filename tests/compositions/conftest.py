@@ -9,9 +9,9 @@ import pytest
 
 from asgi_upstream._clients import iter_registered
 from tests.compositions.upstream import arrivals
-from tests.integration.servers import eventually
-from tests.integration.upstream import Upstream
-from tests.test_examples import imported, served
+from tests.docs.test_examples import imported, served
+from tests.support.servers import eventually
+from tests.support.upstream import Upstream
 
 Serve = Callable[..., httpx.Client]
 

@@ -10,9 +10,9 @@ import pytest
 
 from examples.upstream import app as upstream_of_examples
 from tests.compositions.upstream import Tokens, tokens
-from tests.integration.servers import eventually
-from tests.integration.upstream import Upstream
-from tests.test_examples import imported, served
+from tests.docs.test_examples import imported, served
+from tests.support.servers import eventually
+from tests.support.upstream import Upstream
 
 pytestmark = pytest.mark.no_leaks
 

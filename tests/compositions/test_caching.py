@@ -17,8 +17,8 @@ from asgi_upstream import ReverseProxy, client_lifespan
 from examples.compositions.network import network
 from tests.compositions.conftest import Serve
 from tests.compositions.upstream import arrivals
-from tests.integration.servers import eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import eventually
+from tests.support.upstream import Upstream
 
 
 @pytest.fixture(scope="module")

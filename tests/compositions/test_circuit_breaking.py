@@ -13,9 +13,9 @@ from purgatory.domain.model import OpenedState
 from examples.compositions import circuit_breaking as example
 from tests.compositions.conftest import leave_when
 from tests.compositions.upstream import arrivals
-from tests.integration.servers import eventually
-from tests.integration.upstream import Upstream
-from tests.test_examples import imported, served
+from tests.docs.test_examples import imported, served
+from tests.support.servers import eventually
+from tests.support.upstream import Upstream
 
 THRESHOLD, TTL = 3, 1.0
 

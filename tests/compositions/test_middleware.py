@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from tests.compositions.conftest import Serve, leave_when
-from tests.integration.servers import ROOT, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import ROOT, eventually
+from tests.support.upstream import Upstream
 
 TIMEOUT = 1.5
 ORIGIN = "https://page.example"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import ROOT
+from tests.support.servers import ROOT
 
 PAGES = sorted((ROOT / "docs/compositions").glob("*.md"))
 

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from asgi_upstream import ReverseProxy, client_lifespan
 from tests.compositions.conftest import Serve
-from tests.integration.servers import eventually
-from tests.integration.upstream import Upstream
-from tests.test_examples import imported, served
+from tests.docs.test_examples import imported, served
+from tests.support.servers import eventually
+from tests.support.upstream import Upstream
 
 ANN, BOB = {"x-api-key": "ann"}, {"x-api-key": "bob"}
 

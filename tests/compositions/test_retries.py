@@ -14,7 +14,7 @@ from asgi_upstream.dependencies import get_client
 from examples.compositions.network import network
 from tests.compositions.conftest import Serve, leave_when
 from tests.compositions.upstream import arrivals
-from tests.integration.upstream import Upstream
+from tests.support.upstream import Upstream
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.compositions.upstream import arrivals
-from tests.integration.servers import Answer, Server, ask, eventually, free_port
-from tests.integration.upstream import Upstream
+from tests.support.servers import Answer, Server, ask, eventually, free_port
+from tests.support.upstream import Upstream
 
 REDIS = shutil.which("redis-server", path=os.environ.get("PATH", "") + ":/usr/bin")
 WORKERS = 4

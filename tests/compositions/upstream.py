@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from asgi_upstream.testing import ReceivedRequest, ScriptedResponse
-from tests.integration.upstream import BEHAVIOURS
+from tests.support.upstream import BEHAVIOURS
 
 OK = [("x-upstream", "yes")]
 

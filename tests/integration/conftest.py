@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.integration.servers import COMMANDS, FAST, Caller, Server, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import COMMANDS, FAST, Caller, Server, eventually
+from tests.support.upstream import Upstream
 
 
 @pytest.fixture(scope="session")

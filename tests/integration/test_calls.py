@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.integration.servers import COMMANDS, FAST, Caller, Server, ask, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import COMMANDS, FAST, Caller, Server, ask, eventually
+from tests.support.upstream import Upstream
 
-APP = "tests.integration.merge_app:app"
+APP = "tests.support.apps.merge_app:app"
 
 
 @pytest.fixture(scope="module", params=[*COMMANDS, *FAST])

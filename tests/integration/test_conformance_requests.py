@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from tests.integration.servers import Answer, Server
-from tests.integration.wire import Wire, connect, forwarded, full, head, on_all, send, until_the_end
+from tests.support.servers import Answer, Server
+from tests.support.wire import Wire, connect, forwarded, full, head, on_all, send, until_the_end
 
-pytest_plugins = ["tests.integration.wire_fixtures"]
+pytest_plugins = ["tests.support.wire_fixtures"]
 
 
 def twins(name: str) -> set[str]:

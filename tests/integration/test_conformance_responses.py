@@ -5,8 +5,8 @@ In full on two servers; on the other three what depends on the server.
 
 import pytest
 
-from tests.integration.servers import Answer, Server, eventually
-from tests.integration.wire import (
+from tests.support.servers import Answer, Server, eventually
+from tests.support.wire import (
     FULL,
     OK,
     Wire,
@@ -19,7 +19,7 @@ from tests.integration.wire import (
     until_the_end,
 )
 
-pytest_plugins = ["tests.integration.wire_fixtures"]
+pytest_plugins = ["tests.support.wire_fixtures"]
 
 EMPTY = "Content-Length: 0"
 HEAD = b"HTTP/1.1 200 OK\r\n"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.servers import Server
-from tests.integration.wire import FULL, Wire, forwarded, full, head, on_all, send, serving
+from tests.support.servers import Server
+from tests.support.wire import FULL, Wire, forwarded, full, head, on_all, send, serving
 
-pytest_plugins = ["tests.integration.wire_fixtures"]
+pytest_plugins = ["tests.support.wire_fixtures"]
 
 
 def refused(server: Server, wire: Wire, target: str, *status: int) -> None:

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from tests.integration.servers import Answer, Server, ask, eventually
-from tests.integration.wire import Wire, connect, full, head, on_all, until_the_end
+from tests.support.servers import Answer, Server, ask, eventually
+from tests.support.wire import Wire, connect, full, head, on_all, until_the_end
 
-pytest_plugins = ["tests.integration.wire_fixtures"]
+pytest_plugins = ["tests.support.wire_fixtures"]
 
 
 # RFC 9112 8: an upload that is not whole does not look whole.

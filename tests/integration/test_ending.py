@@ -1,4 +1,4 @@
-"""The table of docs/shutdown.md: what a stop does to open exchanges, on each server."""
+"""The table of docs/graceful-shutdown.md: what a stop does to open exchanges, on each server."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.integration.servers import (
+from tests.support.servers import (
     COMMANDS,
     FAST,
     GRACE,
@@ -22,7 +22,7 @@ from tests.integration.servers import (
     Server,
     eventually,
 )
-from tests.integration.upstream import Upstream
+from tests.support.upstream import Upstream
 
 KILLERS = ("granian", GUNICORN_AS_IT_COMES)
 """At the end of their grace they end their workers by SIGKILL, and cancel nothing before."""
@@ -59,7 +59,7 @@ class Stop:
     scope="module", params=[*COMMANDS, *FAST, GUNICORN, GUNICORN + "+asyncio", GUNICORN_AS_IT_COMES]
 )
 def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
-    server = Server(request.param, upstream.url, app="tests.integration.one_client_app:app")
+    server = Server(request.param, upstream.url, app="tests.support.apps.one_client_app:app")
     try:
         callers = {name: Caller(server, path, **options) for name, (path, options) in HELD.items()}
         # On trio hypercorn would never end: it shields its writes.

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.integration.fault_app import HOST
-from tests.integration.fault_proxy import End, Fault, FaultProxy
-from tests.integration.servers import Answer, Caller, Server, ask, eventually
-from tests.integration.upstream import Upstream
+from tests.support.apps.fault_app import HOST
+from tests.support.fault_proxy import End, Fault, FaultProxy
+from tests.support.servers import Answer, Caller, Server, ask, eventually
+from tests.support.upstream import Upstream
 
-APP = "tests.integration.fault_app:app"
+APP = "tests.support.apps.fault_app:app"
 # The stock transport on asyncio's own event loop, on trio and on uvloop; ours on asyncio's, uvloop.
 RESOLVING = ["uvicorn-h11", "uvicorn-h11+asyncio", "hypercorn-trio"]
 SERVERS = [*RESOLVING, "granian", "uvicorn-httptools+asyncio"]

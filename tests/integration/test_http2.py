@@ -29,8 +29,8 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from tests.integration.servers import Answer, Server, eventually, free_port
-from tests.integration.wire import OK, Wire, connect, head, send, until_the_end
+from tests.support.servers import Answer, Server, eventually, free_port
+from tests.support.wire import OK, Wire, connect, head, send, until_the_end
 
 MB = 1 << 20
 OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
@@ -172,7 +172,7 @@ def speaking_h2(certificate: Certificate) -> Iterator[tuple[Upstream, Server]]:
     app = Upstream()
     with Hypercorn(app, certificate) as upstream, pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPSTREAM_CA", str(certificate.authority))
-        server = Server("uvicorn-httptools", upstream.url, app="tests.integration.forward_app:h2")
+        server = Server("uvicorn-httptools", upstream.url, app="tests.support.apps.forward_app:h2")
         yield app, server
         server.stop()
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import pytest
 
-from tests.integration.servers import Answer, Server
+from tests.support.servers import Answer, Server
 
 GB = float(os.environ.get("LARGE_BODY_GB", "0.5"))
 SIZE = int(GB * (1 << 30)) // 65536 * 65536

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.servers import Answer, Server, ask, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import Answer, Server, ask, eventually
+from tests.support.upstream import Upstream
 
 pytestmark = pytest.mark.alone
 
-APP = "tests.integration.fault_app:app"
+APP = "tests.support.apps.fault_app:app"
 CALLERS = {"uvicorn-httptools+asyncio": 2000, "uvicorn-h11+asyncio": 2000, "uvicorn-httptools": 200}
 PLACES = 50  # of the client "fifty" in the app
 POOL_TIMEOUT = 3.0

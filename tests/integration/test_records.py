@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.integration.servers import COMMANDS, FAST, Caller, Server, ask, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import COMMANDS, FAST, Caller, Server, ask, eventually
+from tests.support.upstream import Upstream
 
-APP = "tests.integration.records_app:app"
+APP = "tests.support.apps.records_app:app"
 Records = Callable[..., list[dict[str, Any]]]
 WAYS = ["/plain/streamed", "/plain/buffered", "/forward"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.integration.servers import COMMANDS, FAST, Server, eventually
+from tests.support.servers import COMMANDS, FAST, Server, eventually
 
-APP = "tests.integration.smuggling_app:app"
+APP = "tests.support.apps.smuggling_app:app"
 QUIET = 0.4
 """Seconds without a byte after which a server is taken to wait for more of the request."""
 

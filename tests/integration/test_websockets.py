@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.integration.servers import COMMANDS, FAST, Server, eventually
-from tests.integration.websocket_wire import (
+from tests.support.servers import COMMANDS, FAST, Server, eventually
+from tests.support.websocket_wire import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -23,7 +23,7 @@ from tests.integration.websocket_wire import (
     closing,
 )
 
-APP = "tests.integration.websocket_app:app"
+APP = "tests.support.apps.websocket_app:app"
 MB = 1 << 20
 # uvicorn has two implementations of WebSockets.
 FLAVOURS = {

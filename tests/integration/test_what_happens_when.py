@@ -1,4 +1,4 @@
-"""The table of docs/what-happens-when.md, each row on each server."""
+"""The table of docs/failures.md, each row on each server."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.servers import (
+from tests.support.servers import (
     COMMANDS,
     GRACE,
     Answer,
@@ -19,7 +19,7 @@ from tests.integration.servers import (
     eventually,
     free_port,
 )
-from tests.integration.upstream import Upstream
+from tests.support.upstream import Upstream
 
 KINDS = ["plain/streamed", "plain/buffered", "plain/sync", "base/streamed", "gzip/streamed"]
 STREAMED = [kind for kind in KINDS if "buffered" not in kind]

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import pytest
 
 from asgi_upstream.testing import ReceivedRequest
-from tests.integration.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
-from tests.integration.upstream import Upstream
+from tests.support.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
+from tests.support.upstream import Upstream
 
-APP = "tests.integration.one_client_app:app"
+APP = "tests.support.apps.one_client_app:app"
 PLACES = 3
 WHOLE = b"".join(b"chunk-%d;" % number for number in range(5))
 
@@ -77,7 +77,7 @@ def test_each_worker_has_a_pool_of_its_own(
 
 
 def test_the_table_of_the_docs_is_its_own_arithmetic() -> None:
-    text = (ROOT / "docs/workers.md").read_text()
+    text = (ROOT / "docs/connection-pools.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (\d+) \+ (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
     assert len(rows) >= 6
     for limit, replicas, surge, workers, each, most in (map(int, row) for row in rows):

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.integration.servers import COMMANDS, FAST
+from tests.support.servers import COMMANDS, FAST
 
 from .report import plot
 from .soak import soak

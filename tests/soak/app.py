@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import asgi_upstream
 from asgi_upstream import BufferedResponse, ReverseProxy, StreamedResponse, combine_lifespans
 from asgi_upstream.dependencies import find_client
-from tests.integration.app import UPSTREAM, client
+from tests.support.apps.relay_app import UPSTREAM, client
 
 KEPT_IDLE = 2.0
 """Seconds that a connection to the upstream is kept idle."""

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 
-from tests.integration.fault_proxy import End, Fault, FaultProxy
+from tests.support.fault_proxy import End, Fault, FaultProxy
 
 FAULTS = [
     Fault(),

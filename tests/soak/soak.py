@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tests.integration.conftest import NOISE
-from tests.integration.fault_proxy import Fault, FaultProxy
-from tests.integration.servers import Answer, Server, ask
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.servers import Answer, Server, ask
 
 from . import faults
 from .app import KEPT_IDLE

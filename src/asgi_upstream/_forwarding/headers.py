@@ -16,7 +16,7 @@ from .._headers import (
 )
 
 # Proxies describe their caller in these headers (RFC 7239). Upstreams believe them, so only a
-# trusted proxy may send them. docs/what-crosses.md has the list. The pattern searches in names that
+# trusted proxy may send them. docs/header-rules.md has the list. The pattern searches in names that
 # are joined by colons.
 _PROXY_HEADER = re.compile(
     rb"""

@@ -1,0 +1,50 @@
+"""Makes the pictures of docs/llm-gateway.md: python -m tests.docs.llm_gateway.screenshots."""
+
+from pathlib import Path
+
+from playwright.sync_api import Browser
+
+from examples.llm_gateway.upstream import app as upstream_app
+from tests.docs.llm_gateway.browser import NARROW, WIDE, Chat, chromium
+from tests.docs.llm_gateway.conftest import gateway_with
+from tests.docs.test_examples import ROOT, served, until
+
+FOLDER = ROOT / "docs/images"
+
+
+def picture(browser: Browser, url: str, path: Path, size: tuple[int, int], *, dark: bool) -> None:
+    """A whole answer, one that was stopped, one that died, and one on its way."""
+    chat = Chat(browser, url, size=size, dark=dark)
+    chat.ask("swift-1", "Who pays for an answer that nobody reads?")
+    chat.wait_until_over()
+    chat.ask("refuses", "And when the model is overloaded?")
+    chat.wait_until_over()
+    chat.ask("deep-1", "Say it again, slowly.")
+    until(lambda: len(chat.answer().split()) > 8)
+    chat.stop()
+    chat.wait_until_over()
+    chat.ask("dies", "Once more?")
+    chat.wait_until_over()
+    chat.ask("deep-1", "And now?")
+    until(lambda: chat.outcomes()[0] == "Live" and len(chat.answer().split()) > 25)
+    chat.page.evaluate("scrollTo(0, 0)")
+    chat.page.screenshot(path=path)
+    chat.stop()
+    chat.wait_until_over()
+    chat.close()
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    with served(upstream_app) as upstream, chromium() as browser:
+        behind = f"{upstream}/v1"
+        for dark in (False, True):
+            for name, size in (("wide", WIDE), ("narrow", NARROW)):
+                app = gateway_with({"SWIFT_URL": behind, "DEEP_URL": behind})
+                with served(app) as url:
+                    path = FOLDER / f"llm-gateway-{name}-{'dark' if dark else 'light'}.png"
+                    picture(browser, url, path, size, dark=dark)
+
+
+if __name__ == "__main__":
+    main()

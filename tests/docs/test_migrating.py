@@ -1,0 +1,92 @@
+"""docs/migrating.md: what is there before, and after, answers alike where all is well."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_comparison import NGINX_CONFIG
+from tests.support.go import SOURCE
+from tests.support.page_apps import Serve
+from tests.support.pages import ROOT, UPSTREAM, blocks, files
+from tests.support.servers import ask
+from tests.support.upstream import Upstream
+
+CODE = files("docs/migrating.md")
+WAYS = sorted({name.rsplit("_", 1)[0] for name in CODE if "_" in name})
+
+
+@pytest.mark.parametrize(
+    "name", [f"{way}_{side}.py" for way in WAYS for side in ("before", "after")]
+)
+def test_each_app_of_the_page_relays(serve_page: Serve, upstream: Upstream, name: str) -> None:
+    answer = ask(serve_page(CODE[name]), "/api/item", fields="x-mine: 1\r\n")
+    assert answer.status == 200
+    assert answer.body.strip(b'"') == b"x" * 1024
+    headers = upstream.requests[-1].headers
+    if name.startswith("fastapi_reverse_proxy"):
+        assert headers["x-from"] == "app"
+    forwards = ("fastapi_proxy_lib", "fastapi_reverse_proxy", "asgiproxy")
+    assert ("x-mine" in headers) is name.startswith(forwards)
+
+
+def test_what_is_mounted_relays_as_the_lines_of_nginx_and_of_go_do(
+    serve_page: Serve, upstream: Upstream
+) -> None:
+    """Those are the lines that docs/comparison.md is measured by."""
+    parts = {block.language: block.code.strip() for block in blocks("docs/migrating.md")}
+    config = NGINX_CONFIG.format(folder="", port=0, seconds=0, upstream=UPSTREAM)
+    assert parts["nginx"] in config
+    program = SOURCE.read_text().replace("os.Args[2]", f'"{UPSTREAM}"')
+    for line in parts["go"].splitlines():
+        assert line in program
+    answer = ask(serve_page(CODE["forward.py"]), "/api/item", fields="x-mine: 1\r\n")
+    assert (answer.status, answer.body) == (200, b"x" * 1024)
+    assert upstream.requests[-1].headers["x-mine"] == "1"
+
+
+def test_an_app_with_a_lifespan_runs_no_on_event_handlers(serve_page: Serve) -> None:
+    before = CODE["on_event_before.py"]
+    lifespan = "\n\nasync def lifespan(app):\n    yield\n\n\napp = FastAPI(lifespan=lifespan)"
+    with_lifespan = before.replace("\n\napp = FastAPI()", lifespan).replace(
+        "async def lifespan", "@contextlib.asynccontextmanager\nasync def lifespan"
+    )
+    server = serve_page("import contextlib\n" + with_lifespan)
+    assert ask(server, "/api/item").status == 500
+    assert "has no attribute 'client'" in server.log()
+
+
+def test_a_client_for_each_request_opens_a_connection_for_each(
+    serve_page: Serve, upstream: Upstream
+) -> None:
+    for name, opened in (("each_before.py", 5), ("each_after.py", 1)):
+        server, before = serve_page(CODE[name]), upstream.total_connections
+        for _ in range(5):
+            assert ask(server, "/api/item").status == 200
+        assert upstream.total_connections - before == opened
+
+
+def test_the_cost_of_a_client_for_each_request_is_many_times_that_of_one(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    code = CODE["cost.py"].replace(UPSTREAM, upstream.url).replace("100", "10")
+    (tmp_path / "cost.py").write_text(code)
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "cost.py")],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}/src"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    each, shared = map(float, re.findall(r"([\d.]+) ms", run.stdout))
+    assert each > 3 * shared
+
+
+def test_each_way_has_both_sides() -> None:
+    assert {f"{way}_{side}.py" for way in WAYS for side in ("before", "after")} | {
+        "cost.py",
+        "forward.py",
+    } == set(CODE)

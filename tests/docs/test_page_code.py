@@ -1,0 +1,80 @@
+"""The code of smaller pages runs as it stands; that of the others is run where they are tested."""
+
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from asgi_upstream import ExchangeCancelled
+from asgi_upstream import transport as of_httpx
+from asgi_upstream.testing import Upstream
+from asgi_upstream.transport import httpx2 as of_httpx2
+from tests.support.pages import blocks
+
+pytestmark = [pytest.mark.of_httpx, pytest.mark.no_leaks]
+
+
+def run(page: str, upstream: Upstream) -> dict[str, Any]:
+    """What the blocks of a page define, run one after the other."""
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            exec(block.code.replace("https://api.example", upstream.url), names)
+    return names
+
+
+def test_the_app_on_httpx2_relays_by_a_client_of_httpx2(upstream: Upstream) -> None:
+    names = run("docs/httpx2.md", upstream)
+    upstream.get("/report").json({"total": 3})
+    with TestClient(names["app"]) as caller:
+        assert caller.get("/report").json() == {"total": 3}
+        assert isinstance(caller.app_state["client"], httpx2.AsyncClient)
+    assert b"python-httpx2" in upstream.requests[0].raw
+
+
+@pytest.mark.asyncio
+async def test_the_transport_on_httpx2_is_that_of_a_client_of_httpx2(upstream: Upstream) -> None:
+    names = run("docs/httpx2.md", upstream)
+    upstream.get("/item").json(1)
+    async with names["lifespan"](None) as state:
+        assert isinstance(state["client"], httpx2.AsyncClient)
+        assert (await state["client"].get(f"{upstream.url}/item")).json() == 1
+        assert isinstance(state["client"]._transport, of_httpx2.AsyncioTransport)
+        assert state["client"]._transport.pool_state().idle == 1
+
+
+def test_the_transport_of_its_page_is_the_apps(upstream: Upstream) -> None:
+    names = run("docs/transport.md", upstream)
+    assert isinstance(names["transport"], of_httpx.AsyncioTransport)
+    with TestClient(names["app"]) as caller:
+        transport = caller.app_state["client"]._transport
+        assert isinstance(transport, of_httpx.AsyncioTransport)
+
+
+def test_the_streams_of_the_page_on_stops_end_in_the_event_that_fits(upstream: Upstream) -> None:
+    names = run("docs/graceful-shutdown.md", upstream)
+    assert names["last_event"](ExchangeCancelled()).startswith(b"event: reconnect")
+    assert names["Worker"].CONFIG_KWARGS["timeout_graceful_shutdown"] == 20
+    upstream.get("/events").chunks(b"data: a\n\n", b"data: b\n\n").close(after=9)
+    with TestClient(names["app"]) as caller:
+        for path in ("/events", "/bounded-events"):
+            text = caller.get(path).text
+            assert text.startswith("data: a\n\n")
+            assert text.endswith("event: error\ndata: the upstream failed\n\n")
+
+
+@pytest.mark.asyncio
+async def test_the_client_of_the_page_on_workers_has_the_limits_it_says(
+    upstream: Upstream,
+) -> None:
+    async with run("docs/connection-pools.md", upstream)["lifespan"](None) as state:
+        client: Any = state["client"]
+        assert client._transport._pool._max_connections == 6
+        assert client.timeout.pool == 1
+
+
+def test_the_callers_host_is_that_of_the_request_for_s3(upstream: Upstream) -> None:
+    change = run("docs/tested-clients.md", upstream)["with_the_callers_host"]
+    fields = [(b"host", b"inside"), (b"x-forwarded-host", b"outside"), (b"x-amz-date", b"1")]
+    assert change(fields) == [(b"host", b"outside"), *fields[1:]]

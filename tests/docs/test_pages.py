@@ -1,0 +1,141 @@
+"""README.md and docs/: the Python is right, links lead somewhere, the map is whole."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import asgi_upstream
+from asgi_upstream import transport
+from tests.support.pages import ROOT, Block, blocks, files, headings, pages
+
+PAGES = pages()
+SOURCE = ROOT / "src/asgi_upstream"
+
+
+@cache
+def _examples() -> str:
+    """All of examples/, without indentation."""
+    texts = (path.read_text() for path in sorted((ROOT / "examples").rglob("*.py")))
+    return "\n".join(map(_flat, texts))
+
+
+def _flat(code: str) -> str:
+    return "\n".join(map(str.strip, code.splitlines()))
+
+
+def is_quoted(block: Block) -> bool:
+    """Whether it is parts of an example, which are type-checked and tested where they are."""
+    parts = re.split(r"(?m)^\.\.\.$", _flat(block.code))
+    return all(part.strip() in _examples() for part in parts)
+
+
+def python(page: str) -> list[Block]:
+    return [b for b in blocks(page) if b.language == "python" and not is_quoted(b)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_of_python_can_be_parsed(page: str) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            code = block.code if not is_quoted(block) else textwrap.dedent(block.code)
+            try:
+                ast.parse(code)
+            except SyntaxError as exc:
+                pytest.fail(f"{page}:{block.line + (exc.lineno or 1) - 1}: {exc.msg}")
+
+
+def test_the_code_of_each_page_type_checks(tmp_path: Path) -> None:
+    """Blocks that are files by themselves, all others of a page together, in their order."""
+    for page in PAGES:
+        folder = tmp_path / re.sub(r"\W", "_", page)
+        folder.mkdir()
+        modules = "|".join(Path(name).stem for name in files(page)) or "-"
+        rest = ""
+        for block in python(page):
+            if block.name:
+                sibling = rf"(?m)^import ({modules})$"
+                (folder / block.name).write_text(re.sub(sibling, r"from . import \1", block.code))
+            else:  # on the line that it has in the page
+                rest += "\n" * (block.line - 1 - rest.count("\n")) + block.code
+        (folder / "page.py").write_text(rest)
+        (folder / "__init__.py").write_text("")
+    options = ["--check-untyped-defs", "--allow-redefinition", "--disable-error-code=no-redef"]
+    options += ["--ignore-missing-imports", "--explicit-package-bases", "--config-file="]
+    options += ["--disable-error-code=import-untyped", f"--cache-dir={ROOT}/.mypy_cache/docs"]
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "."],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": f"{ROOT}/src{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_names_what_is_there(page: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for block in blocks(page):
+        if block.language in ("sh", "console"):
+            for target in re.findall(r"^make ([a-z-]+)", block.code, re.M):
+                assert target in targets
+            for module in re.findall(r"^uvicorn (examples[\w.]+):app", block.code, re.M):
+                path = ROOT / module.replace(".", "/")
+                assert path.with_suffix(".py").exists() or path.is_dir()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_leads_to_a_file_that_is_there(page: str) -> None:
+    """And to a heading, by the name that GitHub gives it; the site's build checks its own."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if re.match(r"https?:|mailto:", link):
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in headings(target), link
+
+
+def test_the_site_is_built_without_a_warning_and_asks_nothing_of_other_hosts(
+    tmp_path: Path,
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    for path in tmp_path.rglob("*.html"):
+        asked = re.findall(
+            r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="https?:[^"]*"', path.read_text()
+        )
+        assert [tag for tag in asked if 'rel="canonical"' not in tag] == []
+
+
+def test_the_reference_has_each_public_name() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    shown = re.findall(r"^::: asgi_upstream\.([\w.]+)$", text, re.M)
+    assert sorted(name for name in shown if "." not in name) == sorted(asgi_upstream.__all__)
+    of_transport = [name.partition(".")[2] for name in shown if name.startswith("transport.")]
+    assert sorted(of_transport) == sorted(transport.__all__)
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"(?m)^## (.+)$", (ROOT / "CHANGELOG.md").read_text())
+    assert first is not None
+    assert first[1].split(" - ")[0] in (version, "Unreleased")

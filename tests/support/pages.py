@@ -1,0 +1,47 @@
+"""The code of README.md and of the pages in docs/."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+UPSTREAM = "http://127.0.0.1:9000"  # where the pages' upstream is
+# A comment is code that a reader takes for granted, such as imports shown further up.
+_FENCE = re.compile(r"^( *)(?:```|<!-- )(\w+)[^\n]*\n(.*?)^\1(?:```|-->)$", re.M | re.S)
+_NAME = re.compile(r"# ([\w.]+\.\w+)\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int  # of the first line of code
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str | None:
+        """The file that the first line names."""
+        return match[1] if (match := _NAME.match(self.code)) else None
+
+
+def pages() -> list[str]:
+    return ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    return [
+        Block(page, text[: m.start()].count("\n") + 2, m[2], re.sub(rf"(?m)^{m[1]}", "", m[3]))
+        for m in _FENCE.finditer(text)
+    ]
+
+
+def files(page: str) -> dict[str, str]:
+    """The blocks that are files, by their names."""
+    return {block.name: block.code for block in blocks(page) if block.name}
+
+
+def headings(path: Path) -> list[str]:
+    """The anchors of a page, as GitHub makes them."""
+    texts = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]

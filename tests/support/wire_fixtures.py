@@ -1,0 +1,27 @@
+"""The servers and the upstream that the conformance tests share, as a plugin of theirs."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.servers import Server, eventually
+from tests.support.wire import Wire, serving
+
+
+@pytest.fixture(scope="session")
+def listening() -> Iterator[Wire]:
+    with Wire() as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(listening: Wire) -> Iterator[Wire]:
+    """The upstream. No test may leave an exchange with it open."""
+    listening.reset()
+    yield listening
+    eventually(lambda: listening.busy == 0, 10)
+
+
+@pytest.fixture(scope="session")
+def forwarder(request: pytest.FixtureRequest, listening: Wire) -> Iterator[Server]:
+    yield from serving(request.param, listening)

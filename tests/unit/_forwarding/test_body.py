@@ -1,0 +1,473 @@
+"""How forward_request frames the caller's body, and how long it waits for it."""
+
+import functools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import anyio
+import fastapi
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import Message
+
+from asgi_upstream import (
+    BufferedResponse,
+    ReverseProxy,
+    StreamedResponse,
+    client_dependency,
+    fetch,
+    forward_request,
+    get_client,
+)
+from asgi_upstream._forwarding import body as caller_bodies
+from tests.support.asgi import Caller, Upstream, answering
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make_caller(
+    upstream: Upstream,
+    method: str = "POST",
+    chunks: Sequence[bytes] = (),
+    *,
+    complete: bool = True,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    **scope: Any,
+) -> Caller:
+    caller = Caller(method, headers=headers, body=chunks, body_is_whole=complete)
+    caller.scope.update(scope, state={"client": upstream.client()})
+    return caller
+
+
+async def call(caller: Caller, app: Any) -> Caller:
+    with anyio.fail_after(10):
+        return await caller.call(app)
+
+
+def get_framing(request: httpx.Request) -> dict[str, str]:
+    names = ("content-length", "transfer-encoding")
+    return {name: request.headers[name] for name in names if name in request.headers}
+
+
+CHUNKED = {"transfer-encoding": "chunked"}
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2", "3"])
+@pytest.mark.parametrize(
+    ("method", "chunks", "framing"),
+    [
+        ("POST", [b"abc"], {"content-length": "3"}),
+        ("PUT", [b"abc"], {"content-length": "3"}),
+        ("DELETE", [b"abc"], {"content-length": "3"}),
+        ("QUERY", [b"abc"], {"content-length": "3"}),
+        ("PATCH", [b"a", b"bc"], CHUNKED),
+        ("POST", [b"", b"a", b"bc"], CHUNKED),
+        ("POST", [], {"content-length": "0"}),
+        ("PUT", [], {"content-length": "0"}),
+        ("DELETE", [], {}),
+    ],
+)
+async def test_body_without_framing_is_framed_by_first_message(
+    version: str, method: str, chunks: list[bytes], framing: dict[str, str]
+) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, method, chunks, http_version=version)
+    await call(caller, ReverseProxy())
+    assert caller.status == 200
+    assert upstream.bodies == [b"".join(chunks)]
+    assert get_framing(upstream.requests[0]) == framing
+
+
+@pytest.mark.parametrize("chunks", [[b"abc"], [b"a", b"bc"], []])
+async def test_get_of_http2_caller_may_have_a_body(chunks: list[bytes]) -> None:
+    upstream = answering(b"ok")
+    await call(make_caller(upstream, "GET", chunks, http_version="2"), ReverseProxy())
+    assert upstream.bodies == [b"".join(chunks)]
+
+
+@pytest.mark.parametrize("response_class", [StreamedResponse, BufferedResponse])
+async def test_unframed_body_is_framed_in_both_responses(response_class: Any) -> None:
+    async def endpoint(request: Request) -> Response:
+        client = request.state.client
+        response: Response = response_class(client, forward_request(client, request), decode=True)
+        return response
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    caller = await call(make_caller(upstream, chunks=[b"abc"]), app)
+    assert caller.body == b"ok"
+    assert upstream.bodies == [b"abc"]
+    assert get_framing(upstream.requests[0]) == {"content-length": "3"}
+
+
+async def test_unframed_body_is_framed_in_fetch() -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, chunks=[b"abc"])
+    client = caller.scope["state"]["client"]
+    response = await fetch(client, forward_request(client, Request(caller.scope, caller.receive)))
+    assert response.content == b"ok"
+    assert upstream.bodies == [b"abc"]
+    assert get_framing(upstream.requests[0]) == {"content-length": "3"}
+
+
+async def test_on_request_sees_framing_of_unframed_body() -> None:
+    seen: list[dict[str, str]] = []
+    upstream = answering(b"ok")
+
+    def on_request(request: httpx.Request) -> None:
+        seen.append(get_framing(request))
+
+    await call(make_caller(upstream, chunks=[b"abc"]), ReverseProxy(on_request=on_request))
+    assert seen == [{"content-length": "3"}]
+    assert upstream.bodies == [b"abc"]
+
+
+@pytest.mark.parametrize("hook", [None, lambda request: None])
+async def test_disconnect_before_unframed_body_is_quiet(hook: Any) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, http_version="2")
+    caller.left.set()
+    caller._parts.clear()
+    await call(caller, ReverseProxy(on_request=hook))
+    assert not upstream.requests
+    assert not caller.messages or caller.status == 499
+
+
+@pytest.mark.parametrize(("method", "version"), [("POST", "1.1"), ("GET", "2")])
+async def test_server_without_first_message_means_no_body(
+    method: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_bodies, "MAX_FIRST_CHUNK_WAIT", 0.01)
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, method, http_version=version)
+    caller._parts.clear()
+    await call(caller, ReverseProxy())
+    assert caller.status == 200
+    assert upstream.bodies == [b""]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"6")],
+        [(b"transfer-encoding", b"chunked")],
+        [],
+    ],
+)
+@pytest.mark.parametrize("chunks", [[b"abc"], None])
+async def test_body_that_stalls_is_answered_408(
+    headers: list[tuple[bytes, bytes]], chunks: list[bytes] | None
+) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(
+        upstream, chunks=chunks or [], complete=False, headers=headers, http_version="2"
+    )
+    if chunks is None:
+        caller._parts.clear()
+    await call(caller, ReverseProxy(body_timeout=0.05))
+    assert caller.status == 408
+    assert upstream.open == 0
+    assert upstream.bodies == []
+
+
+async def test_receive_that_raises_oserror_means_that_the_caller_disconnected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(
+        upstream, chunks=[b"abc"], complete=False, headers=[(b"content-length", b"6")]
+    )
+
+    async def receive_of_a_lost_connection() -> Message:
+        if not caller._parts:
+            raise ConnectionResetError("the connection is gone")
+        return await Caller.receive(caller)
+
+    caller.receive = receive_of_a_lost_connection  # type: ignore[method-assign]
+    await call(caller, ReverseProxy())
+    assert upstream.open == 0
+    assert upstream.bodies == []
+    assert not caller.messages or caller.status == 499
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_body_timeout_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, chunks=[b"a", b"b"], headers=[(b"content-length", b"2")])
+    await call(caller, ReverseProxy(body_timeout=None))
+    assert upstream.bodies == [b"ab"]
+
+
+async def test_is_disconnected_before_forwarding_ends_with_408() -> None:
+    async def endpoint(request: Request) -> Response:
+        assert not await request.is_disconnected()
+        client = request.state.client
+        return StreamedResponse(client, forward_request(client, request, body_timeout=0.05))
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    caller = make_caller(upstream, chunks=[b"abc"], headers=[(b"content-length", b"3")])
+    original, is_first = caller.receive, True
+
+    async def receive() -> Message:
+        nonlocal is_first
+        if is_first:  # at once, as servers do if a message is already there
+            is_first = False
+            return {"type": "http.request", "body": caller._parts.pop(0)["body"], "more_body": True}
+        return await original()
+
+    caller.receive = receive  # type: ignore[method-assign]
+    await call(caller, app)
+    assert caller.status == 408
+    assert upstream.open == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "1"])
+def test_body_timeout_that_is_not_positive_is_refused(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="body_timeout="):
+        ReverseProxy(body_timeout=seconds)
+    request = Request({"type": "http", "method": "GET"})
+    with pytest.raises(ValueError, match="body_timeout="):
+        forward_request(httpx.AsyncClient(), request, body_timeout=seconds)
+
+
+@pytest.mark.parametrize(
+    "headers", [[(b"transfer-encoding", b"chunked")], [(b"content-length", b"6")], []]
+)
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_body_that_was_read_is_sent_with_its_length(
+    headers: list[tuple[bytes, bytes]], version: str
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        client = request.state.client
+        return StreamedResponse(client, forward_request(client, request))
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    caller = make_caller(upstream, chunks=[b"abc", b"def"], headers=headers, http_version=version)
+    await call(caller, app)
+    assert upstream.bodies == [b"abcdef"]
+    assert get_framing(upstream.requests[0]) == {"content-length": "6"}
+
+
+async def test_body_that_was_read_and_is_short_is_answered_400() -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        client = request.state.client
+        return StreamedResponse(client, forward_request(client, request))
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    caller = make_caller(upstream, chunks=[b"abc"], headers=[(b"content-length", b"6")])
+    assert (await call(caller, app)).status == 400
+    assert not upstream.requests
+
+
+async def read_form(request: Request) -> None:
+    await request.form()
+
+
+async def read_stream(request: Request) -> None:
+    async for _ in request.stream():
+        pass
+
+
+@pytest.mark.parametrize("read", [read_form, read_stream])
+@pytest.mark.parametrize("length", [[(b"content-length", b"3")], []])
+async def test_body_that_was_consumed_is_an_error_at_once(
+    read: Any, length: list[tuple[bytes, bytes]]
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        await read(request)
+        with pytest.raises(RuntimeError, match="consumed before forward_request"):
+            forward_request(request.state.client, request)
+        return Response()
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    form = (b"content-type", b"application/x-www-form-urlencoded")
+    caller = make_caller(upstream, chunks=[b"a=b"], headers=[form, *length])
+    assert (await call(caller, app)).status == 200
+
+
+async def test_empty_body_that_was_consumed_is_no_error() -> None:
+    async def endpoint(request: Request) -> Response:
+        await read_stream(request)
+        client = request.state.client
+        return StreamedResponse(client, forward_request(client, request))
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=["GET", "POST"])])
+    empty = [(b"content-length", b"0")]
+    assert (await call(make_caller(upstream, headers=empty), app)).status == 200
+    assert (await call(make_caller(upstream, "GET"), app)).status == 200
+
+
+@pytest.mark.parametrize("method", ["G\xc9T", "GET X", "", "A\tB"])
+async def test_invalid_method_is_answered_400(method: str) -> None:
+    upstream = answering(b"ok")
+    assert (await call(make_caller(upstream, method), ReverseProxy())).status == 400
+    assert not upstream.requests
+
+
+HOST = (b"host", b"app.example:8000")
+
+
+@pytest.mark.parametrize(
+    ("preserve_host", "expected"),
+    [(True, "app.example:8000"), (False, "upstream.example:8765")],
+)
+async def test_preserve_host_sends_host_of_caller(preserve_host: bool, expected: str) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, "GET", headers=[HOST])
+    await call(caller, ReverseProxy(preserve_host=preserve_host))
+    assert upstream.requests[0].headers.get_list("host") == [expected]
+    assert upstream.requests[0].url.host == "upstream.example"
+
+
+async def test_preserve_host_without_host_sends_that_of_upstream() -> None:
+    upstream = answering(b"ok")
+    await call(make_caller(upstream, "GET"), ReverseProxy(preserve_host=True))
+    assert upstream.requests[0].headers["host"] == "upstream.example:8765"
+
+
+async def respond(proxy: ReverseProxy, headers: Any, request: Request) -> Response:
+    return await proxy.respond(request, headers=headers)
+
+
+def set_b(raw: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [*raw, (b"X-B", b"function")]
+
+
+@pytest.mark.parametrize(
+    ("own", "once", "expected"),
+    [
+        ({"x-a": "1"}, {"x-a": "2"}, {"x-a": "2"}),
+        ({"x-a": "1"}, {"x-b": "2"}, {"x-a": "1", "x-b": "2"}),
+        ({"x-a": "1"}, set_b, {"x-a": "1", "x-b": "function"}),
+        (set_b, {"x-b": None}, {}),
+        (None, {"x-b": "2"}, {"x-b": "2"}),
+        ({"x-b": "1"}, None, {"x-b": "1"}),
+    ],
+)
+async def test_respond_takes_headers_for_one_request(own: Any, once: Any, expected: Any) -> None:
+    upstream = answering(b"ok")
+    endpoint = functools.partial(respond, ReverseProxy(prefix="", headers=own), once)
+    app = Starlette(routes=[Route("/", endpoint, methods=["GET"])])
+    await call(make_caller(upstream, "GET"), app)
+    headers = upstream.requests[0].headers
+    assert {name: headers[name] for name in ("x-a", "x-b") if name in headers} == expected
+
+
+async def test_path_outside_of_prefix_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    proxy, upstream = ReverseProxy(prefix="/orders"), answering(b"ok")
+    app = Starlette(routes=[Route("/v1/orders/{path:path}", proxy)])
+    for _ in range(2):
+        caller = make_caller(upstream, "GET", path="/v1/orders/a", raw_path=b"/v1/orders/a")
+        assert (await call(caller, app)).status == 404
+    messages = [r.getMessage() for r in caplog.records if "answered 404" in r.getMessage()]
+    assert len(messages) == 1
+    assert "/v1/orders/a" in messages[0]
+    assert "/orders" in messages[0]
+
+
+BARE = ReverseProxy(prefix="/mcp")
+
+
+@pytest.mark.parametrize(
+    ("path", "target"), [("/mcp", b"/"), ("/mcp/", b"/"), ("/mcp/a/b", b"/a/b")]
+)
+@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+async def test_route_beside_mount_serves_bare_path(
+    path: str, target: bytes, framework: str
+) -> None:
+    if framework == "starlette":
+        app: Starlette = Starlette()
+    else:
+        app = fastapi.FastAPI()
+    app.router.routes.append(Route("/mcp", BARE))
+    app.router.routes.append(Mount("/mcp", BARE))
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, "POST", [b"{}"], path=path, raw_path=path.encode())
+    assert (await call(caller, app)).status == 200
+    assert upstream.requests[0].extensions["target"] == target
+    assert upstream.bodies == [b"{}"]
+
+
+# --- FastAPI's dependency_overrides ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["sync", "async", "connection", "yield", "async yield"])
+@pytest.mark.parametrize("form", ["mount", "respond"])
+@pytest.mark.parametrize("name", ["client", "billing"])
+async def test_dependency_override_replaces_client(style: str, form: str, name: str) -> None:
+    upstream, events = answering(b"overridden"), list[str]()
+    client = upstream.client()
+
+    def sync() -> httpx.AsyncClient:
+        return client
+
+    async def is_async() -> httpx.AsyncClient:
+        return client
+
+    def with_connection(request: Request) -> httpx.AsyncClient:
+        assert request.scope["path"].startswith("/api")
+        return client
+
+    def with_yield() -> Any:
+        yield client
+        events.append("closed")
+
+    async def with_async_yield() -> AsyncIterator[httpx.AsyncClient]:
+        yield client
+        events.append("closed")
+
+    app = fastapi.FastAPI()
+    overrides: dict[str, Any] = {
+        "sync": sync,
+        "async": is_async,
+        "connection": with_connection,
+        "yield": with_yield,
+        "async yield": with_async_yield,
+    }
+    app.dependency_overrides[client_dependency(name)] = overrides[style]
+    proxy = ReverseProxy(name, prefix="/api")
+    if form == "mount":
+        app.mount("/api", proxy)
+    else:
+
+        async def endpoint(request: fastapi.Request) -> fastapi.Response:
+            return await proxy.respond(request)
+
+        app.add_api_route("/api/{path:path}", endpoint, include_in_schema=False)
+    caller = Caller()
+    caller.scope.update(path="/api/a", raw_path=b"/api/a")
+    await call(caller, app)
+    assert caller.body == b"overridden"
+    assert events == (["closed"] if "yield" in style else [])
+
+
+async def test_override_with_more_arguments_is_an_error() -> None:
+    app = fastapi.FastAPI()
+    app.dependency_overrides[get_client] = lambda a, b: None
+    app.mount("/", ReverseProxy())
+    with pytest.raises(TypeError, match="needs a, b"):
+        await call(Caller(), app)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_message_bytes": 0}, {"max_message_bytes": 1.5}, {"ping_interval": 0}]
+)
+def test_websocket_option_that_makes_no_sense_is_refused(options: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ReverseProxy(**options)
