@@ -56,7 +56,6 @@ test-all: test go ## and those that take long
 	@$(RUN) pytest -n 2 --dist worksteal -m slow
 
 matrix: $(DEV) ## test each Python, the lowest and newest dependencies, each extra: half an hour
-	@rm -rf .nox/matrix
 	@$(RUN) nox -f tests/noxfile.py
 
 check: $(DEV) ## check format, lint, types and docs

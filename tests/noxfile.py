@@ -1,14 +1,10 @@
 """What the package works with: each Python, the lowest and the newest dependencies, each extra.
 
-`make matrix` runs it all and writes the table of docs/compatibility.md. A Python that is not on the
-machine is left out, and the table says so.
+`make matrix` runs it all. A Python that is not on the machine is left out.
 """
 
-import json
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 import nox
 from packaging.requirements import Requirement
@@ -20,11 +16,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 REQUIRED: list[str] = PROJECT["project"]["dependencies"]
-DECLARED = [requirement for group in (REQUIRED, *EXTRAS.values()) for requirement in group]
 DEPENDENCIES = ["lowest", "newest"]
 CELLS = ["none", *EXTRAS, "all"]
-PAGE = Path("docs/compatibility.md")
-RESULTS = Path(".nox/matrix")
 
 # What is tested in a cell, and the tools for it beside the group "unit". Real servers, examples,
 # pages of the docs and what takes long are for `make test-all`.
@@ -111,14 +104,6 @@ def tests(session: nox.Session, dependencies: str, extras: str) -> None:
     session.install("--constraint", str(constraints), f".[{','.join(names)}]", *unit)
     if tools := TOOLS.get(extras):
         session.install("--constraint", str(constraints), *tools)
-    cell: dict[str, Any] = {
-        "python": session.python,
-        "dependencies": dependencies,
-        "extras": extras,
-        "says": "**failed**",
-        "full": str(session.run("python", "-V", silent=True)).split()[1],
-        "packages": _packages(session),
-    }
     command = ["python", "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not alone"]
     command += ["-p", "no:cacheprovider"]
     if dependencies == "lowest":  # old releases warn of what is theirs
@@ -126,15 +111,7 @@ def tests(session: nox.Session, dependencies: str, extras: str) -> None:
         command += [path for path in TESTS[extras] if path not in NOT_OF_OLD]
     else:
         command += TESTS[extras]
-    try:
-        output = session.run(*command, silent=True, env={"PYTHONDONTWRITEBYTECODE": ""})
-        summary = str(output).splitlines()[-1]
-        session.log(summary)
-        cell["says"] = re.sub(r"^=*|in [0-9.]+s.*$", "", summary).strip()
-    finally:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        name = f"{session.python}-{dependencies}-{extras}.json"
-        (RESULTS / name).write_text(json.dumps(cell))
+    session.run(*command, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 def _lowest(python: str, extras: list[str]) -> list[str]:
@@ -147,44 +124,3 @@ def _lowest(python: str, extras: list[str]) -> list[str]:
             lowest[requirement.name] = max(version, lowest.get(requirement.name, version))
     # Newer versions of the test tool need a newer anyio.
     return [*(f"{name}=={version}" for name, version in lowest.items()), "httpx-ws<0.9"]
-
-
-def _packages(session: nox.Session) -> dict[str, str]:
-    freeze = session.run("uv", "pip", "freeze", silent=True, external=True)
-    return dict(line.split("==") for line in str(freeze).splitlines() if "==" in line)
-
-
-@nox.session(python=False)
-def page(session: nox.Session) -> None:
-    """Write what passed into the page."""
-    session.chdir(ROOT)
-    cells = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
-    before, _, rest = PAGE.read_text().partition("<!-- made by make matrix -->\n")
-    _, _, after = rest.partition("<!-- to here -->")
-    made = "\n".join([*_results(cells), "", *_versions(cells), ""])
-    PAGE.write_text(f"{before}<!-- made by make matrix -->\n{made}<!-- to here -->{after}")
-
-
-def _results(cells: list[dict[str, Any]]) -> list[str]:
-    said = {(c["python"], c["dependencies"], c["extras"]): c["says"] for c in cells}
-    full = {c["python"]: c["full"] for c in cells}
-    heads = ["no extra", *(f"`{name}`" for name in EXTRAS), "all extras"]
-    rows = [f"| Python | dependencies | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
-    for python in PYTHONS:
-        for dependencies in DEPENDENCIES:
-            row = [said.get((python, dependencies, extras), "not run") for extras in CELLS]
-            name = full.get(python, f"{python}: not on this machine")
-            rows.append(f"| {name} | {dependencies} | {' | '.join(row)} |")
-    return rows
-
-
-def _versions(cells: list[dict[str, Any]]) -> list[str]:
-    rows = ["| package | lowest | newest |", "|---|---|---|"]
-    names = dict.fromkeys(requirement.partition(">=")[0] for requirement in DECLARED)
-    for name in [*names, "fastapi"]:
-        found = [
-            {c["packages"].get(name, "") for c in cells if c["dependencies"] == dependencies} - {""}
-            for dependencies in DEPENDENCIES
-        ]
-        rows.append(f"| {name} | {' | '.join(', '.join(sorted(versions)) for versions in found)} |")
-    return rows

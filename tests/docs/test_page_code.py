@@ -25,7 +25,7 @@ def run(page: str, upstream: Upstream) -> dict[str, Any]:
 
 
 def test_the_app_on_httpx2_relays_by_a_client_of_httpx2(upstream: Upstream) -> None:
-    names = run("docs/httpx2.md", upstream)
+    names = run("docs/compatibility.md", upstream)
     upstream.get("/report").json({"total": 3})
     with TestClient(names["app"]) as caller:
         assert caller.get("/report").json() == {"total": 3}
@@ -35,7 +35,7 @@ def test_the_app_on_httpx2_relays_by_a_client_of_httpx2(upstream: Upstream) -> N
 
 @pytest.mark.asyncio
 async def test_the_transport_on_httpx2_is_that_of_a_client_of_httpx2(upstream: Upstream) -> None:
-    names = run("docs/httpx2.md", upstream)
+    names = run("docs/compatibility.md", upstream)
     upstream.get("/item").json(1)
     async with names["lifespan"](None) as state:
         assert isinstance(state["client"], httpx2.AsyncClient)

@@ -1,6 +1,7 @@
 """README.md and docs/: the Python is right, links lead somewhere, the map is whole."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -139,3 +140,14 @@ def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     first = re.search(r"(?m)^## (.+)$", (ROOT / "CHANGELOG.md").read_text())
     assert first is not None
     assert first[1].split(" - ")[0] in (version, "Unreleased")
+
+
+def test_compatibility_has_the_lowest_versions_that_are_declared() -> None:
+    table = (ROOT / "docs/compatibility.md").read_text().partition("## ")[0].lower()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *itertools.chain(*extras.values())]:
+        name, version = re.fullmatch(r"([\w-]+)>=([\w.]+).*", requirement).groups()  # type: ignore[union-attr]
+        row = next(line for line in table.splitlines() if name in line)
+        assert f" {version} " in re.sub(r"[,|]", " ", row), requirement
+    assert f"| python | {project['requires-python'].removeprefix('>=')} to" in table
