@@ -29,8 +29,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan
-from asgi_upstream.transport._connection import HTTP11Connection
-from asgi_upstream.transport._pool import Origin
+from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
+from asgi_upstream.transport._pool_state import Origin
 from tests.support.memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
 
 REQUEST = re.compile(rb"([A-Z]+) /(\d+)(?:-(\d+))? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*\r\n")
@@ -458,14 +458,14 @@ class _Transport(InMemory):
         super().__init__(case.connected, **options)
         self._case = case
 
-    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
+    async def open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
         case = self._case
         await case.pause()
         if case.bad(0.05):
             raise ConnectionRefusedError("refused by the test")
         if case.bad(0.02):
             await asyncio.sleep(50)
-        connection = await super()._open_connection(origin)
+        connection = await super().open(origin, owner)
         try:
             await case.pause(0.1)
         except BaseException:

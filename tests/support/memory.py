@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport._connection import HTTP11Connection
-from asgi_upstream.transport._pool import Origin
+from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
+from asgi_upstream.transport._pool_state import Origin
 
 MOST_READ = 256 * 1024  # bytes that asyncio reads at once
 _CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
@@ -203,11 +203,12 @@ class InMemory(AsyncioTransport):
         super().__init__(verify=_TLS, **options)
         self.connected = connected
         self.wires: list[Wire] = []
+        self._connector.open = self.open  # type: ignore[method-assign]
 
-    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
+    async def open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
         await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
-        wire = Wire(HTTP11Connection(self._asyncio_pool, loop), loop)
+        wire = Wire(HTTP11Connection(owner, loop), loop)
         self.wires.append(wire)
         self.connected(wire)
         return wire.connection

@@ -3,25 +3,23 @@
 import asyncio
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import httpcore
 import httpx
 
-from .._httpx.default_transport import keepalive_socket_options
-from .._httpx.flavors import HTTPXModule, get_library, subclass_for
-from .._httpx.interception import MethodGuard
+from .._httpx.flavors import get_library
 from .._httpx.requests import ForwardedRequest
-from ._connect import SocketOption, connect_tcp
+from ._connect import SocketOption
 from ._connection import HTTP11Connection
-from ._pool import Origin, Pool, PoolState
+from ._connector import Connector
+from ._flavor import Extensions, Flavor, get_origin
+from ._pool import Pool
+from ._pool_state import Origin, PoolState
 from ._serializer import OutgoingRequest, serialize_request
-from ._streams import ResponseStream, UpgradedStream
+from ._tracing import send_traced
 
-__all__ = ["AsyncioTransport", "PoolState"]
-
-_DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 # The methods that may be sent twice (RFC 9110 9.2.2).
 _IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
@@ -29,33 +27,6 @@ _IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELE
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 
 Certificate = str | tuple[str, str] | tuple[str, str, str]
-Extensions = Mapping[str, Any]
-Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
-
-
-class Flavor:
-    """The classes for httpx or httpx2, and the methods that mocks and tracers replace."""
-
-    def __init__(self, library: HTTPXModule, core: Any) -> None:
-        self.library = library
-        self.transport_methods = MethodGuard((library.AsyncHTTPTransport, "handle_async_request"))
-        # respx replaces the method of the pool, Elastic APM that of the connection.
-        self.core_methods = MethodGuard(
-            (core.AsyncConnectionPool, "handle_async_request"),
-            (core.AsyncHTTPConnection, "handle_async_request"),
-        )
-        self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
-        self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
-        self._network_stream.httpcore = core
-        self.pool_class: type[_InterceptedPool] = subclass_for(
-            _InterceptedPool, core.AsyncConnectionPool
-        )
-        self.response_class: type[httpcore.Response] = core.Response
-
-    def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
-        """Return the stream of the response body on a connection."""
-        return self._stream(self._network_stream, connection)
-
 
 if TYPE_CHECKING:
     _Transport = httpx.AsyncHTTPTransport
@@ -84,24 +55,10 @@ class AsyncioTransportMixin(_Transport):
         *,
         max_connection_age: float | None = 3600.0,
     ) -> None:
-        if max_connection_age is not None and not max_connection_age > 0:
-            raise ValueError("max_connection_age must be positive, or None")
-        if http2 or not http1:
-            raise ValueError(
-                "AsyncioTransport speaks HTTP/1.1 only: use httpx.AsyncHTTPTransport(http2=True), "
-                "or leave out transport= and give http2=True to the client"
-            )
-        if proxy is not None:
-            raise ValueError(
-                "AsyncioTransport does not support proxies: use "
-                "httpx.AsyncHTTPTransport(proxy=...), or leave out transport= and give proxy= to "
-                "the client"
-            )
-        context = self._flavor.library.create_ssl_context(
-            verify=verify, cert=cert, trust_env=trust_env
-        )
-        context.set_alpn_protocols(["http/1.1"])
+        _check_options(http1, http2, proxy, max_connection_age)
         flavor = self._flavor
+        context = flavor.library.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+        context.set_alpn_protocols(["http/1.1"])
         self._pool = flavor.pool_class(
             flavor,
             self._send,
@@ -114,18 +71,13 @@ class AsyncioTransportMixin(_Transport):
             retries=retries,
             socket_options=socket_options,
         )
-        self._asyncio_pool = Pool(self._connect, limits, flavor.library, max_connection_age)
-        self._tls = context
-        self._uds = uds
-        self._local_address = local_address
-        self._retries = retries
-        self._socket_options = list(socket_options or ())
-        self._keepalive_options = keepalive_socket_options()
+        self._connector = Connector(
+            flavor.library, context, uds, local_address, retries, socket_options or ()
+        )
+        self._asyncio_pool = Pool(self._connector, limits, flavor.library, max_connection_age)
         self.trust_env: bool = trust_env
         self._thread: int | None = None  # the event loop's thread, once there is a loop
         self._loop = cast(asyncio.AbstractEventLoop, None)
-        self._cached_url: httpx.URL | None = None
-        self._cached_origin: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = self._flavor.library
@@ -136,7 +88,7 @@ class AsyncioTransportMixin(_Transport):
             )
         opening = self.send_raw(request)
         if opening is None:
-            return await super().handle_async_request(request)  # to `_InterceptedPool`
+            return await super().handle_async_request(request)  # to `InterceptedPool`
         body = self._flavor.make_stream(await opening)
         return library.Response(
             body.head.status, headers=body.head.headers, stream=body, extensions=body.extensions
@@ -165,17 +117,13 @@ class AsyncioTransportMixin(_Transport):
             url, fields = request.origin_url, request.raw_headers
         else:
             url, fields = request.url, request.headers.raw
-        if url is not self._cached_url:
-            self._cached_url, self._cached_origin = (
-                url,
-                _origin(flavor.library, url.raw_scheme, url.raw_host, url.port),
-            )
+        origin = get_origin(flavor.library, url.raw_scheme, url.raw_host, url.port)
         target = extensions.get("target") or url.raw_path
         timeouts = extensions.get("timeout", {})
         out = serialize_request(
             request.method, target, fields, request.stream, timeouts, flavor.library
         )
-        return self._send(self._cached_origin, out, extensions)
+        return self._send(origin, out, extensions)
 
     async def _send(
         self, origin: Origin, out: OutgoingRequest, extensions: Extensions
@@ -195,7 +143,7 @@ class AsyncioTransportMixin(_Transport):
                 )
             try:
                 if "trace" in extensions:
-                    await _send_traced(connection, out, extensions["trace"])
+                    await send_traced(connection, out, extensions["trace"])
                 else:
                     connection.send(out)
                     while not connection.has_head:
@@ -230,48 +178,6 @@ class AsyncioTransportMixin(_Transport):
             )
         self._loop, self._thread = loop, threading.get_ident()
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
-        for attempt in range(self._retries):
-            try:
-                return await self._connect_once(origin, timeout)
-            except (self._flavor.library.ConnectError, self._flavor.library.ConnectTimeout):
-                await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
-        return await self._connect_once(origin, timeout)
-
-    async def _connect_once(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._open_connection(origin)
-        except TimeoutError as exc:
-            raise self._flavor.library.ConnectTimeout(str(exc)) from exc
-        except (OSError, UnicodeError) as exc:
-            raise self._flavor.library.ConnectError(str(exc)) from exc
-
-    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
-        scheme, raw_host, port, sni = origin
-        loop = asyncio.get_running_loop()
-        host = raw_host.decode("ascii")
-        tls: dict[str, Any] = {}
-        if scheme in (b"https", b"wss"):
-            tls = {"ssl": self._tls, "server_hostname": sni or host}
-
-        def protocol() -> HTTP11Connection:
-            return HTTP11Connection(self._asyncio_pool, loop, self._flavor.library)
-
-        if self._uds is not None:
-            transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
-            try:
-                for option in self._socket_options:
-                    transport.get_extra_info("socket").setsockopt(*option)
-            except BaseException:
-                transport.abort()  # the pool does not know of it yet
-                raise
-        else:
-            options = (*self._keepalive_options, *self._socket_options)
-            sock = await connect_tcp(host, port, self._local_address, options)
-            _, connection = await loop.create_connection(protocol, sock=sock, **tls)
-        return connection
-
     def pool_state(self) -> PoolState:
         """Return the numbers of open, idle and connecting connections, and of waiting requests."""
         return self._asyncio_pool.state()
@@ -292,62 +198,21 @@ class AsyncioTransportMixin(_Transport):
 _ORIGINAL_HANDLE = AsyncioTransportMixin.handle_async_request
 
 
-def _origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
-    if scheme not in _DEFAULT_PORTS:
-        raise library.UnsupportedProtocol(
-            f"Request URL has an unsupported protocol {scheme.decode()!r}; use http or https"
+def _check_options(
+    http1: bool, http2: bool, proxy: object, max_connection_age: float | None
+) -> None:
+    if max_connection_age is not None and not max_connection_age > 0:
+        raise ValueError("max_connection_age must be positive, or None")
+    if http2 or not http1:
+        raise ValueError(
+            "AsyncioTransport speaks HTTP/1.1 only: use httpx.AsyncHTTPTransport(http2=True), "
+            "or leave out transport= and give http2=True to the client"
         )
-    return scheme, host, port or _DEFAULT_PORTS[scheme], None
-
-
-async def _send_traced(connection: HTTP11Connection, out: OutgoingRequest, trace: Trace) -> None:
-    """Send a request and call `trace` with the events that httpcore reports."""
-    await trace("http11.send_request_headers.started", {})
-    connection.send(out)
-    await trace("http11.send_request_headers.complete", {"return_value": None})
-    await trace("http11.receive_response_headers.started", {})
-    try:
-        while not connection.has_head:
-            await connection.wait_readable()
-    except Exception as exc:
-        await trace("http11.receive_response_headers.failed", {"exception": exc})
-        raise
-    head = connection.head
-    answer = (head.version, head.status, head.reason, head.headers)
-    await trace("http11.receive_response_headers.complete", {"return_value": answer})
-
-
-if TYPE_CHECKING:
-    _Pool = httpcore.AsyncConnectionPool
-else:
-    _Pool = object
-
-
-class _InterceptedPool(_Pool):
-    """Takes the requests that come through httpx's transport because it is wrapped or mocked."""
-
-    def __init__(self, flavor: Flavor, exchange: Any, **options: Any) -> None:
-        super().__init__(**options)
-        self._flavor = flavor
-        self._exchange = exchange
-
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        flavor = self._flavor
-        if not flavor.core_methods.is_intact():
-            return await super().handle_async_request(request)
-        url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
-        out = serialize_request(
-            request.method.decode("ascii"),
-            extensions.get("target", url.target),
-            request.headers,
-            request.stream,
-            extensions.get("timeout", {}),
-            flavor.library,
-        )
-        origin = _origin(flavor.library, url.scheme, url.host, url.port)
-        body = flavor.make_stream(await self._exchange(origin, out, extensions))
-        return flavor.response_class(
-            body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
+    if proxy is not None:
+        raise ValueError(
+            "AsyncioTransport does not support proxies: use "
+            "httpx.AsyncHTTPTransport(proxy=...), or leave out transport= and give proxy= to "
+            "the client"
         )
 
 

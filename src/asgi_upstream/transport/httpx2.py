@@ -6,8 +6,8 @@ import httpcore2
 import httpx2
 
 from .._httpx.flavors import HTTPXModule
-from ._pool import PoolState
-from ._transport import Flavor
+from ._flavor import Flavor
+from ._pool_state import PoolState
 
 __all__ = ["AsyncioTransport", "PoolState"]
 

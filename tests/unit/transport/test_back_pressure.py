@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_upstream.transport._connection import CHUNK_OVERHEAD, READ_BUFFER_LIMIT, HTTP11Connection
+from asgi_upstream.transport._connection import READ_BUFFER_LIMIT, HTTP11Connection
 from asgi_upstream.transport._parser import ReadState
+from asgi_upstream.transport._read_buffer import CHUNK_OVERHEAD
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.memory import MOST_READ, VirtualLoop, Wire
 
@@ -259,7 +260,7 @@ class BackPressure(RuleBasedStateMachine):
             self.what_came_is_in_order()
             self.reading_pauses_only_for_what_the_consumer_has_to_take()
         assert self.over
-        assert self.connection._upload is None or self.connection._upload.done()
+        assert self.connection._upload is None or self.connection._upload.task.done()
         if not self.ended:
             assert self.seen == self.body
             assert self.wire.unsent == 0

@@ -179,7 +179,7 @@ class Run:
             await asyncio.wait([task])
             if not task.cancelled():
                 task.result()
-            assert "HTTP11Connection._send_body" not in {
+            assert "Upload._send" not in {
                 getattr(one.get_coro(), "__qualname__", "") for one in asyncio.all_tasks()
             }
             if other is not None:

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from asgi_upstream.transport import AsyncioTransport
-from asgi_upstream.transport._connection import HTTP11Connection
+from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._parser import MAX_HEAD_SIZE, MAX_HEADERS, ReadState
-from asgi_upstream.transport._pool import Origin
+from asgi_upstream.transport._pool_state import Origin
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 
@@ -95,9 +95,10 @@ class Fast(AsyncioTransport):
     def __init__(self, sent: Sent) -> None:
         super().__init__(verify=_TLS)
         self._sent = sent
+        self._connector.open = self._open  # type: ignore[method-assign]
 
-    async def _open_connection(self, origin: Origin) -> HTTP11Connection:
-        connection = HTTP11Connection(self._asyncio_pool, asyncio.get_running_loop())
+    async def _open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
+        connection = HTTP11Connection(owner, asyncio.get_running_loop())
         connection.connection_made(Wire(connection, self._sent))
         return connection
 
@@ -177,7 +178,7 @@ async def exchange(
     for _ in range(len(sent.pieces) + 5):
         await asyncio.sleep(0)  # for what else is sent
     if isinstance(transport, AsyncioTransport):
-        outcome.kept = bool(transport._asyncio_pool._idle_since)
+        outcome.kept = transport.pool_state().idle > 0
     else:
         pool = transport._pool
         assert isinstance(pool, httpcore.AsyncConnectionPool)

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_upstream.transport._connection import HTTP11Connection
-from asgi_upstream.transport._pool import Origin, Pool
+from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
+from asgi_upstream.transport._pool import Pool
+from asgi_upstream.transport._pool_state import Origin
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,7 @@ class Fake:
         self.closed = self.has_input = False
         self.request_count = 0
         self.keep_alive_timeout: float | None = None
+        self.loop = asyncio.get_running_loop()
 
     def is_reusable(self) -> bool:
         return not (self.closed or self.has_input)
@@ -49,15 +51,23 @@ class Fake:
 class Connects:
     """The pool under test, and the connects that it began: each ends when the test says so."""
 
-    def __init__(self, most: int | None = 2, idle: int | None = 2, expiry: float | None = None):
+    def __init__(
+        self,
+        most: int | None = 2,
+        idle: int | None = 2,
+        expiry: float | None = None,
+        age: float | None = None,
+    ) -> None:
         limits = httpx.Limits(
             max_connections=most, max_keepalive_connections=idle, keepalive_expiry=expiry
         )
-        self.pool = Pool(self._connect, limits)
+        self.pool = Pool(self, limits, max_connection_age=age)
         self.begun: list[tuple[Origin, asyncio.Future[Fake]]] = []
         self.made: list[Fake] = []
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
+    async def connect(
+        self, origin: Origin, owner: ConnectionOwner, timeout: float | None
+    ) -> HTTP11Connection:
         ends: asyncio.Future[Fake] = asyncio.get_running_loop().create_future()
         self.begun.append((origin, ends))
         try:
@@ -71,7 +81,7 @@ class Connects:
     def under_way(self) -> list[tuple[Origin, asyncio.Future[Fake]]]:
         return [one for one in self.begun if not one[1].done()]
 
-    def connect(self, number: int = 0) -> Fake:
+    def complete(self, number: int = 0) -> Fake:
         origin, ends = self.under_way[number]
         connection = Fake(self.pool, origin)
         self.made.append(connection)
@@ -92,7 +102,7 @@ class Connects:
         """A new one."""
         taking = self.taking(origin)
         await settle()
-        self.connect()
+        self.complete()
         return await taking
 
     def release(self, connection: Fake) -> None:
@@ -101,12 +111,18 @@ class Connects:
 
     def assert_empty(self) -> None:
         pool = self.pool
-        assert pool._size == 0
         assert not pool._open
-        assert not pool._groups
-        assert not pool._idle_since
-        assert not pool._waiting_for_slot
         assert not pool._connecting
+        assert not pool._spare
+        assert not pool._idle._since
+        assert not pool._idle._by_origin
+        assert not pool._idle._retire_at
+        assert not pool._waiters._by_origin
+        assert not pool._waiters._without_connect
+
+
+def size(pool: Pool) -> int:
+    return len(pool._open) + len(pool._connecting)
 
 
 async def settle() -> None:
@@ -145,7 +161,7 @@ async def test_no_more_idle_connections_are_kept_than_the_limit() -> None:
     for connection in (first, second, third):
         c.release(connection)
     assert [first.closed, second.closed, third.closed] == [False, True, True]
-    assert c.pool._size == 1
+    assert size(c.pool) == 1
 
 
 async def test_an_idle_connection_that_closes_is_forgotten() -> None:
@@ -186,7 +202,7 @@ async def test_idle_connections_expire_by_one_timer() -> None:
             await asyncio.sleep(0.01)
     c.assert_empty()
     await asyncio.sleep(0.01)
-    assert c.pool._timer is None
+    assert c.pool._idle._timer is None
 
 
 def scheduled(loop: Any) -> int:
@@ -203,7 +219,7 @@ async def test_connection_without_idle_time_is_not_reused(limits: dict[str, floa
     c.release(first)
     await settle()
     assert first.closed
-    assert c.connect() is await waiting
+    assert c.complete() is await waiting
 
 
 async def test_idle_connection_past_its_expiry_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,24 +260,23 @@ async def test_connection_with_unread_input_is_not_given_to_a_waiter() -> None:
     connection.has_input = True  # before the waiter runs
     await settle()
     assert connection.closed
-    assert c.connect() is await waiting
+    assert c.complete() is await waiting
 
 
 async def test_connection_past_its_maximum_age_closes_at_release(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    c = Connects(expiry=None)
-    c.pool._max_age = 100.0
+    c = Connects(expiry=None, age=100.0)
     young, old = await c.taken(A), await c.taken(A)
     c.release(young)
     assert not young.closed
     loop = asyncio.get_running_loop()
     now = loop.time()
-    assert all(now + 89 <= at <= now + 100 for at in c.pool._retire_at.values())
+    assert all(now + 89 <= at <= now + 100 for at in c.pool._idle._retire_at.values())
     monkeypatch.setattr(loop, "time", lambda: now + 100.1)
     c.release(old)
     assert old.closed
-    assert len(c.pool._retire_at) == 1
+    assert len(c.pool._idle._retire_at) == 1
 
 
 async def test_one_in_use_does_not_expire() -> None:
@@ -303,7 +318,7 @@ async def test_there_are_never_more_connections_than_the_limit() -> None:
     await settle()
     assert [origin for origin, _ in c.begun] == [A, A, B]
     for _ in range(3):
-        c.connect()
+        c.complete()
     await settle()
     assert [one.done() for one in waiting] == [True] * 3 + [False] * 3
     assert len(c.begun) == 3
@@ -316,10 +331,10 @@ async def test_without_a_limit_everybody_connects_at_once() -> None:
     waiting = [c.taking(A) for _ in range(300)]
     await settle()
     for _ in range(300):
-        c.connect()
+        c.complete()
     for connection in await asyncio.gather(*waiting):
         c.release(connection)
-    assert len(c.pool._idle_since) == 300
+    assert len(c.pool._idle) == 300
 
 
 async def test_room_is_made_by_closing_the_oldest_idle_connection_of_another_origin() -> None:
@@ -329,7 +344,7 @@ async def test_room_is_made_by_closing_the_oldest_idle_connection_of_another_ori
     c.release(newer)
     taken = await c.taken(C)
     assert (older.closed, newer.closed, taken.closed) == (True, False, False)
-    assert c.pool._size == 2
+    assert size(c.pool) == 2
 
 
 async def test_an_origin_is_not_starved_by_a_busy_one() -> None:
@@ -349,11 +364,11 @@ async def test_an_origin_is_not_starved_by_a_busy_one() -> None:
     await settle()
     assert connection.closed
     assert [origin for origin, _ in c.under_way] == [B]
-    c.connect()
+    c.complete()
     c.release(await patient)
     await settle()
     assert [origin for origin, _ in c.under_way] == [A]
-    c.connect()
+    c.complete()
     await settle()
     assert [one.done() for one in busy] == [True, True, False, False]
     for one in busy:
@@ -367,7 +382,7 @@ async def test_a_connection_that_is_lost_makes_room() -> None:
     await settle()
     connection.close()
     await settle()
-    c.connect()
+    c.complete()
     assert not (await waiting).closed
 
 
@@ -379,7 +394,7 @@ async def test_who_waits_for_a_connect_takes_one_that_is_given_back_sooner() -> 
     assert len(c.under_way) == 1
     c.release(connection)
     assert await waiting is connection
-    late = c.connect()  # and is kept for the next
+    late = c.complete()  # and is kept for the next
     await settle()
     assert await c.take(A) is late
 
@@ -393,7 +408,7 @@ async def test_a_connect_that_outlives_its_waiter_serves_the_next() -> None:
     following = c.taking(A)
     await settle()
     assert len(c.begun) == 1
-    connection = c.connect()
+    connection = c.complete()
     assert await following is connection
 
 
@@ -405,14 +420,14 @@ async def test_a_connect_that_nobody_waits_for_is_kept_or_gives_its_room_to_anot
     await settle()
     waiting.cancel()
     await settle()
-    connection = c.connect()
+    connection = c.complete()
     await settle()
     assert c.pool.pop_idle(A) is cast(HTTP11Connection, connection)
     c.release(connection)
     other = c.taking(B)
     await settle()
     assert connection.closed
-    c.connect()
+    c.complete()
     assert (await other).origin == B
 
 
@@ -427,7 +442,7 @@ async def test_who_is_left_with_a_connect_that_was_given_up_gets_the_failure_of_
     with pytest.raises(httpx.ConnectError, match="refused"):
         await staying
     await settle()
-    c.connect()
+    c.complete()
     (await other).close()
     c.assert_empty()
 
@@ -468,7 +483,7 @@ async def test_a_failure_goes_to_who_the_connect_was_for() -> None:
     assert not first.done()
     with pytest.raises(httpx.ConnectError, match="of b"):
         await second
-    c.connect()
+    c.complete()
     assert (await first).origin == A
 
 
@@ -484,7 +499,7 @@ async def test_a_failure_after_its_waiter_was_served_is_nobodys() -> None:
     assert len(c.begun) == 2
     c.fail(httpx.ConnectError("of the one that was served"))
     await settle()
-    c.connect()
+    c.complete()
     assert not (await following).closed
 
 
@@ -497,7 +512,7 @@ async def test_a_failure_does_not_reach_who_has_a_connect_of_their_own() -> None
     await settle()
     assert leaving.cancelled()
     assert not staying.done()
-    c.connect()
+    c.complete()
     assert not (await staying).closed
 
 
@@ -517,7 +532,7 @@ async def test_a_connection_that_closed_before_anybody_had_it_is_a_failure() -> 
     c = Connects()
     waiting = c.taking(A)
     await settle()
-    c.connect().closed = True
+    c.complete().closed = True
     with pytest.raises(httpx.RemoteProtocolError):
         await waiting
     c.assert_empty()
@@ -540,7 +555,7 @@ async def test_who_has_room_is_not_under_the_pool_timeout_but_that_of_the_connec
     await settle()
     c.release(connection)
     await asyncio.sleep(0.2)
-    c.connect()
+    c.complete()
     assert (await waiting).origin == B
 
 
@@ -586,7 +601,7 @@ async def test_a_connection_that_was_just_made_when_the_pool_closed_is_closed(tu
     c = Connects()
     waiting = c.taking(A)
     await settle()
-    connection = c.connect()
+    connection = c.complete()
     for _ in range(turns):  # the connect ends, the pool is told, who waits is given it
         await asyncio.sleep(0)
     c.pool.close()
@@ -642,7 +657,7 @@ class Counts(RuleBasedStateMachine):
     @rule(data=st.data(), closed=st.booleans())
     def connect(self, data: st.DataObject, closed: bool) -> None:
         number = data.draw(st.integers(0, len(self.c.under_way) - 1))
-        self.act(self.c.connect, number).closed = closed
+        self.act(self.c.complete, number).closed = closed
 
     @precondition(lambda self: self.c.under_way)
     @rule(data=st.data())
@@ -694,18 +709,16 @@ class Counts(RuleBasedStateMachine):
     @invariant()
     def the_counts_are_right(self) -> None:
         pool = self.c.pool
-        connecting = sum(group.connecting for group in pool._groups.values())
-        assert pool._size == len(pool._open) + connecting
-        assert 0 <= pool._size <= 3
-        assert len(pool._idle_since) <= 2
-        assert all(group.connecting >= 0 for group in pool._groups.values())
+        assert size(pool) <= 3
+        assert len(pool._idle) <= 2
+        assert set(pool._spare) <= pool._connecting
         assert not any(connection.closed for connection in pool._open)
-        idle = [one for group in pool._groups.values() for one in group.idle]
-        assert set(idle) == set(pool._idle_since)
+        idle = [one for origin in pool._idle._by_origin.values() for one in origin]
+        assert set(idle) == set(pool._idle._since)
         assert not set(idle) & set(cast(list[HTTP11Connection], self.in_use))
         # One that was cancelled is forgotten when its task goes on.
-        waiting = [one for one in pool._waiting_for_slot if not one.connection.done()]
-        assert pool._size == 3 or not waiting
+        waiting = [one for one in pool._waiters._without_connect if not one.connection.done()]
+        assert size(pool) == 3 or not waiting
 
     def teardown(self) -> None:
         try:
@@ -724,7 +737,7 @@ class Counts(RuleBasedStateMachine):
                     self.act(self.c.release, connection)
             self.in_use.clear()
             while self.c.under_way:
-                self.act(self.c.connect)
+                self.act(self.c.complete)
             self.run(settle())
             self.sort()
         assert self.waiting == []

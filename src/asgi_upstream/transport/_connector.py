@@ -1,0 +1,99 @@
+"""Opens connections to upstreams: TCP or a Unix socket, TLS, retries."""
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from .._httpx.default_transport import keepalive_socket_options
+from .._httpx.flavors import HTTPXModule
+from ._connect import SocketOption, connect_tcp
+from ._connection import ConnectionOwner, HTTP11Connection
+from ._pool_state import Origin
+
+
+class Connector:
+    """Opens connections, with the same options as httpx's transport.
+
+    Arguments:
+        library: httpx or httpx2, for its exceptions.
+        tls: The TLS settings for https origins.
+        uds: The path of a Unix socket, which replaces host and port.
+        local_address: The address to connect from.
+        retries: How often a failed connect is repeated.
+        socket_options: Options to set on each socket, beside TCP keepalive.
+    """
+
+    def __init__(
+        self,
+        library: HTTPXModule,
+        tls: ssl.SSLContext,
+        uds: str | None,
+        local_address: str | None,
+        retries: int,
+        socket_options: Iterable[SocketOption],
+    ) -> None:
+        self._library = library
+        self._tls = tls
+        self._uds = uds
+        self._local_address = local_address
+        self._retries = retries
+        self._socket_options = list(socket_options)
+        self._tcp_options = [*keepalive_socket_options(), *self._socket_options]
+
+    async def connect(
+        self, origin: Origin, owner: ConnectionOwner, timeout: float | None
+    ) -> HTTP11Connection:
+        """Return a new connection. Each attempt may take `timeout` seconds.
+
+        Raises:
+            httpx.ConnectError: If the last attempt failed.
+            httpx.ConnectTimeout: If the last attempt took too long.
+        """
+        for attempt in range(self._retries):
+            try:
+                return await self._connect_once(origin, owner, timeout)
+            except (self._library.ConnectError, self._library.ConnectTimeout):
+                await asyncio.sleep(attempt and 0.5 * 2 ** (attempt - 1))
+        return await self._connect_once(origin, owner, timeout)
+
+    async def _connect_once(
+        self, origin: Origin, owner: ConnectionOwner, timeout: float | None
+    ) -> HTTP11Connection:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.open(origin, owner)
+        except TimeoutError as exc:
+            raise self._library.ConnectTimeout(str(exc)) from exc
+        except (OSError, UnicodeError) as exc:
+            raise self._library.ConnectError(str(exc)) from exc
+
+    async def open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
+        """Open a connection. Tests replace this method.
+
+        Raises:
+            OSError: If that failed.
+            UnicodeError: If the host is not a name that can be looked up.
+        """
+        scheme, raw_host, port, sni = origin
+        loop = asyncio.get_running_loop()
+        host = raw_host.decode("ascii")
+        tls: dict[str, Any] = {}
+        if scheme in (b"https", b"wss"):
+            tls = {"ssl": self._tls, "server_hostname": sni or host}
+
+        def protocol() -> HTTP11Connection:
+            return HTTP11Connection(owner, loop, self._library)
+
+        if self._uds is None:
+            sock = await connect_tcp(host, port, self._local_address, self._tcp_options)
+            _, connection = await loop.create_connection(protocol, sock=sock, **tls)
+            return connection
+        transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
+        try:
+            for option in self._socket_options:
+                transport.get_extra_info("socket").setsockopt(*option)
+        except BaseException:
+            transport.abort()  # the pool does not know of it yet
+            raise
+        return connection

@@ -1,0 +1,115 @@
+"""The idle connections of a pool, and how long each may be used."""
+
+import asyncio
+import math
+import random
+
+from ._connection import HTTP11Connection
+from ._pool_state import Origin
+
+MAX_AGE_JITTER = 0.1
+"""The part of `max_connection_age` that is drawn at random, so that not all close at once."""
+
+
+class IdleConnections:
+    """Keeps connections between requests. Their events and its timer may be late.
+
+    Arguments:
+        max_count: The number of connections to keep, over all origins.
+        expiry: Seconds for which a connection may be idle, or None.
+        max_age: Seconds after which a connection is not kept again, or None.
+    """
+
+    def __init__(self, max_count: float, expiry: float | None, max_age: float | None) -> None:
+        self._max_count = max_count
+        self._expiry = expiry
+        self._max_age = max_age
+        # Dicts keep the order and delete in constant time.
+        self._by_origin: dict[Origin, dict[HTTP11Connection, None]] = {}
+        self._since: dict[HTTP11Connection, float] = {}
+        self._retire_at: dict[HTTP11Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    @property
+    def oldest(self) -> HTTP11Connection | None:
+        """The connection that has been idle for the longest time."""
+        return next(iter(self._since), None)
+
+    def count(self) -> dict[Origin, int]:
+        """Return the number of idle connections for each origin that has some."""
+        return {origin: len(connections) for origin, connections in self._by_origin.items()}
+
+    def register(self, connection: HTTP11Connection) -> None:
+        """Remember the age of a new connection."""
+        if self._max_age is not None:
+            age = self._max_age * (1 - MAX_AGE_JITTER * random.random())
+            self._retire_at[connection] = connection.loop.time() + age
+
+    def forget(self, connection: HTTP11Connection, origin: Origin) -> None:
+        """Forget a connection that has closed, idle or not."""
+        self._retire_at.pop(connection, None)
+        if self._since.pop(connection, None) is not None:
+            self._remove(connection, origin)
+
+    def must_retire(self, connection: HTTP11Connection) -> bool:
+        """Whether a used connection must close now, by its age or because none may be reused."""
+        limit = self._get_limit(connection)
+        if limit is not None and limit <= 0:
+            return True
+        if self._max_age is None:
+            return False
+        return connection.loop.time() >= self._retire_at.get(connection, math.inf)
+
+    def add(self, connection: HTTP11Connection, origin: Origin) -> bool:
+        """Keep a connection. Return False if there is no room for it."""
+        if len(self._since) >= self._max_count:
+            return False
+        loop = connection.loop
+        self._by_origin.setdefault(origin, {})[connection] = None
+        self._since[connection] = loop.time()
+        if self._timer is None and self._expiry is not None:
+            self._timer = loop.call_later(self._expiry, self._close_expired, loop)
+        return True
+
+    def pop(self, origin: Origin) -> HTTP11Connection | None:
+        """Take the connection that was used last, if there is one that can be used."""
+        while (connections := self._by_origin.get(origin)) is not None:
+            connection = next(reversed(connections))
+            self._remove(connection, origin)
+            since, limit = self._since.pop(connection), self._get_limit(connection)
+            expired = limit is not None and since + limit <= connection.loop.time()
+            if not expired and connection.is_reusable():
+                return connection
+            connection.close()
+        return None
+
+    def stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _get_limit(self, connection: HTTP11Connection) -> float | None:
+        """Return for how many seconds a connection may be idle. None means without limit."""
+        if (announced := connection.keep_alive_timeout) is None:
+            return self._expiry
+        # One second earlier than the upstream closes it, for the request's way there.
+        return announced - 1 if self._expiry is None else min(announced - 1, self._expiry)
+
+    def _remove(self, connection: HTTP11Connection, origin: Origin) -> None:
+        connections = self._by_origin[origin]
+        del connections[connection]
+        if not connections:
+            del self._by_origin[origin]
+
+    def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections that have been idle for too long. They are in order of time."""
+        self._timer = None
+        assert self._expiry is not None
+        for connection, since in list(self._since.items()):
+            if since + self._expiry > loop.time():
+                self._timer = loop.call_at(since + self._expiry, self._close_expired, loop)
+                return
+            connection.close()
