@@ -393,8 +393,8 @@ class ResponseParser:
 
 _CACHEABLE_HEADERS = frozenset(
     b"accept-ranges age cache-control connection content-encoding content-language content-length "
-    b"content-type date keep-alive server transfer-encoding vary x-accel-buffering "
-    b"x-content-type-options".split()
+    b"content-type date etag expires keep-alive last-modified pragma server transfer-encoding vary "
+    b"via x-accel-buffering x-content-type-options".split()
 )
 _MAX_CACHED_HEADS = 64
 _MAX_CACHED_HEAD_SIZE = 1024

@@ -106,7 +106,8 @@ SerializedHeaders = tuple[bytes, int | None, bool]
 
 _CACHEABLE_HEADERS = frozenset(
     b"accept accept-encoding accept-language connection content-length content-type host "
-    b"transfer-encoding user-agent".split()
+    b"transfer-encoding user-agent x-forwarded-for x-forwarded-host x-forwarded-prefix "
+    b"x-forwarded-proto".split()
 )
 _MAX_CACHED_SIZE = 1024
 _MAX_CACHED = 64
