@@ -1,14 +1,11 @@
-"""What README.md shows of docs/performance.md: three rows of figures, and a small chart."""
+"""The chart of README.md, from the figures of docs/performance.md."""
 
 from html import escape
 
-from tests.support.servers import ROOT
-
 from .page import PAGE, PLOT
 
-README = ROOT / "README.md"
 CHART = PLOT.parent / "images" / "cost.svg"
-ROWS = {  # of that page, as the README calls them
+ROWS = {  # of that page, as the chart calls them
     "1 KB, 10 concurrent, us": "1 KB, 10 at a time",
     "100 event streams of 20 a second, an event, us": "an event, of 100 streams",
     "body of 1 GB, s": "a body of 1 GB",
@@ -19,7 +16,6 @@ WAYS = {
     "aiohttp by hand": "aiohttp by hand",
     "idiom": "httpx by hand",
 }
-IN_TABLE = ("idiom", "aiohttp by hand", "AsyncioTransport")
 
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
@@ -52,14 +48,6 @@ def figures() -> dict[str, dict[str, str]]:
                 way: f"{cell.partition(' ')[0].strip('*')} {unit}" for way, cell in cells
             }
     return found
-
-
-def table() -> list[str]:
-    """The rows of the README's."""
-    return [
-        f"| {ROWS[row]} | {' | '.join(cells[way] for way in IN_TABLE)} |"
-        for row, cells in figures().items()
-    ]
 
 
 def svg() -> str:
@@ -99,11 +87,7 @@ def _number(cell: str) -> float:
 
 
 def write() -> None:
-    """The chart, and the rows in place of those of the same name."""
     CHART.write_text(svg())
-    rows = {row.split(" | ")[0]: row for row in table()}
-    lines = README.read_text().splitlines()
-    README.write_text("\n".join(rows.get(line.split(" | ")[0], line) for line in lines) + "\n")
 
 
 if __name__ == "__main__":

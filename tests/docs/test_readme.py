@@ -1,103 +1,117 @@
-"""README.md shows what `make bench` measured and what `make demo` prints."""
+"""README.md: its code and commands run as pasted, and its chart has the measured figures."""
 
-import html
+import os
 import re
+import shlex
 import subprocess
 import sys
-from collections import defaultdict
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.testclient import TestClient
 
-from asgi_upstream import StreamedResponse, get_client
-from asgi_upstream.testing import Upstream
+from asgi_upstream.testing import eventually
 from examples.demo import PARTS
 from tests.benchmarks import chart
-from tests.support.pages import ROOT, blocks
+from tests.support.pages import ROOT, blocks, files
+from tests.support.servers import free_port
 
-DEMO = ROOT / "docs/images/demo.svg"
-
-
-def lines(svg: str) -> list[str]:
-    """The text of a picture, a line each; empty ones are left out."""
-    found: dict[int, str] = defaultdict(str)
-    for number, part in re.findall(r'clip-path="url\(#demo-line-(\d+)\)">(.*?)</text>', svg):
-        found[int(number)] += html.unescape(part).replace("\xa0", " ")
-    return [line.rstrip() for _, line in sorted(found.items()) if line.strip()]
+APP, _, EVENTS = [b.code for b in blocks("README.md") if b.language == "python" and not b.name]
+CODE = files("README.md") | {"app.py": APP + EVENTS}
+COMMANDS = "\n".join(block.code for block in blocks("README.md") if block.language == "sh")
 
 
-@pytest.fixture
-def apps(upstream: Upstream) -> list[FastAPI]:
-    """Those that the README makes, one after the other; the first is the idiom that leaks."""
-    names: dict[str, Any] = {}
-    made: list[FastAPI] = []
-    for block in blocks("README.md"):
-        if block.language == "python":
-            exec(re.sub(r"https://(api|billing)\.example", upstream.url, block.code), names)
-            if names["app"] not in made:
-                made.append(names["app"])
-    return made[1:]
+@pytest.fixture(scope="module")
+def ports() -> dict[str, str]:
+    """The ports that stand in for those of the page."""
+    return {"9000": str(free_port()), "8000": str(free_port())}
 
 
-@pytest.mark.of_httpx
-@pytest.mark.no_leaks
-def test_the_code_of_the_readme_runs(
-    upstream: Upstream, apps: list[FastAPI], capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for name, code in CODE.items():
+        (folder / name).write_text(code.replace("9000", ports["9000"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def caller(folder: Path, ports: dict[str, str]) -> Iterator[httpx.Client]:
+    """Calls the app, which runs like the upstream by the commands of the page."""
+    processes = []
+    for command in re.findall(r"^uvicorn .*$", COMMANDS, re.M):
+        command += " --port 8000" if "--port" not in command else ""
+        for old, new in ports.items():
+            command = command.replace(old, new)
+        arguments = [sys.executable, "-m", *shlex.split(command)]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+        processes.append(subprocess.Popen(arguments, cwd=folder, env=environment))
+    with httpx.Client(base_url=f"http://127.0.0.1:{ports['8000']}", trust_env=False) as client:
+        eventually(lambda: answers(client), 30)
+        yield client
+    for process in processes:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/lines?count=1").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_quickstart_app_relays_lines_as_they_come(caller: httpx.Client) -> None:
+    command = re.search(r"curl -N http://127.0.0.1:8000(\S+)", COMMANDS)
+    assert command is not None
+    with caller.stream("GET", command[1]) as response:
+        lines = list(response.iter_lines())
+    assert lines == [f"line {number}" for number in range(10)]
+
+
+def test_events_of_the_readme_arrive(caller: httpx.Client) -> None:
+    with caller.stream("GET", "/events") as response:
+        assert next(response.iter_lines()) == "id: 0"
+
+
+def test_gateway_of_the_readme_forwards(
+    caller: httpx.Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.get("/report").json({"total": 3})
-    upstream.get("/item").json({"price": 2, "name": "lamp", "of": "many"})
-    upstream.get("/events").events("a", "b")
-    upstream.get("/bill").json({"due": 1})
-    first, forwards, watched, several = apps
-    with TestClient(first) as caller:
-        assert caller.get("/report").json() == {"total": 3}
-        assert caller.get("/price").json() == {"price": 2}
-        assert "data: b" in caller.get("/events").text
-        assert caller.get("/name").json() == "lamp"
-    with TestClient(forwards) as caller:
-        assert caller.get("/api/item").json() == caller.get("/orders/item").json()
-    with TestClient(several) as caller:
-        assert caller.get("/bill").json() == {"due": 1}
-    add_route(watched)
-    upstream.get("/report").close()
-    with TestClient(watched) as caller:
-        assert caller.get("/").status_code == 502
-    assert "protocol_failed: RemoteProtocolError(" in capsys.readouterr().out
+    code = "from fastapi.testclient import TestClient\nfrom gateway import app\n"
+    code += "with TestClient(app) as caller:\n    print(caller.get('/api/item').text)\n"
+    run = run_python(folder, "-c", code)
+    assert run.stdout == '{"name":"lamp","price":20}\n', run.stderr
 
 
-def add_route(app: FastAPI) -> None:
-    """To an app that the README shows without."""
-
-    @app.get("/")
-    async def report(request: Request) -> StreamedResponse:
-        client = await get_client(request)
-        return StreamedResponse(client, client.build_request("GET", "/report"))
+def test_test_of_the_readme_passes(folder: Path) -> None:
+    run = run_python(folder, "-m", "pytest", "-q", "test_app.py")
+    assert "1 passed" in run.stdout, run.stdout
 
 
-def without_figures(line: str) -> str:
-    return re.sub(r"[\d.]+(?= (?:MB|ms|s)\b|\})", "…", line.strip())
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_the_rows_and_the_chart_have_the_figures_of_the_page_of_performance() -> None:
-    """`python -m tests.benchmarks.chart` writes them."""
-    readme = (ROOT / "README.md").read_text().splitlines()
-    assert len(chart.table()) == len(chart.ROWS)
-    for row in chart.table():
-        assert row in readme
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_chart_has_the_figures_of_the_performance_page() -> None:
+    """`python -m tests.benchmarks.chart` writes it."""
     assert chart.CHART.read_text() == chart.svg()
 
 
-def test_the_picture_of_the_demo_shows_each_of_its_parts() -> None:
-    """`python -m tests.support.demo_picture` makes it."""
-    shown = lines(DEMO.read_text())
-    for title, _ in PARTS:
-        assert title in shown
-
-
 @pytest.mark.slow
-def test_the_picture_of_the_demo_shows_each_line_that_it_prints() -> None:
+def test_demo_shows_each_of_its_parts() -> None:
     for _ in range(3):  # it measures times, which do not hold on a busy machine
         run = subprocess.run(
             [sys.executable, "-X", "utf8", "-m", "examples.demo"],
@@ -110,7 +124,5 @@ def test_the_picture_of_the_demo_shows_each_line_that_it_prints() -> None:
         if run.returncode == 0:
             break
     assert run.returncode == 0, run.stdout
-    printed = [line for line in run.stdout.splitlines() if line.strip()]
-    shown = lines(DEMO.read_text())
-    assert shown[0] == "$ make demo"
-    assert [*map(without_figures, shown[1:])] == [*map(without_figures, printed)]
+    for title, _ in PARTS:
+        assert title in run.stdout
