@@ -1,13 +1,22 @@
-"""The caller's request body as a stream for httpx."""
+"""The caller's request body as a stream for httpx, and its framing."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import anyio
+import httpx
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
-from .._httpx.flavors import ByteStreamBase, HTTPXModule
+from .._headers import RawHeaders, parse_content_length, remove
+from .._httpx.flavors import (
+    ByteStreamBase,
+    HTTPXModule,
+    describe_type,
+    small_cache,
+    subclass_for,
+)
+from .._methods import WITHOUT_BODY
 
 MAX_FIRST_CHUNK_WAIT = 1.0
 """Seconds to wait for the first chunk of a request that probably has no body."""
@@ -60,7 +69,7 @@ class CallerBody(ByteStreamBase):
                 if self._expected:
                     raise
                 return b"", False
-        is_read = get_read_body(self._request) is not None or is_consumed(self._request)
+        is_read = _get_read_body(self._request) is not None or _is_consumed(self._request)
         return self._first_chunk, not is_read
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -76,7 +85,7 @@ class CallerBody(ByteStreamBase):
                         break
                 yield chunk
         if remaining:  # like an upgrade with a body, which uvicorn drops
-            raise short_body_error()
+            raise _short_body_error()
 
     async def _read(self, stream: AsyncGenerator[bytes], timeout: float | None) -> bytes:
         """Return the next chunk that is not empty, or b"" at the end."""
@@ -94,17 +103,75 @@ class CallerBody(ByteStreamBase):
         raise HTTPException(408, "The request body did not arrive in time")
 
 
-def short_body_error() -> HTTPException:
+def choose_body(
+    library: HTTPXModule, request: HTTPConnection, raw: RawHeaders, timeout: float | None
+) -> tuple[RawHeaders, httpx.AsyncByteStream, CallerBody | None]:
+    """Return the headers, the body, and the body again if its first chunk decides the framing.
+
+    An HTTP/1.1 request without framing headers has no body (RFC 9112 6.3). But serverless adapters
+    such as Mangum drop these headers, and HTTP/2 does not need them.
+    """
+    scope, names = request.scope, dict(raw)
+    is_framed = b"content-length" in names or b"transfer-encoding" in names
+    is_http1 = scope.get("http_version", "1.1").startswith("1")
+    rarely_has_body = scope["method"] in WITHOUT_BODY
+    if not isinstance(request, Request):
+        if is_framed:
+            raise TypeError(
+                f"forward_request needs the Request to forward its body, not "
+                f"{describe_type(request)}: take `request: Request` in the endpoint"
+            )
+        return raw, _empty_body(library), None
+    if (body := _get_read_body(request)) is not None and (is_framed or body):
+        return _frame_read_body(library, raw, body)
+    if not is_framed and is_http1 and rarely_has_body:
+        return raw, _empty_body(library), None
+    if _is_consumed(request):
+        if names.get(b"content-length") == b"0" or (not is_framed and rarely_has_body):
+            return raw, _empty_body(library), None
+        raise RuntimeError(
+            "the caller's body was consumed before forward_request(), by Form, File, UploadFile, "
+            "request.form() or request.stream(); forward the request without them, or read the "
+            "body with `await request.body()`, which keeps it"
+        )
+    body_class = subclass_for(CallerBody, library.AsyncByteStream)
+    if is_framed:
+        return raw, body_class(library, request, parse_content_length(raw), timeout), None
+    expected = not (is_http1 or rarely_has_body)
+    pending = body_class(library, request, None, timeout, expected=expected)
+    if rarely_has_body:
+        return raw, _empty_body(library), pending
+    return [*raw, (b"transfer-encoding", b"chunked")], pending, pending
+
+
+def _frame_read_body(
+    library: HTTPXModule, raw: RawHeaders, body: bytes
+) -> tuple[RawHeaders, httpx.AsyncByteStream, None]:
+    """Frame a body that the endpoint has read and kept."""
+    length = parse_content_length(raw)
+    if length is not None and len(body) < length:
+        raise _short_body_error()
+    raw = remove(remove(raw, b"transfer-encoding"), b"content-length")
+    raw.append((b"content-length", str(len(body)).encode()))
+    return raw, library.ByteStream(body), None
+
+
+@small_cache
+def _empty_body(library: HTTPXModule) -> httpx.ByteStream:
+    return library.ByteStream(b"")
+
+
+def _short_body_error() -> HTTPException:
     """Return the error for a body that ends before its Content-Length."""
     return HTTPException(400, "Request body is shorter than its Content-Length")
 
 
-def get_read_body(request: Request) -> bytes | None:
+def _get_read_body(request: Request) -> bytes | None:
     """Return the body that `await request.body()` has kept, or None if it was not read."""
     body: bytes | None = getattr(request, "_body", None)
     return body
 
 
-def is_consumed(request: Request) -> bool:
+def _is_consumed(request: Request) -> bool:
     """Return whether the body was read to its end and not kept, as `request.form()` does."""
     return getattr(request, "_stream_consumed", False)

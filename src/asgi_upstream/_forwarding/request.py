@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import httpx
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from .._headers import RawHeaders, parse_content_length, remove
+from .._headers import RawHeaders
 from .._httpx.flavors import (
     URLT,
     HTTPXModule,
@@ -21,8 +21,7 @@ from .._httpx.flavors import (
     subclass_for,
 )
 from .._httpx.requests import ForwardedRequest
-from .._methods import WITHOUT_BODY
-from .body import CallerBody, get_read_body, is_consumed, short_body_error
+from .body import choose_body
 from .headers import apply_changes, build_request_headers, merge_cookies, validate_headers
 from .target import build_target
 
@@ -103,7 +102,7 @@ def forward_request(
     if headers is not None:
         raw = apply_overrides(raw, headers)
         validate_headers(raw)
-    raw, stream, pending = _choose_body(library, request, raw, body_timeout)
+    raw, stream, pending = choose_body(library, request, raw, body_timeout)
     cls, timeout = subclass_for(ForwardedRequest, library.Request), httpx_client.timeout.as_dict()
     outgoing = cls(library, method, base, target, raw, stream, timeout)
     outgoing.pending_body = pending
@@ -130,64 +129,6 @@ def apply_overrides(raw: RawHeaders, overrides: HeaderOverrides) -> RawHeaders:
 def _get_host(scope: Scope) -> bytes | None:
     """Return the caller's Host, or None. HTTP/1.0 callers may send none."""
     return next((value for name, value in scope["headers"] if name.lower() == b"host"), None)
-
-
-def _choose_body(
-    library: HTTPXModule, request: HTTPConnection, raw: RawHeaders, timeout: float | None
-) -> tuple[RawHeaders, httpx.AsyncByteStream, CallerBody | None]:
-    """Return the headers, the body, and the body again if its first chunk decides the framing.
-
-    An HTTP/1.1 request without framing headers has no body (RFC 9112 6.3). But serverless adapters
-    such as Mangum drop these headers, and HTTP/2 does not need them.
-    """
-    scope, names = request.scope, dict(raw)
-    is_framed = b"content-length" in names or b"transfer-encoding" in names
-    is_http1 = scope.get("http_version", "1.1").startswith("1")
-    rarely_has_body = scope["method"] in WITHOUT_BODY
-    if not isinstance(request, Request):
-        if is_framed:
-            raise TypeError(
-                f"forward_request needs the Request to forward its body, not "
-                f"{describe_type(request)}: take `request: Request` in the endpoint"
-            )
-        return raw, _empty_body(library), None
-    if (body := get_read_body(request)) is not None and (is_framed or body):
-        return _frame_read_body(library, raw, body)
-    if not is_framed and is_http1 and rarely_has_body:
-        return raw, _empty_body(library), None
-    if is_consumed(request):
-        if names.get(b"content-length") == b"0" or (not is_framed and rarely_has_body):
-            return raw, _empty_body(library), None
-        raise RuntimeError(
-            "the caller's body was consumed before forward_request(), by Form, File, UploadFile, "
-            "request.form() or request.stream(); forward the request without them, or read the "
-            "body with `await request.body()`, which keeps it"
-        )
-    body_class = subclass_for(CallerBody, library.AsyncByteStream)
-    if is_framed:
-        return raw, body_class(library, request, parse_content_length(raw), timeout), None
-    expected = not (is_http1 or rarely_has_body)
-    pending = body_class(library, request, None, timeout, expected=expected)
-    if rarely_has_body:
-        return raw, _empty_body(library), pending
-    return [*raw, (b"transfer-encoding", b"chunked")], pending, pending
-
-
-def _frame_read_body(
-    library: HTTPXModule, raw: RawHeaders, body: bytes
-) -> tuple[RawHeaders, httpx.AsyncByteStream, None]:
-    """Frame a body that the endpoint has read and kept."""
-    length = parse_content_length(raw)
-    if length is not None and len(body) < length:
-        raise short_body_error()
-    raw = remove(remove(raw, b"transfer-encoding"), b"content-length")
-    raw.append((b"content-length", str(len(body)).encode()))
-    return raw, library.ByteStream(body), None
-
-
-@small_cache
-def _empty_body(library: HTTPXModule) -> httpx.ByteStream:
-    return library.ByteStream(b"")
 
 
 def _apply_client_defaults(
