@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 
 @dataclass(eq=False)
@@ -21,12 +21,14 @@ class Caller:
 
 CALLERS = {"key-of-ann": Caller("ann"), "key-of-bob": Caller("bob")}
 
-Key = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+ApiKey = Annotated[str | None, Depends(APIKeyHeader(name="x-api-key", auto_error=False))]
 
 
-async def known_caller(key: Key) -> Caller:
+async def known_caller(bearer: Bearer, api_key: ApiKey) -> Caller:
     """Return the caller with this key. Answer 401 for an unknown or missing key."""
-    sent = key.credentials.encode() if key else b""
+    # OpenAI's clients send a bearer token, Anthropic's the other header.
+    sent = (bearer.credentials if bearer else api_key or "").encode()
     for known, caller in CALLERS.items():
         if secrets.compare_digest(known.encode(), sent):
             return caller

@@ -1,95 +1,58 @@
-"""A small OpenAI-compatible server without a model or a network. Words of a text are its tokens.
+"""A small model server without a model or a network. Words of a text are its tokens.
 
     uvicorn examples.llm_gateway.upstream:app --port 9001
     curl http://127.0.0.1:9001/made
 
-It bills whoever's key a request has, as a real one does: /made tells how many tokens it has made
-for each, and how many answers it is at. Some of its models do what real ones do on bad days.
+It has OpenAI's chat completions, responses and embeddings, and Anthropic's messages. Like a real
+one, it bills the account whose key a request has. /made tells how many tokens it has made for each
+account, and how many responses are open. Some of its models fail like real ones on bad days.
 """
 
-import itertools
 import json
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
-from pydantic import BaseModel
 
-KEYS = {"sk-of-the-gateway-at-swift": "swift", "sk-of-the-gateway-at-deep": "deep"}
-SECONDS_A_TOKEN = {"swift-1": 0.02, "deep-1": 0.08, "dies": 0.05, "slow": 0.3, "refuses": 0.0}
-THINKS = {"deep-1": 0.4, "slow": 4.0}  # seconds before the first token
-DIES_AFTER = 12  # tokens
-TEXT = (
-    "A gateway holds the keys, knows its callers and passes each word on as it comes. When a "
-    "caller disconnects, the model behind it should stop too: its next words would be unread, "
-    "and somebody pays for it. So the exchange with the model lives inside the answer to the "
-    "caller, and ends with it, whoever ends it first. "
-)
-WORDS = TEXT.split(" ")[:-1]
+from .model import SECONDS_A_TOKEN, THINKS, Asked, at_work, made, tokens
 
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class Asked(BaseModel):
-    """The parts of a completion request that this server reads."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    max_tokens: int = len(WORDS)
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(len(str(message.get("content")).split()) for message in self.messages)
-
-    def usage(self, completion_tokens: int) -> dict[str, int]:
-        prompt = self.prompt_tokens
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt + completion_tokens,
-        }
-
-
+KEYS = {f"sk-of-the-gateway-at-{name}": name for name in ("swift", "deep", "wise")}
 app = FastAPI()
-made: Counter[str] = Counter()
-at_work: Counter[str] = Counter()
-Key = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+ApiKey = Annotated[str | None, Depends(APIKeyHeader(name="x-api-key", auto_error=False))]
 
 
-async def account_of(key: Key) -> str:
+async def account_of(bearer: Bearer, api_key: ApiKey) -> str:
     """Return the account. Answer 401 for an unknown key and quote it, like real servers."""
+    key = bearer.credentials if bearer else str(api_key)
     try:
-        return KEYS[key.credentials]
+        return KEYS[key]
     except KeyError:
-        raise HTTPException(401, f"Incorrect API key provided: {key.credentials}") from None
+        raise HTTPException(401, f"Incorrect API key provided: {key}") from None
 
 
 Account = Annotated[str, Depends(account_of)]
 
 
 @app.exception_handler(HTTPException)
-async def as_openai_says_it(request: Request, exc: HTTPException) -> JSONResponse:
-    """Return errors in the format of OpenAI's API."""
+async def format_error(request: Request, exc: HTTPException) -> JSONResponse:
+    """Return errors in the format of both APIs, which differ only in `type`."""
     error = {"message": exc.detail, "type": "upstream_says", "param": None, "code": None}
-    return JSONResponse({"error": error}, exc.status_code, exc.headers)
+    return JSONResponse({"type": "error", "error": error}, exc.status_code, exc.headers)
 
 
 @app.exception_handler(RequestValidationError)
 async def invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
     """Return a validation error in that format."""
     wrong = "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in exc.errors())
-    return await as_openai_says_it(request, HTTPException(400, wrong))
+    return await format_error(request, HTTPException(400, wrong))
 
 
 @app.get("/made")
@@ -107,9 +70,132 @@ async def models(account: Account) -> dict[str, object]:
     return {"object": "list", "data": data}
 
 
+# Chat completions
+
+
 @app.post("/v1/chat/completions")
 async def chat(asked: Asked, account: Account, request: Request) -> Response:
     """Answer with a completion, at once or word by word."""
+    usage_of = partial(usage, asked, "prompt_tokens", "completion_tokens")
+
+    async def events(words: AsyncIterator[str]) -> AsyncIterator[str]:
+        head, count = named(asked, "chat.completion.chunk"), 0
+        async for word in words:
+            count += 1
+            yield event(head | {"choices": [choice({"content": word})]})
+        yield event(head | {"choices": [choice({}, "stop")]})
+        if asked.stream_options.include_usage:
+            yield event(head | {"choices": [], "usage": usage_of(count)})
+        yield "data: [DONE]\n\n"
+
+    def whole(words: list[str]) -> dict[str, object]:
+        message = {"role": "assistant", "content": "".join(words)}
+        answer = {"index": 0, "message": message, "finish_reason": "stop"}
+        return named(asked, "chat.completion") | {
+            "choices": [answer],
+            "usage": usage_of(len(words)),
+        }
+
+    return await respond(asked, account, request, events, whole)
+
+
+def choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+# Responses
+
+
+@app.post("/v1/responses")
+async def responses(asked: Asked, account: Account, request: Request) -> Response:
+    """Answer with a response, at once or word by word."""
+
+    def response(status: str, words: list[str]) -> dict[str, object]:
+        content = {"type": "output_text", "text": "".join(words), "annotations": []}
+        message = {"type": "message", "id": "msg_1", "role": "assistant", "status": status}
+        done = status == "completed"
+        return named(asked, "response") | {
+            "status": status,
+            "output": [message | {"content": [content]}] if done else [],
+            "usage": usage(asked, "input_tokens", "output_tokens", len(words)) if done else None,
+        }
+
+    async def events(words: AsyncIterator[str]) -> AsyncIterator[str]:
+        made: list[str] = []
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+        yield named_event("response.created", {"response": response("in_progress", [])})
+        async for word in words:
+            made.append(word)
+            yield named_event("response.output_text.delta", place | {"delta": word})
+        yield named_event("response.completed", {"response": response("completed", made)})
+
+    return await respond(asked, account, request, events, partial(response, "completed"))
+
+
+# Messages
+
+
+@app.post("/v1/messages")
+async def messages(asked: Asked, account: Account, request: Request) -> Response:
+    """Answer with a message, at once or word by word."""
+
+    def message(words: list[str], stop_reason: str | None) -> dict[str, object]:
+        return {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": asked.model,
+            "content": [{"type": "text", "text": "".join(words)}] if words else [],
+            "stop_reason": stop_reason,
+            "usage": {"input_tokens": asked.prompt_tokens, "output_tokens": len(words)},
+        }
+
+    async def events(words: AsyncIterator[str]) -> AsyncIterator[str]:
+        count, block = 0, {"type": "text", "text": ""}
+        yield named_event("message_start", {"message": message([], None)})
+        yield named_event("content_block_start", {"index": 0, "content_block": block})
+        async for word in words:
+            count += 1
+            delta = {"type": "text_delta", "text": word}
+            yield named_event("content_block_delta", {"index": 0, "delta": delta})
+        yield named_event("content_block_stop", {"index": 0})
+        end = {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": count}}
+        yield named_event("message_delta", end)
+        yield named_event("message_stop", {})
+
+    return await respond(asked, account, request, events, partial(message, stop_reason="end_turn"))
+
+
+@app.post("/v1/messages/count_tokens")
+async def count_tokens(asked: Asked, account: Account) -> dict[str, int]:
+    """Count the tokens of a prompt."""
+    return {"input_tokens": asked.prompt_tokens}
+
+
+# Embeddings
+
+
+@app.post("/v1/embeddings")
+async def embeddings(asked: Asked, account: Account) -> JSONResponse:
+    """Answer with a vector: the length of each word."""
+    vector = [float(len(word)) for word in str(asked.input).split()]
+    data = [{"object": "embedding", "index": 0, "embedding": vector}]
+    count = usage(asked, "prompt_tokens", "completion_tokens", 0)
+    body = {"object": "list", "model": asked.model, "data": data, "usage": count}
+    return JSONResponse(body, headers={"openai-organization": account})
+
+
+# What they share
+
+
+async def respond(
+    asked: Asked,
+    account: str,
+    request: Request,
+    events: Callable[[AsyncIterator[str]], AsyncIterator[str]],
+    whole: Callable[[list[str]], dict[str, object]],
+) -> Response:
+    """Answer with a stream of events, or with one object when all words are made."""
     if asked.model not in SECONDS_A_TOKEN:
         raise HTTPException(404, f"The model {asked.model!r} does not exist")
     if asked.model == "refuses":
@@ -117,7 +203,7 @@ async def chat(asked: Asked, account: Account, request: Request) -> Response:
     await anyio.sleep(THINKS.get(asked.model, 0))
     if asked.stream:
         return StreamingResponse(
-            events(asked, tokens(asked, account)),
+            events(tokens(asked, account)),
             media_type="text/event-stream",
             headers={"set-cookie": "session=of-the-gateway", "openai-organization": account},
         )
@@ -126,53 +212,29 @@ async def chat(asked: Asked, account: Account, request: Request) -> Response:
         words.append(word)
         if await request.is_disconnected():
             break
-    message = {"role": "assistant", "content": "".join(words)}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return JSONResponse(
-        named(asked, "chat.completion") | {"choices": [choice], "usage": asked.usage(len(words))}
-    )
+    return JSONResponse(whole(words))
 
 
-async def tokens(asked: Asked, account: str) -> AsyncIterator[str]:
-    """Yield the words, and count each of them."""
-    at_work[account] += 1
-    try:
-        for number, word in enumerate(itertools.islice(itertools.cycle(WORDS), asked.max_tokens)):
-            if asked.model == "dies" and number == DIES_AFTER:
-                raise RuntimeError("this model dies in the middle of its answer, as asked")
-            await anyio.sleep(SECONDS_A_TOKEN[asked.model])
-            made[account] += 1
-            yield f"{word} "
-    finally:
-        at_work[account] -= 1
-
-
-async def events(asked: Asked, words: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield the words as events, then the end, and the usage if requested."""
-    head, count = named(asked, "chat.completion.chunk"), 0
-    async for word in words:
-        count += 1
-        yield event(head | {"choices": [choice({"content": word})]})
-    yield event(head | {"choices": [choice({}, "stop")]})
-    if asked.stream_options.include_usage:
-        yield event(head | {"choices": [], "usage": asked.usage(count)})
-    yield "data: [DONE]\n\n"
-
-
-def choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
-    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+def usage(asked: Asked, prompt: str, completion: str, count: int) -> dict[str, int]:
+    tokens = asked.prompt_tokens
+    return {prompt: tokens, completion: count, "total_tokens": tokens + count}
 
 
 def event(data: dict[str, object]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
+def named_event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\n{event({'type': name} | data)}"
+
+
 def named(asked: Asked, kind: str) -> dict[str, object]:
-    """Return the common parts of every chunk."""
+    """Return the common parts of every object."""
     now = time.time_ns()
     return {
-        "id": f"chatcmpl-{now:x}",
+        "id": f"{now:x}",
         "object": kind,
         "created": now // 10**9,
+        "created_at": now // 10**9,
         "model": asked.model,
     }

@@ -9,7 +9,15 @@ import httpx
 
 from asgi_upstream import UpstreamProtocolError
 
-MAX_EVENT = 1024 * 1024  # bytes
+MAX_EVENT = 8 * 1024 * 1024  # bytes; the last event of a response may repeat all of it
+# OpenAI's names, in both its APIs, and Anthropic's, which counts cached tokens apart.
+PROMPT = (
+    "prompt_tokens",
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+)
+COMPLETION = ("completion_tokens", "output_tokens")
 
 
 @dataclass(eq=False)
@@ -19,17 +27,17 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def count(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Relay the events of a stream, and count their tokens."""
         async for event in events(chunks):
-            self._count(data_of(event))
+            self.count_object(data_of(event))
             yield event
 
-    async def counted_and_hidden(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def count_and_hide(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Relay the events without the usage, for a caller that did not ask for it."""
         async for event in events(chunks):
             data = data_of(event)
-            self._count(data)
+            self.count_object(data)
             if not data.get("usage") or data.get("choices"):
                 yield event
 
@@ -38,33 +46,41 @@ class Usage:
         if not upstream.is_success:
             return
         try:
-            self._count(upstream.json())
-        except (
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ) as exc:  # for example, a proxy's error page
+            self.count_object(upstream.json())
+        except (ValueError, AttributeError, RecursionError) as exc:  # a proxy's error page
             raise UpstreamProtocolError from exc
 
-    def _count(self, data: dict[str, Any]) -> None:
+    def count_object(self, data: dict[str, Any]) -> None:
         """Count the tokens. A response of unknown shape is relayed unchanged."""
-        told, choices = data.get("usage"), data.get("choices")
-        if isinstance(told, dict):
-            self.prompt_tokens = number(told.get("prompt_tokens"), self.prompt_tokens)
-            self.completion_tokens = number(told.get("completion_tokens"), self.completion_tokens)
-        elif isinstance(choices, list):
-            # A caller that disconnects gets no usage, so the chunks are counted.
-            deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
-            self.completion_tokens += sum(map(says, deltas))
+        # Usage is here in chat completions, and also deeper in events of the other APIs.
+        for place in (data, data.get("response"), data.get("message")):
+            if isinstance(place, dict) and isinstance(usage := place.get("usage"), dict):
+                self.prompt_tokens = total(usage, PROMPT, self.prompt_tokens)
+                self.completion_tokens = total(usage, COMPLETION, self.completion_tokens)
+                return
+        # A caller that disconnects gets no usage, so the chunks are counted.
+        self.completion_tokens += count_chunks(data)
 
 
-def number(told: object, known: int) -> int:
-    return told if type(told) is int and told >= 0 else known
+def total(usage: dict[str, Any], names: tuple[str, ...], known: int) -> int:
+    """Return the sum of the counts with these names, or what is known if there are none."""
+    counts = [count for name in names if type(count := usage.get(name)) is int and count >= 0]
+    return sum(counts) if counts else known
 
 
-def says(delta: object) -> bool:
-    """Whether a chunk has content: words, a tool call or reasoning."""
-    return isinstance(delta, dict) and any(v for name, v in delta.items() if name != "role")
+def count_chunks(data: dict[str, Any]) -> int:
+    """Return the number of chunks with content: words, a tool call or reasoning."""
+    kind, choices = data.get("type"), data.get("choices")
+    if isinstance(kind, str):
+        return int(kind == "content_block_delta" or kind.endswith(".delta"))
+    if not isinstance(choices, list):
+        return 0
+    deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+    return sum(isinstance(delta, dict) and has_content(delta) for delta in deltas)
+
+
+def has_content(delta: dict[str, Any]) -> bool:
+    return any(value for name, value in delta.items() if name != "role")
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

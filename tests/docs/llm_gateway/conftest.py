@@ -1,6 +1,7 @@
 """The gateway and its upstream, each on a real uvicorn."""
 
-import importlib.util
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -11,10 +12,10 @@ import pytest
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.upstream import app as upstream_app
-from tests.docs.test_examples import ROOT, served, until
+from tests.docs.test_examples import served, until
 
 Serve = Callable[..., str]
-SWIFT, DEEP = "swift", "deep"
+SWIFT, DEEP, WISE = "swift", "deep", "wise"
 
 
 class Upstream:
@@ -50,7 +51,7 @@ def upstream_of_all() -> Iterator[Upstream]:
 def upstream(upstream_of_all: Upstream) -> Iterator[Upstream]:
     """Fails where a test leaves the upstream at work, or a place of a caller taken."""
     yield upstream_of_all
-    until(lambda: upstream_of_all.at_work(SWIFT) == upstream_of_all.at_work(DEEP) == 0)
+    until(lambda: not any(upstream_of_all.at_work(name) for name in (SWIFT, DEEP, WISE)))
     until(lambda: not any(caller.at_once for caller in CALLERS.values()))
 
 
@@ -62,25 +63,25 @@ def serve(upstream_of_all: Upstream) -> Iterator[Serve]:
         @cache
         def url(**environment: str) -> str:
             behind = f"{upstream_of_all.url}/v1"
-            environment = {"SWIFT_URL": behind, "DEEP_URL": behind, **environment}
+            environment = {
+                "SWIFT_URL": behind,
+                "DEEP_URL": behind,
+                "WISE_URL": behind,
+                **environment,
+            }
             return stack.enter_context(served(gateway_with(environment)))
 
         yield url
 
 
 def gateway_with(environment: dict[str, str]) -> Any:
-    """The app, imported once more and not reloaded: that would take the one before it apart."""
-    name, path = "examples.llm_gateway.app", ROOT / "examples/llm_gateway/app.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    """Import the app again, without a reload, which would change the apps before it."""
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        spec.loader.exec_module(module)
-    app: object = module.app
-    return app
+        for module in ("app", "upstreams", "bodies"):  # those that read the environment
+            patch.delitem(sys.modules, f"examples.llm_gateway.{module}", raising=False)
+        return importlib.import_module("examples.llm_gateway.app").app
 
 
 @pytest.fixture

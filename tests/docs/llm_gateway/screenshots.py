@@ -1,11 +1,11 @@
-"""Makes the pictures of docs/llm-gateway.md: python -m tests.docs.llm_gateway.screenshots."""
+"""Make the picture of docs/llm-gateway.md: python -m tests.docs.llm_gateway.screenshots."""
 
 from pathlib import Path
 
 from playwright.sync_api import Browser
 
 from examples.llm_gateway.upstream import app as upstream_app
-from tests.docs.llm_gateway.browser import NARROW, WIDE, Chat, chromium
+from tests.docs.llm_gateway.browser import WIDE, Chat, chromium
 from tests.docs.llm_gateway.conftest import gateway_with
 from tests.docs.test_examples import ROOT, served, until
 
@@ -38,12 +38,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with served(upstream_app) as upstream, chromium() as browser:
         behind = f"{upstream}/v1"
-        for dark in (False, True):
-            for name, size in (("wide", WIDE), ("narrow", NARROW)):
-                app = gateway_with({"SWIFT_URL": behind, "DEEP_URL": behind})
-                with served(app) as url:
-                    path = FOLDER / f"llm-gateway-{name}-{'dark' if dark else 'light'}.png"
-                    picture(browser, url, path, size, dark=dark)
+        with served(gateway_with({"SWIFT_URL": behind, "DEEP_URL": behind})) as url:
+            picture(browser, url, FOLDER / "llm-gateway-wide-light.png", WIDE, dark=False)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from examples.llm_gateway.callers import CALLERS
-from examples.llm_gateway.upstream import DIES_AFTER, WORDS
+from examples.llm_gateway.model import DIES_AFTER, WORDS
 from tests.docs.llm_gateway.browser import CHROMIUM, NARROW, WIDE, Chat, chromium
 from tests.docs.llm_gateway.conftest import DEEP, Serve, Upstream
 from tests.docs.test_examples import until
