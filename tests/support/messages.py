@@ -9,7 +9,6 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src/asgi_upstream"
 LOGS = ("debug", "info", "warning", "error", "exception", "critical", "log")
 LOGGERS = ("logger", "log")
-ARGUMENT_ERRORS = ("TypeError", "ValueError", "AttributeError", "AssertionError")
 ENDS = ("Error", "Timeout", "Exception", "Protocol", "Consumed", "Mismatch", "Exhausted")
 _VALUE = re.compile(r"%[srdg]|%\.\d+f")
 
@@ -18,7 +17,7 @@ _VALUE = re.compile(r"%[srdg]|%\.\d+f")
 class Message:
     text: str  # with … in place of each value
     where: str
-    is_about_an_argument: bool  # then it says itself what to change, and needs no entry
+    is_logged: bool
 
 
 def messages() -> Iterator[Message]:
@@ -26,16 +25,20 @@ def messages() -> Iterator[Message]:
         for node in ast.walk(ast.parse(path.read_text())):
             for text in _texts(node):
                 where = f"{path.relative_to(SOURCE.parent)}:{getattr(node, 'lineno', 0)}"
-                about_argument = isinstance(node, ast.Call) and _name(node.func) in ARGUMENT_ERRORS
-                yield Message(" ".join(text.split()), where, about_argument)
+                yield Message(" ".join(text.split()), where, _logs(node))
+
+
+def _logs(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    return _name(node.func) in LOGS and _name(getattr(node.func, "value", node)) in LOGGERS
 
 
 def _texts(node: ast.AST) -> Iterator[str]:
     """The texts of one node: of an exception or a log line that is made, or of a `detail`."""
     if isinstance(node, ast.Call):
         name = _name(node.func)
-        logs = name in LOGS and _name(getattr(node.func, "value", node)) in LOGGERS
-        if logs or name == "add_note" or _makes_exception(name):
+        if _logs(node) or name == "add_note" or _makes_exception(name):
             for argument in node.args[:2]:
                 if (text := _template(argument)) is not None:
                     yield text

@@ -22,7 +22,7 @@ except ImportError as _exc:
     if (_exc.name or "").partition(".")[0] != "websockets":
         raise
     raise ImportError(
-        "relaying WebSockets needs websockets: pip install 'asgi-upstream[ws]'", name=_exc.name
+        "relaying WebSockets needs websockets: pip install websockets", name=_exc.name
     ) from _exc
 
 from .._httpx.flavors import HTTPXModule, map_httpcore_error

@@ -14,7 +14,7 @@ try:
     from opentelemetry import metrics, trace
 except ImportError as _exc:
     raise ImportError(
-        "opentelemetry_observer needs opentelemetry-api: pip install 'asgi-upstream[otel]'",
+        "opentelemetry_observer needs opentelemetry-api: pip install opentelemetry-api",
         name=_exc.name,
     ) from _exc
 
@@ -60,8 +60,8 @@ def opentelemetry_observer(
         A function for `client_lifespan(observers=[...])`.
 
     Raises:
-        ImportError: On import, if opentelemetry-api is not installed. The extra
-            `asgi-upstream[otel]` installs it.
+        ImportError: On import, if opentelemetry-api is not installed. The extra `otel`
+            installs it.
     """
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
     tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)

@@ -10,7 +10,7 @@ except ImportError as _exc:
     if _exc.name != "prometheus_client":
         raise
     raise ImportError(
-        "prometheus_observer needs prometheus-client: pip install 'asgi-upstream[prometheus]'",
+        "prometheus_observer needs prometheus-client: pip install prometheus-client",
         name=_exc.name,
     ) from _exc
 
@@ -48,8 +48,8 @@ def prometheus_observer(
         A function for `client_lifespan(observers=[...])`.
 
     Raises:
-        ImportError: On import, if prometheus-client is not installed. The extra
-            `asgi-upstream[prometheus]` installs it.
+        ImportError: On import, if prometheus-client is not installed. The extra `prometheus`
+            installs it.
         ValueError: If the registry already has these metrics.
     """
 

@@ -50,7 +50,7 @@ class serve:
         try:
             import uvicorn
         except ImportError as exc:
-            raise ImportError("serve() needs: pip install 'asgi-upstream[testing]'") from exc
+            raise ImportError("serve() needs uvicorn: pip install uvicorn") from exc
         self._server = uvicorn.Server(uvicorn.Config(self._app, **self._options))
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self._thread = threading.Thread(target=self._run, name="serve", daemon=True)

@@ -180,14 +180,14 @@ def run(code: str, **modules: None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def test_without_uvicorn_it_names_the_extra_and_the_rest_works() -> None:
+def test_serve_without_uvicorn_names_the_package() -> None:
     code = """
 from asgi_upstream.testing import Upstream, serve
 with Upstream():
     serve(None).__enter__()
 """
     message = run(code, uvicorn=None).stderr.strip().splitlines()[-1]
-    assert message == "ImportError: serve() needs: pip install 'asgi-upstream[testing]'"
+    assert message == "ImportError: serve() needs uvicorn: pip install uvicorn"
 
 
 def test_the_library_imports_none_of_it_and_it_needs_no_pytest() -> None:
