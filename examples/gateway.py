@@ -54,13 +54,13 @@ router = APIRouter(dependencies=[Depends(known_caller)])
 stock = ReverseProxy("stock_client", prefix="/stock", headers={"x-api-key": None})
 
 
-@router.api_route("/stock/{path:path}", methods=METHODS)
+@router.api_route("/stock/{path:path}", methods=METHODS, include_in_schema=False)
 async def forward_to_stock(request: Request) -> Response:
     """Forward everything under /stock, after the router's dependencies."""
     return await stock.respond(request)
 
 
-@router.api_route("/billing/{path:path}", methods=METHODS)
+@router.api_route("/billing/{path:path}", methods=METHODS, include_in_schema=False)
 async def forward_to_billing(
     request: Request, client: BillingClient, caller: KnownCaller
 ) -> StreamedResponse:

@@ -44,7 +44,7 @@ async def events(
 forward = ReverseProxy(prefix="/api")
 
 
-@app.api_route("/api/{path:path}", methods=METHODS)
+@app.api_route("/api/{path:path}", methods=METHODS, include_in_schema=False)
 @limiter.limit(LIMIT)
 async def api(request: Request, path: str) -> Response:
     return await forward.respond(request)
