@@ -27,33 +27,48 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-httpx2 matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
+.PHONY: help demo test test-unit test-parallel test-serial test-flavor test-httpx2 test-all test-stability matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
-test: $(DEV) $(filter-out go,$(PROGRAMS)) ## run the tests
-	@$(RUN) pytest -n 5 --dist worksteal -m "not alone and not slow" || $(ONCE_MORE)
-	@$(RUN) pytest -m "alone and not slow" $(shell grep -rl mark.alone tests)
-	@TESTED_LIBRARY=httpx2 $(RUN) pytest -q -n 4 --dist worksteal $(TELLING)
+test-unit: $(DEV) ## run the tests that need no process: half a minute
+	@$(PARALLEL) -m "not serial and not slow" tests/unit
 
-# Run the failed tests again, one at a time: on a busy machine some exceed their time limits.
-ONCE_MORE := $(RUN) pytest --last-failed --last-failed-no-failures none -m "not alone and not slow"
+test: ## run the tests, in groups: four minutes
+	@$(MAKE) -s test-parallel
+	@$(MAKE) -s test-serial
+	@$(MAKE) -s test-flavor
+
+# The tests with this marker need real time or the whole machine: one at a time.
+SERIAL_FILES = $(shell grep -rl --include='test_*.py' mark.serial tests)
+PARALLEL := $(RUN) pytest -n 4 --dist worksteal
+
+test-parallel: $(DEV) $(filter-out go,$(PROGRAMS))
+	@$(PARALLEL) -m "not serial and not slow"
+
+test-serial: $(DEV) $(filter-out go,$(PROGRAMS))
+	@$(RUN) pytest -m "serial and not slow" $(SERIAL_FILES)
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
 TELLING := $(addprefix tests/unit/test_,corners.py errors.py lifespan.py responses.py)
 
-test-httpx2: $(DEV) ## run the tests on httpx2, those of real servers on one of them
-	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
-	    tests/unit
-	@TESTED_LIBRARY=httpx2 $(RUN) pytest -n 4 --dist worksteal -m "not alone" \
-	    -k uvicorn-httptools tests/integration
+test-flavor: $(DEV)
+	@TESTED_LIBRARY=httpx2 $(PARALLEL) -q $(TELLING)
 
-test-all: test go ## and those that take long
-	@$(RUN) pytest -n 2 --dist worksteal -m slow
+test-httpx2: $(DEV) ## run the tests on httpx2
+	@TESTED_LIBRARY=httpx2 $(PARALLEL) -m "not serial" tests/unit tests/integration
+
+test-all: $(DEV) $(PROGRAMS) ## run all tests, also the slow ones, on all servers: half an hour
+	@$(PARALLEL) --servers=all -m "not serial"
+	@$(RUN) pytest --servers=all -m serial $(SERIAL_FILES)
+	@$(MAKE) -s test-httpx2
+
+test-stability: $(DEV) ## run the tests RUNS=20 times, LOAD=1 on a busy machine; count failures
+	@$(RUN) tests.support.stability --runs $(or $(RUNS),20) $(if $(LOAD),--load)
 
 matrix: $(DEV) ## test each Python, the lowest and newest dependencies, each extra: half an hour
 	@$(RUN) nox -f tests/noxfile.py

@@ -9,24 +9,24 @@ import pytest
 
 from tests import ON_HTTPX2
 from tests.support.page_apps import Serve, serving
+from tests.support.server_choice import choose_servers
 from tests.support.upstream import Upstream
 
-HERE = Path(__file__).parent
-# Of what runs on each server and transport, `make test` runs these, and `make test-all` the rest.
-_MOST = ("uvicorn-httptools+asyncio", "hypercorn-trio", "granian")
-EVERY_TIME = {
-    "integration/test_conformance": _MOST,
-    "integration/test_smuggling.py": _MOST,
-    "integration/test_what_happens_when.py": _MOST,
-    "integration/test_ending.py": ("uvicorn-h11", "hypercorn-trio", "granian+asyncio", "gunicorn"),
-    "integration/test_faults.py": ("uvicorn-h11", "uvicorn-httptools+asyncio"),
-    "integration/test_overload.py": (),  # 40 seconds each
-    "integration/test_records.py": ("uvicorn-httptools+asyncio", "hypercorn-trio"),
-    "integration/test_websockets.py": ("uvicorn-httptools+asyncio",),
-    "integration/test_workers.py": ("uvicorn-httptools",),
-    "real_clients/": ("uvicorn-httptools+asyncio",),
-}
-SERVERS = ("uvicorn", "hypercorn", "granian", "gunicorn")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        choices=["fast", "all"],
+        default="fast",
+        help="the servers for tests of the server interface (tests/support/server_choice.py)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server_name" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("servers")
+        names = choose_servers(marker, choose_all=metafunc.config.getoption("servers") == "all")
+        metafunc.parametrize("server_name", names, scope="session")
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +42,12 @@ def serve_page(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if isinstance(item, pytest.Function) and is_of_a_rarer_server(item):
-            item.add_marker(pytest.mark.slow)
     left_out = [
         item for item in items if needs_other_loop(item) or (ON_HTTPX2 and is_of_httpx(item))
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def is_of_a_rarer_server(item: pytest.Function) -> bool:
-    path = item.path.relative_to(HERE).as_posix() if HERE in item.path.parents else ""
-    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    names = [value for value in values if str(value).startswith(SERVERS)]
-    usual = [servers for start, servers in EVERY_TIME.items() if path.startswith(start)]
-    return bool(names and usual) and not any(name in usual[0] for name in names)
 
 
 def needs_other_loop(item: pytest.Item) -> bool:

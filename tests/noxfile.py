@@ -104,7 +104,7 @@ def tests(session: nox.Session, dependencies: str, extras: str) -> None:
     session.install("--constraint", str(constraints), f".[{','.join(names)}]", *unit)
     if tools := TOOLS.get(extras):
         session.install("--constraint", str(constraints), *tools)
-    command = ["python", "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not alone"]
+    command = ["python", "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not serial"]
     command += ["-p", "no:cacheprovider"]
     if dependencies == "lowest":  # old releases warn of what is theirs
         command += ["-W", "default", *(f"--deselect={name}" for name in NOT_OF_OLD)]

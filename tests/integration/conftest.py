@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.support.servers import COMMANDS, FAST, Caller, Server, eventually
+from tests.support.servers import Caller, Server, eventually
 from tests.support.upstream import Upstream
 
 
@@ -23,9 +23,9 @@ def untrusted() -> Iterator[Upstream]:
         yield upstream
 
 
-@pytest.fixture(scope="session", params=[*COMMANDS, *FAST])
-def running(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
-    server = Server(request.param, upstream.url)
+@pytest.fixture(scope="session")
+def running(server_name: str, upstream: Upstream) -> Iterator[Server]:
+    server = Server(server_name, upstream.url)
     yield server
     server.stop()
 

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.support.servers import COMMANDS, FAST, Caller, Server, ask, eventually
+from tests.support.server_choice import every_server
+from tests.support.servers import Caller, Server, ask, eventually
 from tests.support.upstream import Upstream
 
 APP = "tests.support.apps.merge_app:app"
 
 
-@pytest.fixture(scope="module", params=[*COMMANDS, *FAST])
-def running(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
-    server = Server(request.param, upstream.url, app=APP)
+@pytest.fixture(scope="module")
+def running(server_name: str, upstream: Upstream) -> Iterator[Server]:
+    server = Server(server_name, upstream.url, app=APP)
     yield server
     server.stop()
 
 
+@every_server
 @pytest.mark.parametrize("base", ["", "/base"])
 @pytest.mark.parametrize("order", ["before", "in", "after", "never"])
 def test_merge_answers_and_keeps_the_body(server: Server, order: str, base: str) -> None:
@@ -38,6 +40,7 @@ def test_merge_answers_and_keeps_the_body(server: Server, order: str, base: str)
     assert len(result["lengths"]) == 2
 
 
+@every_server
 @pytest.mark.parametrize("base", ["", "/base"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", ["/never", "/silent_after_head"])

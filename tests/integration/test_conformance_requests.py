@@ -1,14 +1,15 @@
 """What crosses to the upstream, by section of RFC 9110 and 9112, over raw sockets on both sides.
 
-In full on two servers; on the other three what depends on the server.
+All of it on one server, and on every server the tests that depend on the server.
 """
 
 import re
 
 import pytest
 
+from tests.support.server_choice import every_server
 from tests.support.servers import Answer, Server
-from tests.support.wire import Wire, connect, forwarded, full, head, on_all, send, until_the_end
+from tests.support.wire import Wire, connect, forwarded, head, send, until_the_end
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -33,7 +34,6 @@ HOP_BY_HOP = {
 }
 
 
-@full
 @pytest.mark.parametrize("name", HOP_BY_HOP)
 def test_9110_7_6_1_a_field_of_one_hop_does_not_reach_the_upstream(
     forwarder: Server, wire: Wire, name: str
@@ -55,7 +55,6 @@ NAMED = {
 }
 
 
-@full
 @pytest.mark.parametrize("lines", NAMED.values(), ids=NAMED)
 def test_9110_7_6_1_a_field_that_connection_names_does_not_reach_the_upstream(
     forwarder: Server, wire: Wire, lines: list[str]
@@ -75,7 +74,7 @@ ON_THE_CLIENT = {
 }
 
 
-@on_all
+@every_server
 def test_9110_7_6_1_connection_cannot_strip_what_the_app_sets(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -92,7 +91,7 @@ FRAMINGS = {
 framings = pytest.mark.parametrize(("field", "body"), FRAMINGS.values(), ids=FRAMINGS)
 
 
-@on_all
+@every_server
 @framings
 def test_9110_7_6_1_connection_cannot_strip_the_framing_and_so_the_body(
     forwarder: Server, wire: Wire, field: str, body: bytes
@@ -106,7 +105,7 @@ def test_9110_7_6_1_connection_cannot_strip_the_framing_and_so_the_body(
 # RFC 9110 5: order, repetition and bytes.
 
 
-@on_all
+@every_server
 def test_9110_5_3_repeated_fields_pass_one_by_one_and_in_order(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -134,7 +133,7 @@ VALUES = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize(("sent", "expected"), VALUES.values(), ids=VALUES)
 def test_9110_5_5_a_value_keeps_its_bytes(
     forwarder: Server, wire: Wire, sent: str, expected: bytes
@@ -142,7 +141,7 @@ def test_9110_5_5_a_value_keeps_its_bytes(
     assert forwarded(forwarder, wire, f"X-Value: {sent}").all(b"x-value") == [expected]
 
 
-@on_all
+@every_server
 def test_a_caller_who_sends_no_fields_gets_none_invented(forwarder: Server, wire: Wire) -> None:
     seen = forwarded(forwarder, wire)
     assert sorted(name.decode() for name, _ in seen.fields) == sorted(
@@ -150,7 +149,6 @@ def test_a_caller_who_sends_no_fields_gets_none_invented(forwarder: Server, wire
     )
 
 
-@full
 @pytest.mark.parametrize("name", ["User-Agent", "Accept", "Accept-Encoding", "Accept-Language"])
 def test_the_callers_own_field_passes_where_httpx_has_a_default(
     forwarder: Server, wire: Wire, name: str
@@ -161,12 +159,11 @@ def test_the_callers_own_field_passes_where_httpx_has_a_default(
 # RFC 9110 7.2, 10.1.1 and RFC 7239: of this hop, and of the caller.
 
 
-@full
 def test_9110_7_2_host_is_the_upstreams(forwarder: Server, wire: Wire) -> None:
     assert forwarded(forwarder, wire).all(b"host") == [wire.address.encode()]
 
 
-@on_all
+@every_server
 def test_9110_10_1_1_expect_is_met_by_the_server_and_not_passed_on(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -193,7 +190,6 @@ SAID_OF_THE_CALLER = [
 ]
 
 
-@full
 @pytest.mark.parametrize("name", SAID_OF_THE_CALLER)
 def test_7239_what_a_caller_says_of_itself_is_replaced(
     forwarder: Server, wire: Wire, name: str
@@ -204,7 +200,6 @@ def test_7239_what_a_caller_says_of_itself_is_replaced(
         assert seen.all(field.encode()) == [value]
 
 
-@full
 def test_7239_what_a_trusted_proxy_says_is_appended_to(forwarder: Server, wire: Wire) -> None:
     fields = [
         "X-Forwarded-For: 10.0.0.1",
@@ -222,7 +217,6 @@ def test_7239_what_a_trusted_proxy_says_is_appended_to(forwarder: Server, wire: 
     assert seen.all(b"x-real-ip") == [b"10.0.0.1"]
 
 
-@full
 def test_7239_without_a_trusted_proxy_before_it_the_app_says_what_it_saw(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -235,7 +229,6 @@ def test_7239_without_a_trusted_proxy_before_it_the_app_says_what_it_saw(
 HYPHENED = [*SAID_OF_THE_CALLER, *HOP_BY_HOP, "Content-Length", "Transfer-Encoding"]
 
 
-@full
 @pytest.mark.parametrize("name", [name for name in HYPHENED if "-" in name])
 @pytest.mark.parametrize("mount", ["forward", "trusted"])
 def test_an_underscore_twin_of_a_field_that_does_not_cross_does_not_either(
@@ -260,7 +253,6 @@ THEIRS = {
 }
 
 
-@full
 @pytest.mark.parametrize(("line", "name", "expected"), THEIRS.values(), ids=THEIRS)
 def test_what_is_on_the_client_wins_over_the_callers(
     forwarder: Server, wire: Wire, line: str, name: bytes, expected: list[bytes]
@@ -280,7 +272,6 @@ QUERIES = {
 }
 
 
-@full
 @pytest.mark.parametrize(("query", "expected"), QUERIES.values(), ids=QUERIES)
 def test_params_on_the_client_win_over_the_callers(
     forwarder: Server, wire: Wire, query: str, expected: bytes
@@ -291,7 +282,7 @@ def test_params_on_the_client_win_over_the_callers(
 # RFC 9112 6 and 7: the framing of a request.
 
 
-@on_all
+@every_server
 @framings
 def test_9112_6_a_body_keeps_its_framing(
     forwarder: Server, wire: Wire, field: str, body: bytes
@@ -304,7 +295,7 @@ def test_9112_6_a_body_keeps_its_framing(
 CHUNKED = b'3;ext=1;b="q;"\r\nabc\r\n002\r\nde\r\n0;last\r\nX-Trailer: 1\r\nHost: evil\r\n\r\n'
 
 
-@on_all
+@every_server
 def test_9112_7_1_a_chunked_body_passes_without_extensions_and_trailers(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -315,7 +306,7 @@ def test_9112_7_1_a_chunked_body_passes_without_extensions_and_trailers(
     assert not re.search(rb"ext|last|trailer|evil|;", seen.framed.lower())
 
 
-@on_all
+@every_server
 def test_9110_6_5_1_a_trailer_does_not_become_a_field(forwarder: Server, wire: Wire) -> None:
     if forwarder.name == "uvicorn-httptools":
         pytest.xfail("uvicorn adds trailers that come with the head to the fields")
@@ -328,7 +319,6 @@ def test_9110_6_5_1_a_trailer_does_not_become_a_field(forwarder: Server, wire: W
 METHODS = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PATCH"]
 
 
-@full
 @pytest.mark.parametrize("method", METHODS)
 def test_9112_6_3_a_request_without_framing_gets_none(
     forwarder: Server, wire: Wire, method: str
@@ -339,7 +329,6 @@ def test_9112_6_3_a_request_without_framing_gets_none(
     assert forwarded(forwarder, wire, method=method).framing == expected
 
 
-@full
 @pytest.mark.parametrize("method", METHODS)
 def test_9110_8_6_a_length_of_nothing_is_kept(forwarder: Server, wire: Wire, method: str) -> None:
     wire.answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
@@ -347,14 +336,12 @@ def test_9110_8_6_a_length_of_nothing_is_kept(forwarder: Server, wire: Wire, met
     assert seen.framing == [(b"content-length", b"0")]
 
 
-@full
 def test_9112_7_1_a_chunked_body_of_nothing_is_kept(forwarder: Server, wire: Wire) -> None:
     field = "Transfer-Encoding: chunked"
     seen = forwarded(forwarder, wire, field, method="POST", body=b"0\r\n\r\n")
     assert (seen.framing, seen.body) == ([(b"transfer-encoding", b"chunked")], b"")
 
 
-@full
 @pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS", "PROPFIND"])
 @framings
 def test_9110_9_3_1_a_body_passes_with_any_method(
@@ -364,7 +351,7 @@ def test_9110_9_3_1_a_body_passes_with_any_method(
     assert (seen.method, seen.body, len(seen.framing)) == (method.encode(), b"hello", 1)
 
 
-@on_all
+@every_server
 def test_9112_2_5_an_http_1_0_request_is_forwarded_as_1_1(forwarder: Server, wire: Wire) -> None:
     field = "Content-Length: 5"
     seen = forwarded(forwarder, wire, field, method="POST", body=b"hello", version="1.0")
@@ -372,7 +359,6 @@ def test_9112_2_5_an_http_1_0_request_is_forwarded_as_1_1(forwarder: Server, wir
     assert (seen.framing, seen.body) == ([(b"content-length", b"5")], b"hello")
 
 
-@full
 def test_9112_3_2_an_http_1_0_request_without_a_host_has_no_forwarded_host(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -384,7 +370,7 @@ def test_9112_3_2_an_http_1_0_request_without_a_host_has_no_forwarded_host(
 # RFC 9110 9: methods.
 
 
-@on_all
+@every_server
 def test_9110_9_3_8_trace_is_405(forwarder: Server, wire: Wire) -> None:
     answer = send(forwarder, head("TRACE", "/forward/x", "X-Secret: 1"))
     assert answer.status == 405
@@ -392,7 +378,7 @@ def test_9110_9_3_8_trace_is_405(forwarder: Server, wire: Wire) -> None:
     assert wire.seen == []
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("target", ["/forward/x", "evil.example:443"], ids=["path", "authority"])
 def test_9110_9_3_6_connect_reaches_no_upstream(forwarder: Server, wire: Wire, target: str) -> None:
     answer = send(forwarder, head("CONNECT", target))
@@ -404,7 +390,7 @@ def test_9110_9_3_6_connect_reaches_no_upstream(forwarder: Server, wire: Wire, t
 OF_NO_REGISTRY = ["BREW", "patch", "get", "x!#$%&'*+-.^_`|~1"]
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "M-SEARCH", *OF_NO_REGISTRY])
 def test_9110_9_1_a_method_passes_as_it_is(forwarder: Server, wire: Wire, method: str) -> None:
     if forwarder.name == "uvicorn-httptools" and method in OF_NO_REGISTRY:

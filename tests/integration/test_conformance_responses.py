@@ -1,19 +1,17 @@
 """What crosses to the caller, by section of RFC 9110 and 9112, over raw sockets on both sides.
 
-In full on two servers; on the other three what depends on the server.
+All of it on one server, and on every server the tests that depend on the server.
 """
 
 import pytest
 
+from tests.support.server_choice import ONE_SERVER, every_server
 from tests.support.servers import Answer, Server, eventually
 from tests.support.wire import (
-    FULL,
     OK,
     Wire,
     connect,
-    full,
     head,
-    on_all,
     relayed,
     send,
     until_the_end,
@@ -39,7 +37,6 @@ HOP_BY_HOP = {
 }
 
 
-@full
 @pytest.mark.parametrize("name", HOP_BY_HOP)
 def test_9110_7_6_1_a_field_of_one_hop_does_not_reach_the_caller(
     forwarder: Server, wire: Wire, name: str
@@ -59,7 +56,6 @@ NAMED = {
 }
 
 
-@full
 @pytest.mark.parametrize("lines", NAMED.values(), ids=NAMED)
 def test_9110_7_6_1_a_field_that_connection_names_does_not_reach_the_caller(
     forwarder: Server, wire: Wire, lines: list[str]
@@ -70,7 +66,7 @@ def test_9110_7_6_1_a_field_that_connection_names_does_not_reach_the_caller(
     assert (answer.all(b"x-a"), answer.all(b"x-ab")) == ([], [b"3"])
 
 
-@on_all
+@every_server
 def test_9110_7_6_1_connection_cannot_strip_a_responses_length(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -82,7 +78,7 @@ def test_9110_7_6_1_connection_cannot_strip_a_responses_length(
 # RFC 9110 5: order, repetition and bytes.
 
 
-@on_all
+@every_server
 def test_9110_5_3_repeated_fields_pass_one_by_one_and_in_order(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -103,7 +99,7 @@ VALUES = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize(("sent", "expected"), VALUES.values(), ids=VALUES)
 def test_9110_5_5_a_value_keeps_its_bytes(
     forwarder: Server, wire: Wire, sent: str, expected: bytes
@@ -112,7 +108,7 @@ def test_9110_5_5_a_value_keeps_its_bytes(
     assert answer.all(b"x-value") == [expected]
 
 
-@on_all
+@every_server
 def test_9110_6_6_1_date_and_server_are_single_and_not_the_upstreams(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -141,7 +137,6 @@ OF_THE_ORIGIN = {
 }
 
 
-@full
 @pytest.mark.parametrize("name", OF_THE_ORIGIN)
 def test_9110_a_field_of_the_origin_passes(forwarder: Server, wire: Wire, name: str) -> None:
     answer = relayed(forwarder, wire, f"{name}: {OF_THE_ORIGIN[name]}", EMPTY)
@@ -170,7 +165,7 @@ FRAMINGS: dict[str, tuple[str, list[str], bytes, bool]] = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("what", FRAMINGS)
 def test_9112_6_a_body_passes_whole_in_one_framing(
     forwarder: Server, wire: Wire, what: str
@@ -187,7 +182,7 @@ def test_9112_6_a_body_passes_whole_in_one_framing(
     assert answer.all(b"trailer") == answer.all(b"x-trailer") == []
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("what", ["chunked", "close"])
 def test_9112_6_1_an_http_1_0_caller_gets_no_chunks(
     forwarder: Server, wire: Wire, what: str
@@ -204,7 +199,7 @@ def test_9112_6_1_an_http_1_0_caller_gets_no_chunks(
 # RFC 9110 15: statuses.
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
 def test_9110_15_2_an_interim_answer_does_not_end_the_wait(
     forwarder: Server, wire: Wire, status: str
@@ -217,7 +212,7 @@ def test_9110_15_2_an_interim_answer_does_not_end_the_wait(
     assert (answer.status, answer.body, answer.all(b"link")) == (200, b"ok", [])
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("asked", [(), ("Upgrade: x", "Connection: upgrade")], ids=["not", "asked"])
 def test_9110_15_2_2_a_101_is_502_whether_the_caller_asked_or_not(
     forwarder: Server, wire: Wire, asked: tuple[str, ...]
@@ -230,10 +225,10 @@ def test_9110_15_2_2_a_101_is_502_whether_the_caller_asked_or_not(
     assert b"hello" not in answer.body
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("block", range(200, 600, 100))
 def test_9110_15_every_final_status_passes(forwarder: Server, wire: Wire, block: int) -> None:
-    step = 1 if forwarder.name in FULL else 7
+    step = 1 if forwarder.name in ONE_SERVER else 7
     for status in range(block, block + 100, step):
         body = b"" if status in (204, 205, 304) else b"ok"
         lines = [] if status in (204, 304) else [f"Content-Length: {len(body)}"]
@@ -242,14 +237,12 @@ def test_9110_15_every_final_status_passes(forwarder: Server, wire: Wire, block:
         assert (answer.field(b"x-kept"), answer.complete) == (b"1", True)
 
 
-@full
 @pytest.mark.parametrize("line", ["200", "200 ", "200 \xe9", "200 a b  c"])
 def test_9112_4_any_reason_will_do(forwarder: Server, wire: Wire, line: str) -> None:
     answer = relayed(forwarder, wire, "Content-Length: 2", status=line, body=b"ok")
     assert (answer.status, answer.body) == (200, b"ok")
 
 
-@full
 @pytest.mark.parametrize("status", ["000", "099", "600", "777", "999"])
 def test_9110_15_a_number_that_is_no_status_is_502(
     forwarder: Server, wire: Wire, status: str
@@ -260,7 +253,6 @@ def test_9110_15_a_number_that_is_no_status_is_502(
 # RFC 9110 8, 13, 14: codings, conditions, ranges.
 
 
-@full
 @pytest.mark.parametrize(
     "coding", ["gzip", "br", "zstd", "x-unknown", "gzip, x-unknown", "identity"]
 )
@@ -274,7 +266,6 @@ def test_9110_8_4_a_content_coding_passes_as_it_is(
     assert answer.all(b"content-length") == [b"4"]
 
 
-@full
 def test_9110_14_a_range_passes_both_ways(forwarder: Server, wire: Wire) -> None:
     lines = ["Content-Range: bytes 1-3/9", "Content-Length: 3", "Accept-Ranges: bytes"]
     asked = ("Range: bytes=1-3", 'If-Range: "v1"')
@@ -285,14 +276,13 @@ def test_9110_14_a_range_passes_both_ways(forwarder: Server, wire: Wire) -> None
     assert (wire.only.all(b"range"), wire.only.all(b"if-range")) == ([b"bytes=1-3"], [b'"v1"'])
 
 
-@full
 def test_9110_15_5_17_a_range_that_cannot_be_met_passes(forwarder: Server, wire: Wire) -> None:
     lines = ["Content-Range: bytes */9", EMPTY]
     answer = relayed(forwarder, wire, *lines, status="416 Range", fields=("Range: bytes=20-",))
     assert (answer.status, answer.all(b"content-range")) == (416, [b"bytes */9"])
 
 
-@on_all
+@every_server
 def test_9110_15_4_5_a_304_keeps_its_fields_and_has_no_body(forwarder: Server, wire: Wire) -> None:
     date = "Thu, 01 Jan 1970 00:00:00 GMT"
     asked = ('If-None-Match: "v1", W/"v2"', f"If-Modified-Since: {date}")
@@ -308,7 +298,7 @@ def test_9110_15_4_5_a_304_keeps_its_fields_and_has_no_body(forwarder: Server, w
 # RFC 9110 6.4.1: messages without content.
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("line", ["Content-Length: 1000", TE, "X-A: 1"])
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
 def test_9110_9_3_2_head_has_no_body_and_keeps_the_length(
@@ -329,7 +319,7 @@ NO_CONTENT = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("status", [204, 205, 304])
 @pytest.mark.parametrize(("lines", "body"), NO_CONTENT.values(), ids=NO_CONTENT)
 def test_9110_6_4_1_an_answer_that_has_no_content_is_relayed_with_none(
@@ -427,7 +417,6 @@ MALFORMED = {
 }
 
 
-@full
 @pytest.mark.parametrize("what", MALFORMED)
 def test_9112_a_malformed_answer_is_502_and_its_connection_is_closed(
     forwarder: Server, wire: Wire, what: str
@@ -440,7 +429,6 @@ def test_9112_a_malformed_answer_is_502_and_its_connection_is_closed(
 
 
 # httpx 0.28's parser joins such lines to one, as RFC 9112 5.2 allows instead of a 502.
-@full
 def test_9112_5_2_a_folded_line_is_unfolded_or_refused(forwarder: Server, wire: Wire) -> None:
     wire.answer, wire.closes = with_field(b"X-A: 1\r\n 2"), True
     answer = send(forwarder, head("GET", "/forward/x"))
@@ -472,7 +460,7 @@ CUT = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("what", CUT)
 def test_9112_8_an_answer_that_breaks_off_is_cut_off(
     forwarder: Server, wire: Wire, what: str
@@ -496,7 +484,6 @@ FOLLOWED = {
 }
 
 
-@full
 @pytest.mark.parametrize("what", FOLLOWED)
 def test_9112_6_3_what_follows_an_answer_is_not_the_answer_to_another(
     forwarder: Server, wire: Wire, what: str
@@ -508,7 +495,6 @@ def test_9112_6_3_what_follows_an_answer_is_not_the_answer_to_another(
         assert b"poison" not in answer.body
 
 
-@full
 def test_9110_9_3_2_the_body_of_an_answer_to_head_is_not_the_answer_to_another(
     forwarder: Server, wire: Wire
 ) -> None:

@@ -1,14 +1,15 @@
 """The request target, byte for byte and with no way out, and each form of mounting.
 
-In full on two servers; on the other three what depends on the server.
+All of it on one server, and on every server the tests that depend on the server.
 """
 
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.server_choice import every_server
 from tests.support.servers import Server
-from tests.support.wire import FULL, Wire, forwarded, full, head, on_all, send, serving
+from tests.support.wire import Wire, forwarded, head, send, serving
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -65,7 +66,6 @@ TARGETS = {
 REFUSED = {"granian": {"angles", "quotes in a query"}}  # 400 of the server's own
 
 
-@full
 @pytest.mark.parametrize("what", TARGETS)
 def test_9112_3_2_the_target_after_the_mount_passes_byte_for_byte(
     forwarder: Server, wire: Wire, what: str
@@ -74,7 +74,7 @@ def test_9112_3_2_the_target_after_the_mount_passes_byte_for_byte(
     assert forwarded(forwarder, wire, target=f"/forward{target}").target == target.encode()
 
 
-@on_all
+@every_server
 def test_9112_3_2_each_server_passes_each_target_or_refuses_it(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -87,7 +87,7 @@ def test_9112_3_2_each_server_passes_each_target_or_refuses_it(
             assert seen.target == target.encode()
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("target", ["/caf\xe9", "/a?b=\xe9", "/a\tb", "/a\x7f"])
 def test_9112_3_2_a_target_with_bytes_that_none_may_have_is_400(
     forwarder: Server, wire: Wire, target: str
@@ -95,7 +95,6 @@ def test_9112_3_2_a_target_with_bytes_that_none_may_have_is_400(
     refused(forwarder, wire, f"/forward{target}", 400)
 
 
-@full
 def test_an_encoded_line_break_in_a_path_never_breaks_a_line(forwarder: Server, wire: Wire) -> None:
     # Starlette's Mount matches no path with a line break in it; a Route does.
     refused(forwarder, wire, "/forward/%0d%0aX-Evil:%201", 404)
@@ -158,7 +157,6 @@ ESCAPES = [
 ]
 
 
-@full
 @pytest.mark.parametrize("target", ESCAPES)
 def test_3986_6_2_2_a_path_that_may_get_out_is_400_and_not_sent(
     forwarder: Server, wire: Wire, target: str
@@ -166,13 +164,12 @@ def test_3986_6_2_2_a_path_that_may_get_out_is_400_and_not_sent(
     refused(forwarder, wire, f"/forward{target}", 400)
 
 
-@on_all
+@every_server
 def test_3986_6_2_2_no_server_lets_a_path_out(forwarder: Server, wire: Wire) -> None:
     for target in ESCAPES:
         refused(forwarder, wire, f"/forward{target}", 400)
 
 
-@full
 @pytest.mark.parametrize("mount", ["/based", "/slashed", "/route", "/by-hand", "/prefixed/v2"])
 def test_3986_6_2_2_no_form_of_mounting_lets_a_path_out(
     forwarder: Server, wire: Wire, mount: str
@@ -181,7 +178,6 @@ def test_3986_6_2_2_no_form_of_mounting_lets_a_path_out(
         refused(forwarder, wire, mount + target, 400)
 
 
-@full
 @pytest.mark.parametrize(
     "target",
     ["/../forward/x", "/x/../forward/x", "/%2e%2e/forward/x", "/forward%2f..%2fx", "/forward%2fx"],
@@ -197,7 +193,6 @@ def test_a_path_that_may_get_out_of_the_mount_itself_is_not_sent(
 EVIL = ["//evil", "//evil:1/a", "/@evil", "/:1@evil", "/http://evil", "/http:%2f%2fevil", "/\\evil"]
 
 
-@full
 @pytest.mark.parametrize("target", EVIL)
 @pytest.mark.parametrize(("mount", "base"), [("forward", b""), ("based", b"/v1"), ("route", b"")])
 def test_9112_3_2_no_path_chooses_another_upstream(
@@ -208,7 +203,7 @@ def test_9112_3_2_no_path_chooses_another_upstream(
     assert seen.all(b"host") == [wire.address.encode()]
 
 
-@on_all
+@every_server
 def test_9112_3_2_2_an_absolute_form_chooses_no_upstream(forwarder: Server, wire: Wire) -> None:
     answer = send(forwarder, head("GET", "http://evil.example/forward/x?y"))
     # h11 hands the whole on as the path, and no mount matches that.
@@ -217,7 +212,7 @@ def test_9112_3_2_2_an_absolute_form_chooses_no_upstream(forwarder: Server, wire
         assert (seen.target, seen.all(b"host")) == (b"/x?y", [wire.address.encode()])
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("host", ["evil.example", "evil:99", "127.0.0.1:1", "[::1]", "a@evil", ""])
 def test_9110_7_2_no_host_field_chooses_an_upstream(
     forwarder: Server, wire: Wire, host: str
@@ -253,7 +248,7 @@ FORMS = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize(("target", "expected"), FORMS.values(), ids=FORMS)
 def test_each_form_of_mounting_forwards_what_is_below_it(
     forwarder: Server, wire: Wire, target: str, expected: bytes
@@ -261,7 +256,6 @@ def test_each_form_of_mounting_forwards_what_is_below_it(
     assert forwarded(forwarder, wire, target=target).target == expected
 
 
-@full
 @pytest.mark.parametrize("path", ["/v3/a", "/v22/a", "/", "/v2%2e/a", "/V2/a"])
 def test_a_path_outside_the_prefix_is_404_and_not_sent(
     forwarder: Server, wire: Wire, path: str
@@ -269,7 +263,6 @@ def test_a_path_outside_the_prefix_is_404_and_not_sent(
     refused(forwarder, wire, f"/prefixed{path}", 404)
 
 
-@full
 def test_a_routers_dependency_in_front_of_respond_decides_who_is_forwarded(
     forwarder: Server, wire: Wire
 ) -> None:
@@ -281,14 +274,14 @@ def test_a_routers_dependency_in_front_of_respond_decides_who_is_forwarded(
     assert (seen.line, seen.body) == (b"POST /a%2Fb?c HTTP/1.1", b"hello")
 
 
-@pytest.fixture(scope="module", params=FULL)
-def whole(request: pytest.FixtureRequest, listening: Wire) -> Iterator[Server]:
-    yield from serving(request.param, listening, "whole")
+@pytest.fixture(scope="module")
+def whole(server_name: str, listening: Wire) -> Iterator[Server]:
+    yield from serving(server_name, listening, "whole")
 
 
-@pytest.fixture(scope="module", params=FULL)
-def starlette(request: pytest.FixtureRequest, listening: Wire) -> Iterator[Server]:
-    yield from serving(request.param, listening, "starlette")
+@pytest.fixture(scope="module")
+def starlette(server_name: str, listening: Wire) -> Iterator[Server]:
+    yield from serving(server_name, listening, "starlette")
 
 
 ROOTED = {
@@ -298,9 +291,9 @@ ROOTED = {
 }
 
 
-@pytest.fixture(scope="module", params=ROOTED)
-def rooted(request: pytest.FixtureRequest, listening: Wire) -> Iterator[Server]:
-    yield from serving(request.param, listening, "app", ROOTED[request.param], "/gw")
+@pytest.fixture(scope="module")
+def rooted(server_name: str, listening: Wire) -> Iterator[Server]:
+    yield from serving(server_name, listening, "app", ROOTED[server_name], "/gw")
 
 
 @pytest.mark.parametrize(
@@ -356,6 +349,7 @@ def test_3986_6_2_2_mounted_in_starlette_it_lets_no_path_out(starlette: Server, 
         refused(starlette, wire, target, 400)
 
 
+@pytest.mark.servers(*ROOTED, fast=ROOTED)
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -373,6 +367,7 @@ def test_behind_a_proxy_that_cuts_the_root_path_off_the_same_is_forwarded(
     assert forwarded(rooted, wire, target=target).target == expected
 
 
+@pytest.mark.servers(*ROOTED, fast=ROOTED)
 def test_3986_6_2_2_with_a_root_path_no_path_gets_out(rooted: Server, wire: Wire) -> None:
     for target in ESCAPES:
         refused(rooted, wire, f"/forward{target}", 400)

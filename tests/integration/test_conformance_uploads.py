@@ -1,6 +1,6 @@
 """Uploads that break off, and answers that come before their end, seen from both sides.
 
-In full on two servers; on the other three what depends on the server.
+All of it on one server, and on every server the tests that depend on the server.
 """
 
 import contextlib
@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+from tests.support.server_choice import every_server
 from tests.support.servers import Answer, Server, ask, eventually
-from tests.support.wire import Wire, connect, full, head, on_all, until_the_end
+from tests.support.wire import Wire, connect, head, until_the_end
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -25,7 +26,7 @@ PARTS = {
 }
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
 @pytest.mark.parametrize(("field", "part"), PARTS.values(), ids=PARTS)
 def test_9112_8_an_upload_that_its_caller_tears_is_torn_upstream(
@@ -42,7 +43,6 @@ def test_9112_8_an_upload_that_its_caller_tears_is_torn_upstream(
     assert not wire.only.framed.endswith(b"0\r\n\r\n")
 
 
-@full
 @pytest.mark.parametrize(
     "broken",
     [b"zz\r\n", b"-1\r\n", b"5\r\nhelloXX\r\n", b"\x00\r\n", b"f" * 30 + b"\r\n"],
@@ -101,7 +101,6 @@ def answered_while_uploading(server: Server, field: str, block: bytes, pause: fl
     return answer
 
 
-@full
 @pytest.mark.parametrize("pause", [0, 0.2], ids=["fast", "slow"])
 @pytest.mark.parametrize(("field", "block"), ENDLESS.values(), ids=ENDLESS)
 @pytest.mark.parametrize("status", EARLY)
@@ -114,7 +113,7 @@ def test_9112_9_5_an_early_answer_is_relayed_at_once_and_the_upload_is_not_read_
     eventually(lambda: wire.only.torn, 10)
 
 
-@on_all
+@every_server
 @pytest.mark.parametrize("pause", [0, 0.2], ids=["fast", "slow"])
 def test_9112_9_5_an_early_answer_passes_on_each_server(
     forwarder: Server, wire: Wire, pause: float
@@ -125,7 +124,7 @@ def test_9112_9_5_an_early_answer_passes_on_each_server(
     eventually(lambda: ask(forwarder, "/exchanges").body == b"0", 10)
 
 
-@on_all
+@every_server
 def test_9112_9_5_a_caller_who_leaves_a_refused_upload_is_noticed(
     forwarder: Server, wire: Wire
 ) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import NOISE
+from tests.support.server_choice import ALL_SERVERS
 from tests.support.servers import (
-    COMMANDS,
-    FAST,
     GRACE,
     GUNICORN,
     GUNICORN_AS_IT_COMES,
@@ -23,6 +22,14 @@ from tests.support.servers import (
     eventually,
 )
 from tests.support.upstream import Upstream
+
+pytestmark = pytest.mark.servers(
+    *ALL_SERVERS,
+    GUNICORN,
+    GUNICORN + "+asyncio",
+    GUNICORN_AS_IT_COMES,
+    fast=("uvicorn-h11", "hypercorn-trio", "granian+asyncio", GUNICORN),
+)
 
 KILLERS = ("granian", GUNICORN_AS_IT_COMES)
 """At the end of their grace they end their workers by SIGKILL, and cancel nothing before."""
@@ -55,15 +62,13 @@ class Stop:
         return self.server.partition("+")[0] in KILLERS
 
 
-@pytest.fixture(
-    scope="module", params=[*COMMANDS, *FAST, GUNICORN, GUNICORN + "+asyncio", GUNICORN_AS_IT_COMES]
-)
-def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
-    server = Server(request.param, upstream.url, app="tests.support.apps.one_client_app:app")
+@pytest.fixture(scope="module")
+def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
+    server = Server(server_name, upstream.url, app="tests.support.apps.one_client_app:app")
     try:
         callers = {name: Caller(server, path, **options) for name, (path, options) in HELD.items()}
         # On trio hypercorn would never end: it shields its writes.
-        deaf = [] if request.param == "hypercorn-trio" else ["/plain/streamed/pour"]
+        deaf = [] if server_name == "hypercorn-trio" else ["/plain/streamed/pour"]
         deaf_callers = [Caller(server, path, on_stream_error="frame") for path in deaf]
         eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 5)
         time.sleep(0.3)  # so that every server watches its callers
@@ -75,7 +80,7 @@ def stop(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Stop]:
         server.stop()
     with contextlib.suppress(AssertionError):
         eventually(lambda: upstream.open_exchanges == 0, 2)
-    yield Stop(request.param, answers, seconds, server.log(), upstream.open_exchanges)
+    yield Stop(server_name, answers, seconds, server.log(), upstream.open_exchanges)
     for caller in Caller.open:
         caller.leave()
     Caller.open.clear()
@@ -144,11 +149,11 @@ def test_a_stop_is_not_logged_as_a_failure_of_the_upstream(stop: Stop) -> None:
         assert noise not in stop.log
 
 
-@pytest.mark.parametrize("name", ["uvicorn-h11", "uvicorn-httptools", "granian"])
+@pytest.mark.servers("uvicorn-h11", "uvicorn-httptools", "granian", fast=("uvicorn-h11",))
 def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
-    upstream: Upstream, name: str
+    upstream: Upstream, server_name: str
 ) -> None:
-    server = Server(name, upstream.url, grace=None)
+    server = Server(server_name, upstream.url, grace=None)
     try:
         caller = Caller(server, "/plain/streamed/events")
         caller.read(b"data: ")

@@ -26,7 +26,12 @@ from tests.support.upstream import Upstream
 APP = "tests.support.apps.fault_app:app"
 # The stock transport on asyncio's own event loop, on trio and on uvloop; ours on asyncio's, uvloop.
 RESOLVING = ["uvicorn-h11", "uvicorn-h11+asyncio", "hypercorn-trio"]
-SERVERS = [*RESOLVING, "granian", "uvicorn-httptools+asyncio"]
+pytestmark = pytest.mark.servers(
+    *RESOLVING,
+    "granian",
+    "uvicorn-httptools+asyncio",
+    fast=("uvicorn-h11", "uvicorn-httptools+asyncio"),
+)
 """Those on uvloop resolve names by its own means, so the app cannot put others in their place."""
 
 SHORT = 0.3
@@ -49,9 +54,9 @@ def secure(authority: trustme.CA) -> Iterator[Upstream]:
         yield upstream
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module")
 def running(
-    request: pytest.FixtureRequest,
+    server_name: str,
     upstream: Upstream,
     authority: trustme.CA,
     tmp_path_factory: pytest.TempPathFactory,
@@ -60,13 +65,9 @@ def running(
     authority.cert_pem.write_to_path(str(file))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPSTREAM_CA", str(file))
-        server = Server(request.param, upstream.url, app=APP)
+        server = Server(server_name, upstream.url, app=APP)
     yield server
     server.stop()
-
-
-def only_on(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("running", names, indirect=True)
 
 
 @pytest.fixture
@@ -381,7 +382,7 @@ def by_name(proxy: FaultProxy, server: Server, **options: Any) -> Answer:
     return ask(server, "/plain/streamed/item", url=f"http://{HOST}:{proxy.port}/item", **options)
 
 
-@only_on(*RESOLVING)
+@pytest.mark.servers(*RESOLVING, fast=("uvicorn-h11",))
 @pytest.mark.usefixtures("resolver")
 def test_dns_that_fails_is_502_until_it_recovers(server: Server, proxy: FaultProxy) -> None:
     for _ in range(3):
@@ -393,7 +394,7 @@ def test_dns_that_fails_is_502_until_it_recovers(server: Server, proxy: FaultPro
         proxy.cut(End.CLOSE)
 
 
-@only_on(*RESOLVING)
+@pytest.mark.servers(*RESOLVING, fast=("uvicorn-h11",))
 @pytest.mark.usefixtures("resolver")
 def test_a_connection_that_is_kept_needs_no_dns(server: Server, proxy: FaultProxy) -> None:
     assert by_name(proxy, server).status == 200
@@ -403,7 +404,7 @@ def test_a_connection_that_is_kept_needs_no_dns(server: Server, proxy: FaultProx
     proxy.cut(End.CLOSE)
 
 
-@only_on(*RESOLVING)
+@pytest.mark.servers(*RESOLVING, fast=("uvicorn-h11",))
 @pytest.mark.usefixtures("resolver")
 def test_dns_that_is_slow_is_504_after_the_connect_timeout(
     server: Server, proxy: FaultProxy

@@ -18,10 +18,9 @@ import pytest
 from tests.support.servers import Answer, Server, ask, eventually
 from tests.support.upstream import Upstream
 
-pytestmark = pytest.mark.alone
-
 APP = "tests.support.apps.fault_app:app"
 CALLERS = {"uvicorn-httptools+asyncio": 2000, "uvicorn-h11+asyncio": 2000, "uvicorn-httptools": 200}
+pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.servers(*CALLERS, fast=CALLERS)]
 PLACES = 50  # of the client "fifty" in the app
 POOL_TIMEOUT = 3.0
 TAKES = 4.0
@@ -39,9 +38,9 @@ def _descriptors_for_all() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.fixture(params=CALLERS)
-def running(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
-    server = Server(request.param, upstream.url, app=APP)
+@pytest.fixture
+def running(server_name: str, upstream: Upstream) -> Iterator[Server]:
+    server = Server(server_name, upstream.url, app=APP)
     yield server
     server.stop()
 

@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.support.servers import COMMANDS, FAST, Caller, Server, ask, eventually
+from tests.support.server_choice import ALL_SERVERS
+from tests.support.servers import Caller, Server, ask, eventually
 from tests.support.upstream import Upstream
 
 APP = "tests.support.apps.records_app:app"
 Records = Callable[..., list[dict[str, Any]]]
+# How an exchange ends is partly the server's to tell.
+pytestmark = pytest.mark.servers(*ALL_SERVERS, fast=("uvicorn-httptools+asyncio", "hypercorn-trio"))
 WAYS = ["/plain/streamed", "/plain/buffered", "/forward"]
 
 
-@pytest.fixture(scope="module", params=[*COMMANDS, *FAST])
-def observed(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[Server]:
-    server = Server(request.param, upstream.url, app=APP)
+@pytest.fixture(scope="module")
+def observed(server_name: str, upstream: Upstream) -> Iterator[Server]:
+    server = Server(server_name, upstream.url, app=APP)
     yield server
     server.stop()
     for noise in NOISE:
@@ -138,19 +141,18 @@ def test_many_at_once_are_counted_and_each_has_its_record(
     assert outcomes == {"caller_disconnected_before_headers"}
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *FAST])
 def test_an_exchange_that_is_open_when_the_server_stops_ends_in_one_record(
-    upstream: Upstream, name: str
+    upstream: Upstream, server_name: str
 ) -> None:
     """Or in none on granian, which kills its worker."""
-    server = Server(name, upstream.url, app=APP)
+    server = Server(server_name, upstream.url, app=APP)
     callers = [Caller(server, f"{way}/never") for way in WAYS]
     streaming = Caller(server, "/plain/streamed/events")
     streaming.read(until=b"data:")
     eventually(lambda: upstream.open_exchanges == 4, 5)
     server.stop()
     ended = re.findall(r"ended: (\w+)", server.log())
-    assert ended == ([] if name.startswith("granian") else ["cancelled"] * 4)
+    assert ended == ([] if server_name.startswith("granian") else ["cancelled"] * 4)
     eventually(lambda: upstream.open_exchanges == 0, 5)
     for caller in [*callers, streaming]:
         caller.leave()

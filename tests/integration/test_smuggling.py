@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.support.servers import COMMANDS, FAST, Server, eventually
+from tests.support.server_choice import ALL_SERVERS, ONE_OF_EACH_KIND
+from tests.support.servers import Server, eventually
 
+pytestmark = pytest.mark.servers(*ALL_SERVERS, fast=ONE_OF_EACH_KIND)
 APP = "tests.support.apps.smuggling_app:app"
 QUIET = 0.4
 """Seconds without a byte after which a server is taken to wait for more of the request."""
@@ -586,10 +588,10 @@ def recorder() -> Iterator[Recorder]:
         yield recorder
 
 
-@pytest.fixture(scope="module", params=[*COMMANDS, *FAST])
-def aftermath(request: pytest.FixtureRequest, recorder: Recorder) -> Iterator[Aftermath]:
+@pytest.fixture(scope="module")
+def aftermath(server_name: str, recorder: Recorder) -> Iterator[Aftermath]:
     recorder.connections.clear()
-    server = Server(request.param, recorder.url, app=APP)
+    server = Server(server_name, recorder.url, app=APP)
     try:
         names = [name for name in ATTACKS if (server.name, name) not in DEADLY]
         with ThreadPoolExecutor(8) as pool:

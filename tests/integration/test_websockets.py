@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.support.servers import COMMANDS, FAST, Server, eventually
+from tests.support.server_choice import ALL_SERVERS, every_server
+from tests.support.servers import COMMANDS, Server, eventually
 from tests.support.websocket_wire import (
     BINARY,
     CLOSE,
@@ -23,6 +24,8 @@ from tests.support.websocket_wire import (
     closing,
 )
 
+# Each server has an implementation of its own. `make test` runs most of this on one.
+pytestmark = pytest.mark.servers(*ALL_SERVERS, fast=("uvicorn-httptools+asyncio",))
 APP = "tests.support.apps.websocket_app:app"
 MB = 1 << 20
 # uvicorn has two implementations of WebSockets.
@@ -46,9 +49,9 @@ def start(name: str, listener: Listener) -> Server:
         return Server(name, listener.url, app=APP)
 
 
-@pytest.fixture(scope="module", params=[*COMMANDS, *FAST])
-def running(request: pytest.FixtureRequest, listener: Listener) -> Iterator[Server]:
-    server = start(request.param, listener)
+@pytest.fixture(scope="module")
+def running(server_name: str, listener: Listener) -> Iterator[Server]:
+    server = start(server_name, listener)
     yield server
     server.stop()
 
@@ -147,6 +150,7 @@ def test_messages_cross_in_both_directions_as_they_are(server: Server, listener:
             sending.finish()
 
 
+@every_server
 def test_messages_keep_their_order_and_their_number(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server)
     frames = [Frame(TEXT, b"%d" % number) for number in range(2000)]
@@ -426,6 +430,7 @@ def test_a_caller_that_breaks_the_protocol_is_ended_by_the_server_and_upstream_t
 # Leaving without a word.
 
 
+@every_server
 @pytest.mark.parametrize("how", ["close", "reset", "in a frame", "in a message"])
 def test_a_caller_who_vanishes_is_1001_to_the_upstream(
     server: Server, listener: Listener, how: str
@@ -444,6 +449,7 @@ def test_a_caller_who_vanishes_is_1001_to_the_upstream(
     assert upstream.ends()
 
 
+@every_server
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_caller_who_vanishes_before_the_upstream_answered_ends_the_handshake(
     server: Server, listener: Listener, how: str
@@ -462,6 +468,7 @@ def test_a_caller_who_vanishes_before_the_upstream_answered_ends_the_handshake(
         assert upstream.ends()
 
 
+@every_server
 @pytest.mark.parametrize("how", ["close", "reset", "in a frame", "in a message"])
 def test_an_upstream_that_vanishes_is_1011_to_the_caller(
     server: Server, listener: Listener, how: str
@@ -504,6 +511,7 @@ class Flood:
         return before == self.sent and not self.doing.is_done
 
 
+@every_server
 @pytest.mark.parametrize("slow", ["caller", "upstream"])
 def test_a_slow_side_holds_the_other_back_and_memory_stays_flat(
     server: Server, listener: Listener, slow: str
@@ -555,6 +563,7 @@ def test_the_write_timeout_is_not_for_a_long_message_that_is_taken_slowly(
     sending.finish()
 
 
+@every_server
 @pytest.mark.parametrize("slow", ["caller", "upstream"])
 def test_a_slow_side_may_leave(server: Server, listener: Listener, slow: str) -> None:
     caller, upstream = listener.open(server)
@@ -866,9 +875,9 @@ def test_fifty_at_once_who_all_leave_leave_nothing(server: Server, listener: Lis
     eventually(lambda: listener.connections() == 0, 10)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *FAST])
-def test_a_server_that_stops_closes_the_upstream(listener: Listener, name: str) -> None:
-    server = start(name, listener)
+@every_server
+def test_a_server_that_stops_closes_the_upstream(listener: Listener, server_name: str) -> None:
+    server = start(server_name, listener)
     try:
         _, upstream = listener.open(server)
         stopping = Doing(server.stop)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.server_choice import every_server
 from tests.support.servers import (
-    COMMANDS,
     GRACE,
     Answer,
     Caller,
@@ -41,6 +41,7 @@ def log_of(server: Server, act: Callable[[], Any]) -> str:
 # What is relayed.
 
 
+@every_server
 @kinds
 def test_a_body_with_a_length_arrives_whole_and_keeps_it(server: Server, kind: str) -> None:
     answer = ask(server, f"/{kind}/item?size=300000")
@@ -48,6 +49,7 @@ def test_a_body_with_a_length_arrives_whole_and_keeps_it(server: Server, kind: s
     assert answer.all(b"content-length") == [b"300000"]
 
 
+@every_server
 @kinds
 def test_a_chunked_body_arrives_whole(server: Server, kind: str) -> None:
     answer = ask(server, f"/{kind}/chunks?count=3")
@@ -76,6 +78,7 @@ def test_every_final_status_is_relayed(server: Server, kind: str, code: int) -> 
     assert (answer.body, answer.complete) == (b"", True)
 
 
+@every_server
 @kinds
 def test_head_keeps_the_length_and_has_no_body(server: Server, kind: str) -> None:
     data = Caller(server, f"/{kind}/item?size=77", method="HEAD").read()
@@ -102,18 +105,21 @@ def test_a_compressed_body_is_relayed_as_it_is_or_decoded(server: Server, kind: 
     assert (decoded.body, decoded.field(b"content-encoding")) == (b'{"zipped": true}', None)
 
 
+@every_server
 def test_a_chunk_leaves_before_the_next_one_comes(server: Server) -> None:
     caller = Caller(server, "/plain/streamed/silent_mid_body")
     assert b"first" in caller.read(b"first")
     caller.leave()
 
 
+@every_server
 def test_the_head_of_a_silent_stream_arrives_at_once(server: Server) -> None:
     caller = Caller(server, "/plain/streamed/silent_after_head")
     assert b" 200 " in caller.read(b"\r\n\r\n")
     caller.leave()
 
 
+@every_server
 def test_the_callers_upload_reaches_the_upstream_whole(server: Server) -> None:
     body = bytes(range(256)) * 2000
     answer = ask(
@@ -127,6 +133,7 @@ def test_the_callers_upload_reaches_the_upstream_whole(server: Server) -> None:
     assert answer.body.endswith(b"\r\n\r\n" + body)
 
 
+@every_server
 def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: Server) -> None:
     answer = ask(server, "/plain/streamed/echo", upload=True)
     assert answer.status == 200
@@ -135,6 +142,7 @@ def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: S
 # Callers who leave.
 
 
+@every_server
 @pytest.mark.parametrize("kind", [*KINDS, "forward"])
 @leaving
 def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
@@ -148,6 +156,7 @@ def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
     eventually(lambda: upstream.open_connections <= connections, 1)
 
 
+@every_server
 @leaving
 @pytest.mark.parametrize(
     ("kind", "behaviour"),
@@ -178,6 +187,7 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
     eventually(lambda: upstream.open_exchanges == 0, 1)
 
 
+@every_server
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
 def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
     server: Server, upstream: Upstream, kind: str
@@ -195,6 +205,7 @@ def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
     eventually(lambda: upstream.open_exchanges == 0, 1)
 
 
+@every_server
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
 def test_a_caller_who_leaves_within_its_upload_frees_the_connection(
     server: Server, upstream: Upstream, kind: str
@@ -221,6 +232,7 @@ def test_a_place_in_a_narrow_pool_is_free_when_its_caller_has_left(
     assert ask(server, "/plain/narrow/item").status == 200
 
 
+@every_server
 def test_a_caller_who_left_while_waiting_for_the_pool_takes_no_place(
     server: Server, upstream: Upstream
 ) -> None:
@@ -237,6 +249,7 @@ def test_a_caller_who_left_while_waiting_for_the_pool_takes_no_place(
     assert len(upstream.requests) == requests + 1
 
 
+@every_server
 def test_a_caller_who_leaves_is_not_logged_as_a_failure(server: Server, upstream: Upstream) -> None:
     def leave() -> None:
         for path in ("plain/streamed/never", "base/streamed/never", "base/streamed/pour"):
@@ -250,7 +263,8 @@ def test_a_caller_who_leaves_is_not_logged_as_a_failure(server: Server, upstream
     assert "Traceback" not in log
 
 
-@pytest.mark.alone
+@every_server
+@pytest.mark.serial
 def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: Upstream) -> None:
     paths = ["never", "silent_after_head", "silent_mid_body", "events", "pour"]
     with ThreadPoolExecutor(20) as pool:
@@ -263,7 +277,8 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
     assert ask(server, "/plain/streamed/item").status == 200
 
 
-@pytest.mark.alone
+@every_server
+@pytest.mark.serial
 @pytest.mark.parametrize("kind", ["plain", "base"])
 def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
     server: Server, upstream: Upstream, kind: str
@@ -281,6 +296,7 @@ def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
     eventually(lambda: upstream.open_exchanges == 50, 2)
 
 
+@every_server
 def test_background_runs_after_a_whole_response_and_not_for_a_caller_who_left(
     server: Server, upstream: Upstream
 ) -> None:
@@ -299,6 +315,7 @@ def test_background_runs_after_a_whole_response_and_not_for_a_caller_who_left(
 # Middleware that drops the response.
 
 
+@every_server
 @pytest.mark.parametrize("behaviour", ["pour", "events", "silent_mid_body"])
 def test_a_middleware_that_drops_the_response_closes_the_upstream(
     server: Server, upstream: Upstream, behaviour: str
@@ -411,6 +428,7 @@ during = pytest.mark.parametrize(
 )
 
 
+@every_server
 @streamed_kinds
 @during
 def test_a_body_that_breaks_off_is_cut_off_for_the_caller(
@@ -423,6 +441,7 @@ def test_a_body_that_breaks_off_is_cut_off_for_the_caller(
     eventually(lambda: upstream.open_exchanges == 0, 1)
 
 
+@every_server
 @pytest.mark.parametrize("behaviour", ["short", "short_chunked"])
 def test_a_body_that_breaks_off_is_cut_off_behind_several_middlewares_too(
     server: Server, behaviour: str
@@ -432,6 +451,7 @@ def test_a_body_that_breaks_off_is_cut_off_behind_several_middlewares_too(
     assert not answer.complete
 
 
+@every_server
 @streamed_kinds
 @during
 def test_an_error_frame_ends_a_body_that_breaks_off(
@@ -494,6 +514,7 @@ def test_a_body_past_max_bytes_is_502_and_reading_stops(
 # A slow reader.
 
 
+@every_server
 @pytest.mark.parametrize("kind", ["plain/streamed", "base/streamed"])
 def test_a_caller_who_does_not_read_holds_the_upstream_back(
     server: Server, upstream: Upstream, kind: str
@@ -509,6 +530,7 @@ def test_a_caller_who_does_not_read_holds_the_upstream_back(
     eventually(lambda: upstream.open_exchanges == 0, 1)
 
 
+@every_server
 def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
     server: Server, upstream: Upstream
 ) -> None:
@@ -525,11 +547,11 @@ def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
 # The end of the server.
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@every_server
 def test_a_server_that_is_stopped_ends_in_its_grace_and_closes_the_upstream(
-    upstream: Upstream, name: str
+    upstream: Upstream, server_name: str
 ) -> None:
-    server = Server(name, upstream.url)
+    server = Server(server_name, upstream.url)
     try:
         callers = [
             Caller(server, f"/{kind}/{behaviour}")

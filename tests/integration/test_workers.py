@@ -17,6 +17,7 @@ from tests.support.servers import GUNICORN, ROOT, Answer, Caller, Server, eventu
 from tests.support.upstream import Upstream
 
 APP = "tests.support.apps.one_client_app:app"
+WITH_WORKERS = ("uvicorn-httptools", "granian", "hypercorn-asyncio", GUNICORN)
 PLACES = 3
 WHOLE = b"".join(b"chunk-%d;" % number for number in range(5))
 
@@ -42,16 +43,12 @@ def serving(name: str, upstream: Upstream, *options: str) -> Iterator[Server]:
 # Access to the upstream.
 
 
-@pytest.mark.parametrize(
-    ("name", "workers"),
-    [("uvicorn-httptools", 4), ("granian", 2), ("hypercorn-asyncio", 2), (GUNICORN, 2)],
-)
+@pytest.mark.servers(*WITH_WORKERS, fast=("uvicorn-httptools",))
 @pytest.mark.parametrize("transport", ["", "+asyncio"])
 def test_each_worker_has_a_pool_of_its_own(
     upstream: Upstream,
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    workers: int,
+    server_name: str,
     transport: str,
 ) -> None:
     monkeypatch.setenv("MAX_CONNECTIONS", str(PLACES))
@@ -60,8 +57,9 @@ def test_each_worker_has_a_pool_of_its_own(
     def under_way() -> Counter[int]:
         return workers_of(upstream.requests[before:])
 
+    workers = 4 if server_name == "uvicorn-httptools" else 2
     full = PLACES * workers
-    with serving(name + transport, upstream, "--workers", str(workers)) as server:
+    with serving(server_name + transport, upstream, "--workers", str(workers)) as server:
         for _ in range(400):  # which worker takes a connection is the kernel's choice
             if upstream.open_exchanges == full:
                 break
@@ -135,13 +133,13 @@ RECYCLES = {
 }
 
 
-@pytest.mark.parametrize("name", RECYCLES)
+@pytest.mark.servers(*RECYCLES, fast=RECYCLES)
 @pytest.mark.slow
 def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_started(
-    upstream: Upstream, name: str
+    upstream: Upstream, server_name: str
 ) -> None:
     before = len(upstream.requests)
-    with serving(name, upstream, *RECYCLES[name]) as server:
+    with serving(server_name, upstream, *RECYCLES[server_name]) as server:
         load = Load(server)
         try:
             eventually(lambda: len(workers_of(upstream.requests[before:])) >= 4, 25)
@@ -150,23 +148,23 @@ def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_star
     check(load)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "uvicorn-httptools",
-        "granian",
-        pytest.param(
-            "hypercorn-asyncio",
-            marks=pytest.mark.xfail(
-                reason="hypercorn 0.18 ends all workers with the first",
-                strict=False,  # a second worker that is slow to start ends late
-            ),
+@pytest.mark.servers(
+    "uvicorn-httptools",
+    "granian",
+    pytest.param(
+        "hypercorn-asyncio",
+        marks=pytest.mark.xfail(
+            reason="hypercorn 0.18 ends all workers with the first",
+            strict=False,  # a second worker that is slow to start ends late
         ),
-        GUNICORN,
-    ],
+    ),
+    GUNICORN,
+    fast=("uvicorn-httptools",),
 )
-def test_a_stop_of_several_workers_finishes_a_short_answer(upstream: Upstream, name: str) -> None:
-    with serving(name, upstream, "--workers", "2") as server, ThreadPoolExecutor(1) as pool:
+def test_a_stop_of_several_workers_finishes_a_short_answer(
+    upstream: Upstream, server_name: str
+) -> None:
+    with serving(server_name, upstream, "--workers", "2") as server, ThreadPoolExecutor(1) as pool:
         caller = Caller(server, "/plain/streamed/chunks?count=15&delay=0.1")
         caller.read(b"chunk-0;")
         reading = pool.submit(caller.read)
@@ -174,10 +172,12 @@ def test_a_stop_of_several_workers_finishes_a_short_answer(upstream: Upstream, n
         assert reading.result().endswith(b"chunk-14;\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("name", ["uvicorn-httptools", "granian", "hypercorn-asyncio", GUNICORN])
-def test_a_reload_by_sighup_loses_no_answer_that_had_started(upstream: Upstream, name: str) -> None:
+@pytest.mark.servers(*WITH_WORKERS, fast=("uvicorn-httptools",))
+def test_a_reload_by_sighup_loses_no_answer_that_had_started(
+    upstream: Upstream, server_name: str
+) -> None:
     before = len(upstream.requests)
-    with serving(name, upstream, "--workers", "2") as server:
+    with serving(server_name, upstream, "--workers", "2") as server:
         load = Load(server)
         try:
             eventually(lambda: len(load.answers) > 30, 15)

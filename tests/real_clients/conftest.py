@@ -64,18 +64,15 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
 
 
 STOCK, ASYNCIO = "uvicorn-httptools", "uvicorn-httptools+asyncio"
-# Of modules whose programs are slow to start.
-slow_on_stock = pytest.mark.parametrize(
-    "running", [pytest.param(STOCK, marks=pytest.mark.slow), ASYNCIO], indirect=True
-)
+both_transports = pytest.mark.servers(STOCK, ASYNCIO, fast=(ASYNCIO,))
 
 
-@pytest.fixture(scope="session", params=[STOCK, ASYNCIO])
-def running(request: pytest.FixtureRequest, upstreams: Upstreams) -> Iterator[Server]:
+@pytest.fixture(scope="session")
+def running(server_name: str, upstreams: Upstreams) -> Iterator[Server]:
     urls = {name: upstreams.url(name) for name in UPSTREAMS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "UPSTREAMS", json.dumps(urls))
-        server = Server(request.param, "", app="tests.real_clients.app:app", dev_mode=False)
+        server = Server(server_name, "", app="tests.real_clients.app:app", dev_mode=False)
     yield server
     server.stop()
 

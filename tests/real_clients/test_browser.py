@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.real_clients.conftest import Upstreams, slow_on_stock
+from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program
 from tests.support.servers import eventually
 
-pytestmark = [pytest.mark.chromium, slow_on_stock]
+pytestmark = [pytest.mark.chromium, both_transports]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking")
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.conftest import Upstreams
+from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program, run
+
+pytestmark = both_transports
 
 WHO = ("-c", "user.name=Ann", "-c", "user.email=ann@example.com", "-c", "init.defaultBranch=main")
 

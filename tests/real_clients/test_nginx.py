@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.real_clients.conftest import Upstreams
+from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import listening, program
 from tests.support.servers import Answer, Server, eventually, free_port
 from tests.support.wire import until_the_end
 
-pytestmark = pytest.mark.nginx
+pytestmark = [pytest.mark.nginx, both_transports]
 
 DATA = random.Random(5).randbytes(3_000_000)
 # Its workers write their files as another user, so all of it is in a folder that anybody may use.

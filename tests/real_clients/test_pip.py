@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.conftest import Passed, Upstreams, slow_on_stock
+from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.programs import run
 from tests.support.servers import Server
 
-pytestmark = slow_on_stock
+pytestmark = both_transports
 
 
 def wheel(folder: Path, name: str, *needs: str, version: str = "1.0") -> Path:

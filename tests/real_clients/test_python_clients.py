@@ -17,8 +17,10 @@ import httpx2
 import pytest
 import requests
 
-from tests.real_clients.conftest import Upstreams
+from tests.real_clients.conftest import Upstreams, both_transports
 from tests.support.servers import eventually
+
+pytestmark = both_transports
 
 PART = bytes(range(256)) * 400
 PARTS = 30

@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.real_clients.conftest import Passed, Upstreams
+from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.image import MB, WHO, Skopeo, blobs, image
 from tests.real_clients.programs import listening, program
 from tests.support.servers import Server
+
+pytestmark = both_transports
 
 MOST_GROWTH = 48 * MB
 USERS = "ann:$2y$04$/mYksnIwgHArnB7q65DSIetztlKP3gMXCfak1nh.dt3m8G6QjkY8a\n"  # bcrypt, of `secret`

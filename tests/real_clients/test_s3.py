@@ -18,9 +18,11 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.real_clients.app import with_the_callers_host
-from tests.real_clients.conftest import Upstreams, open_directly
+from tests.real_clients.conftest import Upstreams, both_transports, open_directly
 from tests.real_clients.programs import listening, program, run
 from tests.support.servers import ROOT, Server
+
+pytestmark = both_transports
 
 DATA = random.Random(3).randbytes(6 << 20)
 EVERYTHING = {"Version": "2012-10-17"} | {

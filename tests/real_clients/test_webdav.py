@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.real_clients.app import with_own_destination
-from tests.real_clients.conftest import Passed, Upstreams
+from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.programs import listening, program, run
 from tests.support.servers import ROOT, Answer, Server
 from tests.support.wire import until_the_end
+
+pytestmark = both_transports
 
 FILES = {
     "big": random.Random(13).randbytes(6 << 20),

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.conftest import Upstreams
+from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program, run
+
+pytestmark = both_transports
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.support.servers import COMMANDS, FAST
+from tests.support.server_choice import ALL_SERVERS
+from tests.support.servers import COMMANDS
 
 from .report import plot
 from .soak import soak
-
-ALL = [*COMMANDS, *FAST]
 
 
 def main() -> int:
@@ -28,12 +27,12 @@ def main() -> int:
     )
     options = parser.parse_args()
     one = options.server + ("+asyncio" if options.transport == "asyncio" else "")
-    if not options.all and one not in ALL:
+    if not options.all and one not in ALL_SERVERS:
         parser.error("AsyncioTransport does not run on trio: give --transport stock")
     folder = options.plot or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     failed = False
-    for name in ALL if options.all else [one]:
+    for name in ALL_SERVERS if options.all else [one]:
         report = asyncio.run(
             soak(
                 name,

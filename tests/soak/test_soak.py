@@ -10,7 +10,7 @@ from tests.soak.soak import soak
 SERVER = os.environ.get("SOAK_SERVER", "uvicorn-httptools+asyncio")
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_mixed_traffic_with_faults_loses_nothing() -> None:
     report = asyncio.run(soak(SERVER, seconds=10, with_faults=True))
     assert report.failures() == [], f"{report}\n" + "\n".join(report.wrongs[:10])

@@ -37,7 +37,7 @@ WORKER_CLASSES = {
     GUNICORN_AS_IT_COMES: "uvicorn_worker.UvicornWorker",
 }
 # The same with AsyncioTransport in the app's clients.
-FAST = [f"{name}+asyncio" for name in COMMANDS if name != "hypercorn-trio"]
+ON_ASYNCIO_TRANSPORT = [f"{name}+asyncio" for name in COMMANDS if name != "hypercorn-trio"]
 
 
 def free_port() -> int:

@@ -12,12 +12,9 @@ from typing import Self
 import pytest
 
 from tests.integration.conftest import NOISE
-from tests.support.servers import COMMANDS, FAST, Answer, Server
+from tests.support.servers import COMMANDS, Answer, Server
 
 APP = "tests.support.apps.forward_app"
-FULL = ["uvicorn-httptools", "hypercorn-asyncio", "uvicorn-httptools+asyncio"]
-full = pytest.mark.parametrize("forwarder", FULL, indirect=True)
-on_all = pytest.mark.parametrize("forwarder", [*COMMANDS, *FAST], indirect=True)
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 

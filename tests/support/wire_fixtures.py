@@ -23,5 +23,5 @@ def wire(listening: Wire) -> Iterator[Wire]:
 
 
 @pytest.fixture(scope="session")
-def forwarder(request: pytest.FixtureRequest, listening: Wire) -> Iterator[Server]:
-    yield from serving(request.param, listening)
+def forwarder(server_name: str, listening: Wire) -> Iterator[Server]:
+    yield from serving(server_name, listening)

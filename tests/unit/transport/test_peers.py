@@ -21,7 +21,7 @@ from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import collect
 from tests.support.servers import eventually, free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 SIZE = int(float(os.environ.get("LARGE_BODY_GB", "0.0625")) * (1 << 30)) // 65536 * 65536
 BLOCK = bytes(range(256)) * 256
