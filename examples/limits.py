@@ -27,7 +27,6 @@ from asgi_upstream import (
     client_lifespan,
     combine_lifespans,
 )
-from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 SLOW_URL = os.environ.get("SLOW_URL", UPSTREAM_URL)
@@ -40,8 +39,8 @@ def pool_options(size: int) -> dict[str, Any]:
     """Return client options for a pool of `size` connections and a short wait for one."""
     limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
     timeout = httpx.Timeout(30, pool=0.1)  # seconds
-    if os.environ.get("TRANSPORT") == "asyncio":  # a transport has the limits, not the client
-        return {"transport": AsyncioTransport(limits=limits), "timeout": timeout}
+    if os.environ.get("TRANSPORT") == "httpx":  # a transport takes the limits itself
+        return {"transport": httpx.AsyncHTTPTransport(limits=limits), "timeout": timeout}
     return {"limits": limits, "timeout": timeout}
 
 

@@ -26,7 +26,7 @@ def slow_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["stock", "asyncio"])
+@pytest.fixture(params=["httpx", "asyncio"])
 def caller(request: pytest.FixtureRequest, serve: Serve, slow_url: str) -> httpx.Client:
     """Calls examples/limits.py, on each transport."""
     return serve("limits", SLOW_URL=slow_url, TRANSPORT=request.param)

@@ -1215,22 +1215,3 @@ def test_the_documented_observers_are_told(
     lines = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "exchanges"]
     assert [level for level, _ in lines] == ["INFO", "WARNING", "INFO"]
     assert ": completed in 0." in lines[0][1]
-
-
-def test_the_documented_readiness_tells_what_is_open(documented: dict[str, Any]) -> None:
-    with (
-        served(documented["counted"]) as url,
-        httpx.Client(base_url=url, trust_env=False) as caller,
-    ):
-
-        def ready(**expected: int) -> None:
-            until(lambda: caller.get("/ready").json() == expected)
-
-        ready(**{"under way": 0, "open": 0, "idle": 0, "waiting": 0})
-        with caller.stream("GET", "/api/events") as events:
-            parts = events.iter_raw()  # kept, for who drops it closes the connection
-            next(parts)
-            ready(**{"under way": 1, "open": 1, "idle": 0, "waiting": 0})
-        ready(**{"under way": 0, "open": 0, "idle": 0, "waiting": 0})
-        assert caller.get("/api/item").status_code == 200
-        ready(**{"under way": 0, "open": 1, "idle": 1, "waiting": 0})

@@ -19,6 +19,7 @@ from tests.unit.instrumentation.test_prometheus import scrape
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs/dashboards/asgi-upstream.json").read_text())
 PAGE = (ROOT / "docs/metrics-and-tracing.md").read_text()
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 VARIABLES = {"$__rate_interval": "5m", "$client": ".*"}
 
 OF_DASHBOARD = [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
@@ -27,6 +28,13 @@ OF_PAGE = [
     for block in re.findall(r"```promql\n(.*?)```", PAGE, re.S)
     for query in re.sub(r"#.*", "", block).split("\n\n")
 ]
+OF_RUNBOOK = [  # one to a line, and two of prometheus-client's own
+    line
+    for block in re.findall(r"```promql\n(.*?)```", RUNBOOK, re.S)
+    for line in block.splitlines()
+    if "asgi_upstream_" in line
+]
+QUERIES = [*OF_DASHBOARD, *OF_PAGE, *OF_RUNBOOK]
 Scraped = Mapping[str, Mapping[str, set[str]]]
 
 
@@ -79,7 +87,7 @@ def chosen(matcher: Matcher, values: set[str]) -> set[str]:
     return fitting if matcher.op in (MatchOp.Equal, MatchOp.Re) else values - fitting
 
 
-@pytest.mark.parametrize("query", [*OF_DASHBOARD, *OF_PAGE])
+@pytest.mark.parametrize("query", QUERIES)
 def test_every_query_asks_for_metrics_and_labels_of_a_scrape(query: str, scraped: Scraped) -> None:
     expr = parsed(query)
     assert selectors(expr)
@@ -96,7 +104,7 @@ def test_every_query_asks_for_metrics_and_labels_of_a_scrape(query: str, scraped
                 assert set(part.modifier.labels) <= scraped[selector.name].keys()
 
 
-@pytest.mark.parametrize("query", [*OF_DASHBOARD, *OF_PAGE])
+@pytest.mark.parametrize("query", QUERIES)
 def test_every_query_for_failures_asks_for_all_of_them(query: str) -> None:
     for selector in selectors(parsed(query)):
         for matcher in selector.matchers.matchers:
@@ -106,7 +114,7 @@ def test_every_query_for_failures_asks_for_all_of_them(query: str) -> None:
                 assert chosen(matcher, {outcome.value for outcome in Outcome}) == failures
 
 
-@pytest.mark.parametrize("query", [*OF_DASHBOARD, *OF_PAGE])
+@pytest.mark.parametrize("query", QUERIES)
 def test_counters_are_asked_for_their_rate_and_gauges_for_their_value(query: str) -> None:
     rated = set(re.findall(r"(?:rate|increase)\((\w+)", query))
     for selector in selectors(parsed(query)):

@@ -1,18 +1,13 @@
 """Each exchange is one line of `logging`, with all of its record."""
 
-import json
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
 
 import httpx
 import pytest
 
 from asgi_upstream.instrumentation.logs import LOGGER_NAME, log_observer
 from asgi_upstream.records import ExchangeRecord, Outcome
-from tests.docs.test_examples import ROOT
 from tests.unit.instrumentation.made import failure, record
 
 NO_FAILURES = {
@@ -91,65 +86,3 @@ def test_it_logs_where_it_is_told_to(caplog: pytest.LogCaptureFixture) -> None:
         log_observer("by.name")(record())
         log_observer(logging.getLogger("by.itself"))(record())
     assert [line.name for line in caplog.records] == ["by.name", "by.itself"]
-
-
-@pytest.fixture
-def formatter() -> Iterator[logging.Formatter]:
-    """That of the docs, which also quiet the library's own logger."""
-    text = (ROOT / "docs/metrics-and-tracing.md").read_text()
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "class JSON" in c)
-    assert code.count("\n") <= 30
-    names: dict[str, Any] = {}
-    own = logging.getLogger("asgi_upstream")
-    before = list(own.filters)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, "basicConfig", lambda **options: names.update(options))
-        exec(compile(code, "docs/metrics-and-tracing.md", "exec"), names)
-    (handler,) = names["handlers"]
-    yield handler.formatter
-    own.filters[:] = before
-
-
-def test_the_json_formatter_of_the_docs_writes_every_field(
-    formatter: logging.Formatter, caplog: pytest.LogCaptureFixture
-) -> None:
-    one = failure(exception=httpx.ConnectError('refused\n"so"'))
-    (line,) = logged(caplog, one)
-    text = formatter.format(line)
-    assert "\n" not in text
-    written = json.loads(text)
-    assert written["level"] == "WARNING"
-    assert written["logger"] == LOGGER_NAME
-    assert written["message"] == line.getMessage()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", written["time"])
-    assert written["error"] == 'ConnectError: refused\n"so"'
-    for field in fields(ExchangeRecord):
-        if field.name != "exception":
-            assert written[field.name] == getattr(one, field.name)
-
-
-def test_the_json_formatter_of_the_docs_writes_any_other_line_and_its_traceback(
-    formatter: logging.Formatter,
-) -> None:
-    try:
-        raise ValueError("broke")
-    except ValueError as exc:
-        line = logging.LogRecord("a", 40, "", 1, "%s failed", ("it",), (ValueError, exc, None))
-    written = json.loads(formatter.format(line))
-    assert written["message"] == "it failed"
-    assert "ValueError: broke" in written["traceback"]
-
-
-@pytest.mark.usefixtures("formatter")
-def test_the_docs_silence_the_librarys_own_warnings_and_not_the_records(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with caplog.at_level(logging.INFO):
-        own = logging.getLogger("asgi_upstream")
-        own.warning("an upstream failed")
-        own.error("something is wrong")
-        log_observer()(failure())
-    assert [(line.name, line.levelname) for line in caplog.records] == [
-        ("asgi_upstream", "ERROR"),
-        (LOGGER_NAME, "WARNING"),
-    ]
