@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 import asgi_upstream
 from asgi_upstream import testing
+from tests.support.pages import files
 
 ROOT = Path(__file__).parents[2]
 served, until = testing.serve, testing.eventually
@@ -475,13 +476,8 @@ def test_the_list_of_examples_is_whole() -> None:
 
 
 def test_the_tutorials_code_runs_and_its_tests_pass(tmp_path: Path) -> None:
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S):
-        named = re.match(r"# (\w+\.py)\n", code)
-        assert named, f"a block without a file name:\n{code}"
-        (tmp_path / named[1]).write_text(code)
-    # The files that are no tests have one line of a test here: they can be imported.
-    modules = [path.stem for path in tmp_path.glob("*.py") if not path.stem.startswith("test_")]
-    (tmp_path / "test_imports.py").write_text(f"import {', '.join(modules)}\n")
+    for name, code in files("docs/tutorial.md").items():
+        (tmp_path / name).write_text(code)
     options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-p", "no:asyncio"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "."],
@@ -492,4 +488,4 @@ def test_the_tutorials_code_runs_and_its_tests_pass(tmp_path: Path) -> None:
         timeout=60,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout
+    assert "4 passed" in run.stdout

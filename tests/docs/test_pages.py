@@ -62,8 +62,9 @@ def test_the_code_of_each_page_type_checks(tmp_path: Path) -> None:
         rest = ""
         for block in python(page):
             if block.name:
-                sibling = rf"(?m)^import ({modules})$"
-                (folder / block.name).write_text(re.sub(sibling, r"from . import \1", block.code))
+                sibling = rf"(?m)^import ({modules})\b"
+                with (folder / block.name).open("a") as file:
+                    file.write(re.sub(sibling, r"from . import \1", block.code))
             else:  # on the line that it has in the page
                 rest += "\n" * (block.line - 1 - rest.count("\n")) + block.code
         (folder / "page.py").write_text(rest)

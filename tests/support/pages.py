@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 UPSTREAM = "http://127.0.0.1:9000"  # where the pages' upstream is
 # A comment is code that a reader takes for granted, such as imports shown further up.
 _FENCE = re.compile(r"^( *)(?:```|<!-- )(\w+)[^\n]*\n(.*?)^\1(?:```|-->)$", re.M | re.S)
-_NAME = re.compile(r"# ([\w.]+\.\w+)\n")
+_NAME = re.compile(r"# ([\w.]+\.\w+)(?:, continued)?\n")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ def blocks(page: str) -> list[Block]:
 
 
 def files(page: str) -> dict[str, str]:
-    """The blocks that are files, by their names."""
-    return {block.name: block.code for block in blocks(page) if block.name}
+    """The blocks that are files, by their names. A block may continue a file."""
+    found: dict[str, str] = {}
+    for block in blocks(page):
+        if block.name:
+            found[block.name] = found.get(block.name, "") + block.code
+    return found
 
 
 def headings(path: Path) -> list[str]:
