@@ -14,23 +14,25 @@ from tests.integration.test_nginx import NGINX
 from tests.support.go import GO, built
 from tests.support.page_apps import serving
 from tests.support.pages import ROOT, files
+from tests.support.peers import CODE as PEERS
 from tests.support.servers import Caller, Server, ask, eventually, free_port
 from tests.support.upstream import BEHAVIOURS, Upstream
 
-MOVING = files("docs/migrating.md")
 SHORT = "timeout=0.7"  # seconds that the upstream may be silent
 PATH, WITH_QUERY = '"/" + path)', '"/" + path + "?code=404")'  # by hand, no query is passed on
 WAYS = {
-    "asgi-upstream": MOVING["fastapi_proxy_lib_after.py"].replace("timeout=60", SHORT),
+    "asgi-upstream": files("docs/migrating.md")["forward.py"].replace(
+        "timeout=httpx.Timeout(5, read=60)", SHORT
+    ),
     "httpx by hand": files("docs/why.md")["before.py"]
     .replace("base_url", f"{SHORT}, base_url")
     .replace(PATH, WITH_QUERY),
-    "aiohttp by hand": MOVING["aiohttp_before.py"]
+    "aiohttp by hand": PEERS["aiohttp by hand"]
     .replace("total=60", "sock_read=0.7")
     .replace('9000/" + path', '9000/" + path + "?code=404"'),
-    "fastapi-proxy-lib": MOVING["fastapi_proxy_lib_before.py"].replace("timeout=60", SHORT),
-    "fastapi-reverse-proxy": MOVING["fastapi_reverse_proxy_before.py"].replace("timeout=60", SHORT),
-    "asgiproxy": MOVING["asgiproxy_before.py"].replace(
+    "fastapi-proxy-lib": PEERS["fastapi-proxy-lib"].replace("timeout=60", SHORT),
+    "fastapi-reverse-proxy": PEERS["fastapi-reverse-proxy"].replace("timeout=60", SHORT),
+    "asgiproxy": PEERS["asgiproxy"].replace(
         "\n\napp =",
         """
     def get_upstream_http_options(self, **arguments):
@@ -76,34 +78,34 @@ def probe(what: str) -> Callable[[Probe], Probe]:
     return named
 
 
-@probe("the upstream says 404: the caller gets")
+@probe("status, if the upstream sends 404")
 def status(server: Server, upstream: Upstream) -> str:
     return str(ask(server, "/api/status?code=404").status)
 
 
-@probe("it sends two cookies: the caller gets")
+@probe("cookies, if the upstream sets two")
 def repeated(server: Server, upstream: Upstream) -> str:
     return str(len(ask(server, "/api/session").all(b"set-cookie")))
 
 
-@probe("these are sent for the next caller too")
+@probe("sends one caller's cookies for the next")
 def cookies(server: Server, upstream: Upstream) -> str:
     ask(server, "/api/session")
     return "**yes**" if b"a=1" in ask(server, "/api/echo").body else "no"
 
 
-@probe("fields for one hop only are relayed")
+@probe("relays hop-by-hop headers")
 def hop_by_hop(server: Server, upstream: Upstream) -> str:
     answer = ask(server, "/api/session")
     return "no" if answer.field(b"x-private") is None else "**yes**"
 
 
-@probe("it is silent past its timeout")
+@probe("status, if the upstream times out")
 def silent(server: Server, upstream: Upstream) -> str:
     return str(ask(server, "/api/never").status)
 
 
-@probe("it dies in the middle of the body")
+@probe("body, if the upstream fails in the middle")
 def truncated(server: Server, upstream: Upstream) -> str:
     return "**looks whole**" if ask(server, "/api/short_chunked").complete else "cut"
 
@@ -121,12 +123,12 @@ def escaping(server: Server, upstream: Upstream) -> str:
     return "**sent**" if len(upstream.requests) > before else "not sent"
 
 
-@probe("the caller leaves before the headers")
+@probe("disconnect before the headers")
 def leaves_before(server: Server, upstream: Upstream) -> str:
     return _leaves(server, upstream, "/api/never", None)
 
 
-@probe("the caller leaves in the middle of the body")
+@probe("disconnect in the middle of the body")
 def leaves_within(server: Server, upstream: Upstream) -> str:
     return _leaves(server, upstream, "/api/silent_mid_body", b"first")
 
@@ -145,7 +147,7 @@ def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) 
     return "noticed"
 
 
-REFUSED = "the upstream refuses the connection"
+REFUSED = "status, if the upstream refuses the connection"
 
 
 @pytest.fixture
