@@ -7,9 +7,11 @@ from typing import Protocol
 import httpx
 
 from .._httpx.flavors import HTTPXModule
-from ._parser import ParseError, ReadState, ResponseHead, ResponseParser
+from ._header_lines import ParseError
+from ._parser import ResponseParser
 from ._protocol import SocketProtocol
 from ._read_buffer import ReadBuffer
+from ._response_head import ReadState, ResponseHead
 from ._serializer import BodyFramer, OutgoingRequest
 from ._upload import Upload
 

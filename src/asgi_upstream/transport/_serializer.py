@@ -1,7 +1,7 @@
 """Serializes HTTP/1.1 requests (RFC 9112)."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +11,7 @@ from .._headers import TOKEN, RawHeaders
 from .._httpx.flavors import HTTPXModule
 
 _START = re.compile(rb"%b+ [!-~]+" % TOKEN)
-_LINES = re.compile(rb"(?:%b+: [^\0\r\n]*+\r\n)*+" % TOKEN)
+_NAME = re.compile(rb"%b+" % TOKEN)
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def serialize_request(
         httpx.LocalProtocolError: If the result would not be exactly one valid request.
     """
     try:
-        lines, length, connection_close = serialize_headers(tuple(headers))
+        lines, length, connection_close = serialize_headers(headers)
     except ValueError as exc:
         raise library.LocalProtocolError(str(exc)) from None
     start = b"%b %b" % (method.encode("ascii", "replace"), target)
@@ -102,67 +102,77 @@ def serialize_request(
     )
 
 
-SerializedHeaders = tuple[bytes, int | None, bool]
+MAX_CACHED = 256
+"""Entries in a cache. It starts again when it is full."""
 
-_CACHEABLE_HEADERS = frozenset(
-    b"accept accept-encoding accept-language connection content-length content-type host "
-    b"transfer-encoding user-agent x-forwarded-for x-forwarded-host x-forwarded-prefix "
-    b"x-forwarded-proto".split()
+MAX_CACHED_SIZE = 256
+
+_FRAMING_HEADERS = frozenset(b"connection content-length host transfer-encoding".split())
+# Endpoints and callers repeat these headers, and they do not carry secrets.
+_CACHEABLE_HEADERS = _FRAMING_HEADERS | frozenset(
+    b"accept accept-encoding accept-language cache-control content-type dnt pragma priority "
+    b"sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site "
+    b"sec-fetch-user te upgrade-insecure-requests user-agent x-forwarded-for x-forwarded-host "
+    b"x-forwarded-prefix x-forwarded-proto".split()
 )
-_MAX_CACHED_SIZE = 1024
-_MAX_CACHED = 64
-_MAX_CACHED_COUNT = 8  # headers, because a longer list is rarely repeated and slow to hash
-_cache: dict[tuple[tuple[bytes, bytes], ...], SerializedHeaders] = {}
+
+SerializedHeader = tuple[bytes, bytes]
+"""A line, and the lower-case name if it is Host, about framing, or closes the connection."""
+
+_lines: dict[tuple[bytes, bytes], SerializedHeader] = {}
 
 
-def serialize_headers(headers: tuple[tuple[bytes, bytes], ...]) -> SerializedHeaders:
+def serialize_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | None, bool]:
     """Return header lines, the content length (None for chunks) and whether the request closes.
-
-    Endpoints repeat the same few headers, so the last results are cached. The cache keeps only
-    small results whose header names are known not to carry secrets.
 
     Raises:
         ValueError: If the headers are malformed.
     """
-    cached = _cache.get(headers) if len(headers) <= _MAX_CACHED_COUNT else None
-    if cached is not None:
-        return cached
-    names = [name.lower() for name, _ in headers]
-    result = _serialize_headers(headers, names)
-    if (
-        len(headers) <= _MAX_CACHED_COUNT
-        and _CACHEABLE_HEADERS.issuperset(names)
-        and len(result[0]) <= _MAX_CACHED_SIZE
-    ):
-        if len(_cache) >= _MAX_CACHED:
-            _cache.clear()
-        _cache[headers] = result
+    lines: list[bytes] = []
+    framing: list[tuple[bytes, bytes]] = []
+    has_host = False
+    for header in headers:
+        line, framing_name = _lines.get(header) or _serialize_header(header)
+        lines.append(line)
+        if framing_name == b"host":
+            has_host = True
+        elif framing_name:
+            framing.append((framing_name, header[1]))
+    if not has_host:
+        raise ValueError("no Host header")
+    lines.append(b"\r\n")
+    length, connection_close = _choose_framing(framing) if framing else (0, False)
+    return b"".join(lines), length, connection_close
+
+
+def _serialize_header(header: tuple[bytes, bytes]) -> SerializedHeader:
+    name, value = header
+    if not _NAME.fullmatch(name) or b"\r" in value or b"\n" in value or b"\0" in value:
+        raise ValueError("malformed header")
+    key = name.lower()
+    framing_name = key if key in _FRAMING_HEADERS else b""
+    if key == b"connection" and b"close" not in map(bytes.strip, value.lower().split(b",")):
+        framing_name = b""
+    result = b"%b: %b\r\n" % header, framing_name
+    if key in _CACHEABLE_HEADERS and len(result[0]) <= MAX_CACHED_SIZE:
+        if len(_lines) >= MAX_CACHED:
+            _lines.clear()
+        _lines[header] = result
     return result
 
 
-def _serialize_headers(
-    headers: tuple[tuple[bytes, bytes], ...], names: list[bytes]
-) -> SerializedHeaders:
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    if not _LINES.fullmatch(lines) or lines.count(b"\n") != len(headers) or b":" in b"".join(names):
-        raise ValueError("malformed header")
-    if b"host" not in names:
-        raise ValueError("no Host header")
-    length = None if b"transfer-encoding" in names else 0
-    if length is None and [
-        value.strip(b" \t").lower()
-        for name, value in headers
-        if name.lower() == b"transfer-encoding"
-    ] != [b"chunked"]:
-        raise ValueError("unsupported Transfer-Encoding")  # only chunks can be framed here
+def _choose_framing(headers: list[tuple[bytes, bytes]]) -> tuple[int | None, bool]:
+    """Return the content length (None for chunks) and whether the request closes."""
+    length: int | None = 0
+    names = [name for name, _ in headers]
+    if b"transfer-encoding" in names:
+        length = None
+        codings = [value for name, value in headers if name == b"transfer-encoding"]
+        if [coding.strip(b" \t").lower() for coding in codings] != [b"chunked"]:
+            raise ValueError("unsupported Transfer-Encoding")  # only chunks can be framed here
     if b"content-length" in names:
-        values = {value for name, value in headers if name.lower() == b"content-length"}
+        values = {value for name, value in headers if name == b"content-length"}
         if length is None or len(values) > 1 or not (value := values.pop()).isdigit():
             raise ValueError("bad Content-Length")
         length = int(value)
-    connection_close = b"connection" in names and any(
-        b"close" in map(bytes.strip, value.lower().split(b","))
-        for name, value in headers
-        if name.lower() == b"connection"
-    )
-    return lines + b"\r\n", length, connection_close
+    return length, b"connection" in names

@@ -9,7 +9,7 @@ import httpx
 
 from .._httpx.flavors import ByteStreamBase, is_httpx_error
 from ._connection import HTTP11Connection
-from ._parser import ResponseHead
+from ._response_head import ResponseHead
 
 
 class ResponseStream(ByteStreamBase):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from asgi_upstream.transport._connection import READ_BUFFER_LIMIT, HTTP11Connection
-from asgi_upstream.transport._parser import ReadState
 from asgi_upstream.transport._read_buffer import CHUNK_OVERHEAD
+from asgi_upstream.transport._response_head import ReadState
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.memory import MOST_READ, VirtualLoop, Wire
 

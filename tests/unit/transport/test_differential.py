@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
-from asgi_upstream.transport._parser import MAX_HEAD_SIZE, MAX_HEADERS, ReadState
 from asgi_upstream.transport._pool_state import Origin
+from asgi_upstream.transport._response_head import MAX_HEAD_SIZE, MAX_HEADERS, ReadState
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from asgi_upstream.transport import _parser, _serializer
-from asgi_upstream.transport._parser import ChunkedDecoder, ParseError, ReadState, ResponseParser
+from asgi_upstream.transport import _header_lines, _response_head, _serializer
+from asgi_upstream.transport._chunked import ChunkedDecoder
+from asgi_upstream.transport._header_lines import ParseError
+from asgi_upstream.transport._parser import ResponseParser
+from asgi_upstream.transport._response_head import ReadState, parse_head
 from asgi_upstream.transport._serializer import OutgoingRequest, serialize_headers
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -130,26 +133,31 @@ def test_the_parser_goes_from_head_to_body_to_done() -> None:
 )
 def test_heads_that_may_carry_secrets_are_not_cached(name: bytes) -> None:
     secret = b"secret-" + name
-    _parser.parse_head(OK + name + b": " + secret + b"\r\n\r\n")
-    assert secret not in b"".join(_parser._heads)
+    parse_head(OK + name + b": " + secret + b"\r\nserver: fold\r\n ed\r\n\r\n")
+    assert secret not in b"".join([*_response_head._heads, *_header_lines._lines])
+    assert b"server: fold ed" in _header_lines._lines
 
 
 @pytest.mark.parametrize("name", [b"authorization", b"Cookie", b"x-api-key", b"x-unknown"])
 def test_request_headers_with_secrets_are_not_cached(name: bytes) -> None:
-    serialize_headers(((b"host", b"a"), (name, b"secret")))
-    assert all(b"secret" not in lines for lines, _, _ in _serializer._cache.values())
+    serialize_headers([(b"host", b"a"), (name, b"secret")])
+    assert (b"host", b"a") in _serializer._lines
+    assert all(value != b"secret" for _, value in _serializer._lines)
 
 
 def test_large_heads_and_headers_are_not_cached() -> None:
-    _parser.parse_head(OK + b"server: " + b"x" * 2000 + b"\r\n\r\n")
-    serialize_headers(((b"host", b"a"), (b"user-agent", b"x" * 2000)))
-    assert all(len(data) <= 1024 for data in _parser._heads)
-    assert all(len(lines) <= 1024 for lines, _, _ in _serializer._cache.values())
+    parse_head(OK + b"server: " + b"x" * 2000 + b"\r\n\r\n")
+    parse_head(OK + b"server: %b\r\n" % (b"x" * 200) * 10 + b"\r\n")
+    serialize_headers([(b"host", b"a"), (b"user-agent", b"x" * 2000)])
+    assert all(len(data) <= 1024 for data in _response_head._heads)
+    assert all(len(line) <= 256 for line in _header_lines._lines)
+    assert all(len(line) <= 256 for line, _ in _serializer._lines.values())
 
 
-def test_the_caches_hold_64_entries_at_most() -> None:
-    for number in range(500):
-        _parser.parse_head(OK + b"date: %d\r\n\r\n" % number)
-        serialize_headers(((b"host", b"%d" % number),))
-    assert len(_parser._heads) <= 64
-    assert len(_serializer._cache) <= 64
+def test_the_caches_hold_256_entries_at_most() -> None:
+    for number in range(600):
+        parse_head(OK + b"date: %d\r\n\r\n" % number)
+        serialize_headers([(b"host", b"%d" % number)])
+    assert len(_response_head._heads) <= 256
+    assert len(_header_lines._lines) <= 256
+    assert len(_serializer._lines) <= 256
