@@ -5,8 +5,10 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from asgi_upstream import ExchangeCancelled
+from asgi_upstream import ExchangeCancelled, ReverseProxy, client_lifespan
 from asgi_upstream import transport as of_httpx
 from asgi_upstream.testing import Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2
@@ -52,15 +54,16 @@ def test_the_transport_of_its_page_is_the_apps(upstream: Upstream) -> None:
         assert isinstance(transport, of_httpx.AsyncioTransport)
 
 
-def test_the_streams_of_the_page_on_stops_end_in_the_event_that_fits(upstream: Upstream) -> None:
+def test_the_last_event_of_the_page_on_stops_names_its_cause(upstream: Upstream) -> None:
     names = run("docs/graceful-shutdown.md", upstream)
-    assert names["last_event"](ExchangeCancelled()).startswith(b"event: reconnect")
     assert names["Worker"].CONFIG_KWARGS["timeout_graceful_shutdown"] == 20
+    last_event = names["last_event"]
+    assert last_event(ExchangeCancelled()).startswith(b"event: reconnect")
     upstream.get("/events").chunks(b"data: a\n\n", b"data: b\n\n").close(after=9)
-    with TestClient(names["app"]) as caller:
-        text = caller.get("/events").text
-    assert text.startswith("data: a\n\n")
-    assert text.endswith("event: error\ndata: the upstream failed\n\n")
+    proxy = ReverseProxy(on_stream_error=last_event)
+    app = Starlette(routes=[Mount("/", proxy)], lifespan=client_lifespan(base_url=upstream.url))
+    with TestClient(app) as caller:
+        assert caller.get("/events").text == "data: a\n\n" + last_event(ValueError()).decode()
 
 
 @pytest.mark.asyncio
