@@ -263,7 +263,10 @@ def ensure_bytes(chunk: object) -> bytes:
 
 
 class ChunkSource(Protocol):
-    """A body that is read chunk by chunk, until an empty chunk."""
+    """A body that is read chunk by chunk, until an empty chunk.
+
+    `read_nowait` returns None if no chunk has arrived yet.
+    """
 
     def read_nowait(self) -> bytes | None: ...
     async def read(self) -> bytes: ...
@@ -317,11 +320,15 @@ async def read_all(
         UpstreamBodyTooLarge: If the body is longer than `max_bytes`.
     """
     content: bytes | bytearray = b""
-    while chunk := source.read_nowait() or await source.read():
+    while True:
+        chunk = source.read_nowait()
+        if chunk is None:
+            chunk = await source.read()
+        if not chunk:
+            return bytes(content)
         if count is not None:
             count(len(chunk))
         content = append_limited(content, chunk, max_bytes)
-    return bytes(content)
 
 
 def append_limited(content: bytes | bytearray, chunk: bytes, max_bytes: int) -> bytes | bytearray:

@@ -86,6 +86,11 @@ class DisconnectListener:
         if self._timer is not None:
             self._timer.discard(self)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the task is running. Then it must be stopped."""
+        return self._task is not None and not self._task.done()
+
     async def stop(self) -> None:
         """End the task and wait for its end."""
         if self._task is not None and not self._task.done():

@@ -44,11 +44,12 @@ class Exchange:
     def __init__(
         self, options: ExchangeOptions, status: int | None, header_overrides: RawHeaders
     ) -> None:
+        self._options = options
+        self._decodes_body = options.decodes_body
         self.request: httpx.Request = options.request
-        if options.decodes_body:
+        if self._decodes_body:
             headers = accept_whole_decodable(options.request.headers.raw)
             self.request = copy_with_headers(options.request, headers, options.library)
-        self._options = options
         self._status = status
         self._header_overrides = header_overrides
 
@@ -97,7 +98,7 @@ class Exchange:
     ) -> Exception | None:
         """Send the request and relay the response. Return the exception if that failed."""
         failure: Exception | None = None
-        if self._options.decodes_body:
+        if self._decodes_body:
             send_raw = None
         try:
             async with limits:

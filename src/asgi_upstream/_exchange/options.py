@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 from starlette.responses import Response
@@ -35,6 +35,10 @@ class ResponseHead(Protocol):
     def version(self) -> bytes: ...
     @property
     def reason(self) -> bytes: ...
+    @property
+    def derived(self) -> dict[object, Any] | None:
+        """Results of functions of this head, if other exchanges share it."""
+        ...
 
 
 class RawResponse(Protocol):
@@ -79,7 +83,8 @@ class ExchangeOptions:
         """Whether the exchange may have to decode the upstream's body."""
         return (
             self.decode
-            or self.modifies_body
+            or self.transform is not None
+            or self.on_stream_error is not None
             or self.heartbeat is not None
             or (self.on_response is not None and self.max_bytes is not None)
         )

@@ -15,6 +15,8 @@ from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
 from .ending import Ending
 
+_CANCELLED = Ending(Outcome.CANCELLED)
+
 
 class RecordedExchange:
     """Keeps an exchange registered as open while its block runs, and emits its record at the end.
@@ -43,7 +45,7 @@ class RecordedExchange:
     ) -> None:
         self._exchange = exchange
         self._state = state = get_client_state(client)
-        self.ending: Ending = Ending(Outcome.CANCELLED)
+        self.ending: Ending = _CANCELLED
         self.recorder: ExchangeRecorder | None = None
         if state.observers or observers:
             self.recorder = ExchangeRecorder(

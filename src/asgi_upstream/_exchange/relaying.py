@@ -29,11 +29,12 @@ from .closing import close_upstream
 from .decoding import can_decode, content_encodings
 from .downstream import Caller
 from .heartbeat import HeartbeatBody
-from .options import ExchangeOptions, RawResponse, ResponseHook
+from .options import ExchangeOptions, RawResponse, ResponseHead, ResponseHook
 from .recording import ExchangeRecorder
 from .response_head import (
     EVENT_STREAM,
     add_stream_headers,
+    build_plain_head,
     build_response_head,
     get_media_type,
     has_no_content,
@@ -52,6 +53,10 @@ class ResponseRelay:
         replacement: The response that `on_response` returned instead.
     """
 
+    final_chunk: bytes = b""
+    replacement: Response | None = None
+    _outcome_if_app_raises: Outcome = Outcome.APP_FAILED
+
     def __init__(
         self,
         options: ExchangeOptions,
@@ -69,9 +74,6 @@ class ResponseRelay:
         self._caller = caller
         self._limits = limits
         self.recorder = recorder
-        self.final_chunk: bytes = b""
-        self.replacement: Response | None = None
-        self._outcome_if_app_raises: Outcome = Outcome.APP_FAILED
         self._open_iterators: list[AsyncIterator[bytes]] = []
 
     def classify_failure(self, error: Exception) -> Outcome:
@@ -86,12 +88,24 @@ class ResponseRelay:
         if self.recorder is not None:
             self.recorder.headers_received(head.status, reused=upstream.request_count > 1)
             count = self.recorder.bytes_received
-        status, headers = self._build_head(head.status, head.headers)
         if self._options.max_bytes is not None:
+            status, headers = self._build_head(head.status, head.headers)
             content = await read_all(upstream, self._options.max_bytes, count)
             await self._send_buffered(status, headers, content)
-        elif (remaining := await self._send_head(status, headers)) != 0:
+        elif (remaining := await self._send_raw_head(head)) != 0:
             await self._relay_chunks(upstream, remaining, count)
+
+    async def _send_raw_head(self, head: ResponseHead) -> int | None:
+        """Send the upstream's head. Return the length of the body if it is known."""
+        is_plain = self._status is None and not self._header_overrides
+        if not is_plain or self._request.method == "HEAD" or self._caller.method == "HEAD":
+            return await self._send_head(*self._build_head(head.status, head.headers))
+        forwarded = isinstance(self._request, ForwardedRequest)
+        headers, length = build_plain_head(head, forwarded=forwarded)
+        await self._caller.send_head(head.status, headers)
+        if length is None:
+            await self._caller.send_body(b"", more=True)  # as in `_send_head`
+        return length
 
     def note_head(self, upstream: httpx.Response) -> None:
         """Record that the upstream's headers have arrived."""
@@ -155,7 +169,12 @@ class ResponseRelay:
         self, source: ChunkSource, remaining: int | None, count: Callable[[int], None] | None
     ) -> None:
         """Send the chunks, and keep the last one if the length of the body is known."""
-        while chunk := source.read_nowait() or await source.read():
+        while True:
+            chunk = source.read_nowait()
+            if chunk is None:
+                chunk = await source.read()
+            if not chunk:
+                return
             if count is not None:
                 count(len(chunk))
             if remaining is not None:

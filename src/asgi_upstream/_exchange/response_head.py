@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from .. import _headers as header_lists
 from .._headers import HOP_BY_HOP, RawHeaders
 from ..errors import protocol_error
+from .options import ResponseHead
 
 # Each ASGI server adds its own Date and Server, and each may occur only once. Alt-Svc describes the
 # upstream's endpoint: a caller would leave the app for it (RFC 7838 3).
@@ -55,6 +56,34 @@ def build_response_head(
     ):
         relayed = header_lists.remove(relayed, b"content-length")
     return status, headers_for_modified_body(relayed) if body_modified else relayed
+
+
+def build_plain_head(head: ResponseHead, *, forwarded: bool) -> tuple[RawHeaders, int | None]:
+    """Return the headers for the caller, and the body length if known, of an unchanged response.
+
+    A head that many responses share keeps the result. The list is a copy, because middleware adds
+    headers to it. The methods of both requests must not be HEAD.
+
+    Arguments:
+        head: The upstream's head.
+        forwarded: Whether the request came from `forward_request`.
+
+    Raises:
+        UpstreamProtocolError: If the status is not a final status.
+    """
+    derived = head.derived
+    result = None if derived is None else derived.get(forwarded)
+    if result is None:
+        status, headers = build_response_head(
+            head.status, head.headers, request_method="GET", caller_method="GET"
+        )
+        headers = add_stream_headers(headers, forwarded=forwarded)
+        has_body = not has_no_content("GET", status)
+        length = header_lists.parse_content_length(headers) if has_body else 0
+        result = headers, length
+        if derived is not None:
+            derived[forwarded] = result
+    return [*result[0]], result[1]
 
 
 def end_to_end_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

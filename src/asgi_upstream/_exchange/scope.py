@@ -44,12 +44,12 @@ class ExchangeScope:
     _group: TaskGroup | None = None  # on trio
     _deadline_handle: asyncio.TimerHandle | None = None
     _poll_handle: asyncio.TimerHandle | None = None
+    _tasks: frozenset[asyncio.Task[None]] = frozenset()
 
     def __init__(self, receive: Receive, deadline: float | None, *, plain: bool) -> None:
         self._deadline = deadline
         self._listener = DisconnectListener(receive, self._cancel)
         self._scope = None if plain else anyio.CancelScope()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def disconnected(self) -> bool:
@@ -98,8 +98,7 @@ class ExchangeScope:
             self._group.start_soon(function)
         elif self._loop is not None:
             task = self._loop.create_task(function())
-            self._tasks.add(task)  # The loop has only a weak reference.
-            task.add_done_callback(self._tasks.discard)
+            self._tasks |= {task}  # The loop has only a weak reference.
 
     def poll(self, interval: float, callback: Callable[[], bool]) -> None:
         """Call `callback` every `interval` seconds while it returns True, until the scope ends."""
@@ -157,13 +156,15 @@ class ExchangeScope:
         traceback: TracebackType | None,
     ) -> bool:
         self._listener.cancel_timer()
-        for handle in (self._deadline_handle, self._poll_handle):
-            if handle is not None:
-                handle.cancel()
+        if self._deadline_handle is not None:
+            self._deadline_handle.cancel()
+        if self._poll_handle is not None:
+            self._poll_handle.cancel()
         if self._group is not None:
             self._group.cancel_scope.cancel()
         try:
-            await self._listener.stop()
+            if self._listener.is_running:
+                await self._listener.stop()
         finally:  # `Task.cancel()` may interrupt the wait.
             if self._stack is not None and self._scope is not None:
                 self.cancelled_caught = bool(await self._stack.__aexit__(exc_type, exc, traceback))

@@ -11,7 +11,7 @@ from ._header_lines import ParseError
 from ._parser import ResponseParser
 from ._protocol import SocketProtocol
 from ._read_buffer import ReadBuffer
-from ._response_head import ReadState, ResponseHead
+from ._response_head import DONE, HEAD, IDLE, ReadState, ResponseHead
 from ._serializer import BodyFramer, OutgoingRequest
 from ._upload import Upload
 
@@ -95,7 +95,7 @@ class HTTP11Connection(SocketProtocol):
     @property
     def has_head(self) -> bool:
         """Whether the response head has arrived. If not, wait with `wait_readable`."""
-        return self._parser.state is not ReadState.HEAD
+        return self._parser.state is not HEAD
 
     @property
     def is_upgraded(self) -> bool:
@@ -120,9 +120,9 @@ class HTTP11Connection(SocketProtocol):
 
     def read_nowait(self, max_bytes: int | None = None) -> bytes | None:
         """Like `read`, but return None if nothing has arrived."""
+        if not self._buffer.size:
+            return b"" if self._parser.state is DONE else None
         chunk = self._buffer.pop(max_bytes)
-        if not chunk:
-            return b"" if self._parser.state is ReadState.DONE else None
         if self._reading_paused:
             self._resume_if_drained()
         return chunk
@@ -188,15 +188,16 @@ class HTTP11Connection(SocketProtocol):
         """End the exchange if the connection can be used again, and return whether it can."""
         parser = self._parser
         if (
-            parser.state is not ReadState.DONE
+            parser.state is not DONE
             or not parser.keep_alive
             or self._upload is not None
             or self.closed
         ):
             return False
         self.keep_alive_timeout = parser.head.keep_alive_timeout
-        parser.state = ReadState.IDLE
-        self._buffer.clear()
+        parser.state = IDLE
+        if self._buffer.size:
+            self._buffer.clear()
         self._owner.release(self)
         return True
 
@@ -216,11 +217,11 @@ class HTTP11Connection(SocketProtocol):
         closed_by_upstream = exc is None and not self.closed
         if closed_by_upstream and self._parser.feed_eof(truncated=truncated):
             pass
-        elif state is ReadState.HEAD and exc is None:
+        elif state is HEAD and exc is None:
             self.fail(
                 library.RemoteProtocolError("Server disconnected without sending a response.")
             )
-        elif state not in (ReadState.IDLE, ReadState.DONE):
+        elif state not in (IDLE, DONE):
             error: Exception = library.RemoteProtocolError(
                 "peer closed connection without sending complete message body"
             )

@@ -5,7 +5,17 @@ from typing import cast
 
 from ._chunked import ChunkedDecoder
 from ._header_lines import ParseError
-from ._response_head import MAX_HEAD_SIZE, ReadState, ResponseHead, parse_head
+from ._response_head import (
+    CHUNKED,
+    DONE,
+    HEAD,
+    IDLE,
+    LENGTH,
+    MAX_HEAD_SIZE,
+    ReadState,
+    ResponseHead,
+    parse_head,
+)
 from ._serializer import OutgoingRequest
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -32,7 +42,7 @@ class ResponseParser:
     )
 
     def __init__(self) -> None:
-        self.state: ReadState = ReadState.IDLE
+        self.state: ReadState = IDLE
         self.head: ResponseHead = cast(ResponseHead, None)
         self.keep_alive: bool = False
         self._request = cast(OutgoingRequest, None)
@@ -44,16 +54,16 @@ class ResponseParser:
     @property
     def expects_data(self) -> bool:
         """Whether the upstream may send bytes now."""
-        return self.state not in (ReadState.IDLE, ReadState.DONE)
+        return self.state not in (IDLE, DONE)
 
     @property
     def has_more(self) -> bool:
         """Whether `feed` stopped early and must be called again, with or without data."""
-        return self.state is ReadState.CHUNKED and self._chunked.has_more
+        return self.state is CHUNKED and self._chunked.has_more
 
     def start(self, request: OutgoingRequest) -> None:
         """Expect the response to `request`."""
-        self.state, self._request = ReadState.HEAD, request
+        self.state, self._request = HEAD, request
         self._head_data, self._interim_size = b"", 0
 
     def feed(self, data: bytes) -> bytes:
@@ -62,14 +72,14 @@ class ResponseParser:
         Raises:
             ParseError: If the response is malformed.
         """
-        if self.state is ReadState.HEAD:
+        if self.state is HEAD:
             rest = self._feed_head(self._head_data + data if self._head_data else data)
             if rest is None:
                 return b""
             data = rest
-        if self.state is ReadState.LENGTH:
+        if self.state is LENGTH:
             return self._feed_fixed_length(data)
-        if self.state is ReadState.CHUNKED:
+        if self.state is CHUNKED:
             return self._feed_chunked(data)
         return data
 
@@ -83,8 +93,8 @@ class ResponseParser:
         if self.state is ReadState.UPGRADED or (
             self.state is ReadState.UNTIL_CLOSE and not truncated
         ):
-            self.state, self.keep_alive = ReadState.DONE, False
-        return self.state in (ReadState.IDLE, ReadState.DONE)
+            self.state, self.keep_alive = DONE, False
+        return self.state in (IDLE, DONE)
 
     def _feed_head(self, data: bytes) -> bytes | None:
         """Return the bytes after the head. None if the head is incomplete."""
@@ -111,8 +121,8 @@ class ResponseParser:
         self.head, self.state, self._remaining = head, head.framing, head.length
         self.keep_alive = head.keep_alive and not self._request.connection_close
         if self._request.method == "HEAD" and head.status != 101:
-            self.state, self._remaining = ReadState.LENGTH, 0
-        elif self.state is ReadState.CHUNKED:
+            self.state, self._remaining = LENGTH, 0
+        elif self.state is CHUNKED:
             self._chunked = ChunkedDecoder()
         return data
 
@@ -122,12 +132,12 @@ class ResponseParser:
             data = data[: self._remaining]
         self._remaining -= len(data)
         if not self._remaining:
-            self.state = ReadState.DONE
+            self.state = DONE
         return data
 
     def _feed_chunked(self, data: bytes) -> bytes:
         body = self._chunked.feed(data)
         if self._chunked.done:
-            self.state = ReadState.DONE
+            self.state = DONE
             self.keep_alive = self.keep_alive and not self._chunked.excess
         return body

@@ -1,6 +1,7 @@
 """A socket as an asyncio protocol, below HTTP."""
 
 import asyncio
+import functools
 import select
 import ssl
 import sys
@@ -26,7 +27,7 @@ class SocketProtocol(asyncio.Protocol):
         self._library = library  # whose exceptions are raised
         self._timeouts = Timeouts(loop, library)
         self._transport = cast(asyncio.Transport, None)
-        self._poll: Callable[[], bool] | None = None
+        self._poll: Callable[[], object] | None = None
         self._failure: BaseException | None = None
         self._reading_paused = self._writing_paused = False
 
@@ -78,7 +79,7 @@ class SocketProtocol(asyncio.Protocol):
         """
         if self._poll is None:
             self._poll = _create_poll(self._transport.get_extra_info("socket"))
-        return self._poll()
+        return bool(self._poll())
 
     def _pause_reading(self) -> None:
         if not self._reading_paused:
@@ -114,17 +115,17 @@ class SocketProtocol(asyncio.Protocol):
         self._timeouts.wake_writer()
 
 
-def _create_poll(sock: Any) -> Callable[[], bool]:
-    """Return a function that tells whether data, an end or an error waits at the socket."""
+def _create_poll(sock: Any) -> Callable[[], object]:
+    """Return a function whose result is true if data, an end or an error waits at the socket."""
     if sock is None:  # a transport in memory
         return lambda: False
     if sock.fileno() < 0:  # already closed
         return lambda: True
     if sys.platform == "win32":  # where select has no poll
-        return lambda: bool(select.select([sock], [], [], 0)[0])
+        return lambda: select.select([sock], [], [], 0)[0]
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
-    return lambda: bool(poll.poll(0))
+    return functools.partial(poll.poll, 0)
 
 
 def _lacks_close_notify(transport: asyncio.BaseTransport) -> bool:

@@ -25,10 +25,8 @@ class ReadBuffer:
         self.size += len(chunk) + CHUNK_OVERHEAD
 
     def pop(self, max_bytes: int | None = None) -> bytes:
-        """Remove and return the next bytes, at most `max_bytes`. Empty if there are none."""
+        """Remove and return the next bytes, at most `max_bytes`. There must be some."""
         chunks = self._chunks
-        if not chunks:
-            return b""
         if len(chunks) == 1 or len(chunks[0]) > MAX_JOINED_SIZE:
             chunk = chunks.pop(0)
             self.size -= len(chunk) + CHUNK_OVERHEAD

@@ -2,6 +2,7 @@
 
 import re
 from enum import Enum, auto
+from typing import Any, Final
 
 from .._headers import RawHeaders
 from ._header_lines import MAX_CACHED, ParsedLine, ParseError, parse_lines
@@ -31,6 +32,14 @@ class ReadState(Enum):
     DONE = auto()
 
 
+# Python 3.11 looks up the members of an enum slowly, and each response needs these several times.
+IDLE: Final = ReadState.IDLE
+HEAD: Final = ReadState.HEAD
+LENGTH: Final = ReadState.LENGTH
+CHUNKED: Final = ReadState.CHUNKED
+DONE: Final = ReadState.DONE
+
+
 class ResponseHead:
     """Status and headers of a response, and how its body ends.
 
@@ -40,12 +49,14 @@ class ResponseHead:
         keep_alive: Whether the connection may be used again after the body.
         keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it tells.
         is_cacheable: Whether the head is short and known not to carry a secret.
+        derived: Results that an exchange has derived from the head. None if the head is not shared.
 
     Raises:
         ParseError: If `data` is not a valid head.
     """
 
     __slots__ = (
+        "derived",
         "framing",
         "headers",
         "is_cacheable",
@@ -69,6 +80,7 @@ class ResponseHead:
         self.length: int = 0
         self.keep_alive: bool = version == b"HTTP/1.1"
         self.keep_alive_timeout: float | None = None
+        self.derived: dict[object, Any] | None = None
         self.headers: RawHeaders = []
         self.is_cacheable: bool = len(data) <= MAX_CACHED_HEAD_SIZE
         self._add_headers(
@@ -153,5 +165,5 @@ def parse_head(data: bytes) -> ResponseHead:
         if head.is_cacheable:
             if len(_heads) >= MAX_CACHED:
                 _heads.clear()
-            _heads[data] = head
+            _heads[data], head.derived = head, {}
     return head

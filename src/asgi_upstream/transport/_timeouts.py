@@ -34,7 +34,7 @@ class Timeouts:
     def start_reading(self, timeout: float | None) -> asyncio.Future[None]:
         """Return a future that is done when `wake` is called or `timeout` seconds have passed."""
         self.reader = self._loop.create_future()
-        self.restart_reading(timeout)
+        self._read_deadline = self._arm(timeout)
         return self.reader
 
     def restart_reading(self, timeout: float | None) -> None:
