@@ -77,8 +77,8 @@ check: $(DEV) ## check format, lint, types and docs
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
-	$(RUN) mypy --platform win32 --cache-dir .mypy_cache/win32 src
-	$(RUN) mypy --platform darwin --cache-dir .mypy_cache/darwin src
+	$(RUN) mypy --platform win32 --cache-dir .mypy_cache/win32 src examples
+	$(RUN) mypy --platform darwin --cache-dir .mypy_cache/darwin src examples
 	$(RUN) pyright
 	$(MKDOCS) build --strict --quiet
 

@@ -71,7 +71,7 @@ async def running(app: str, log: Path, **environment: str) -> AsyncIterator[Serv
 
 
 def start(app: str, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Begin a process, and process group, that serves `app`."""
+    """Start a process that serves `app`, in a session of its own, which Ctrl-C does not reach."""
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0"]
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -104,11 +104,11 @@ def text_of(log: Path) -> str:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process group. Blocks, so that nothing interrupts it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End a process. Blocks, so that nothing interrupts it."""
+    for end in (process.terminate, process.kill):
         if process.poll() is not None:
             return
-        os.killpg(process.pid, number)
+        end()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT)
 
@@ -312,8 +312,9 @@ async def run(play: Callable[[Demo], Awaitable[int]]) -> int:
     # Not only Ctrl-C: whatever asks us to end must end the servers too.
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    if sys.platform != "win32":  # asyncio handles Ctrl-C there
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         logs = Path(folder)
         async with (
