@@ -24,7 +24,6 @@ NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
 pytestmark = [
     pytest.mark.nginx,
-    pytest.mark.alone,
     pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine"),
 ]
 
