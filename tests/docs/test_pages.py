@@ -1,6 +1,7 @@
 """README.md and docs/: the Python is right, links lead somewhere, the map is whole."""
 
 import ast
+import inspect
 import itertools
 import os
 import re
@@ -14,10 +15,18 @@ from pathlib import Path
 import pytest
 
 import asgi_upstream
-from asgi_upstream import transport
+from asgi_upstream import (
+    ReverseProxy,
+    StreamedResponse,
+    client_dependency,
+    client_lifespan,
+    fetch,
+    transport,
+)
 from tests.support.pages import ROOT, Block, blocks, files, headings, pages
 
 PAGES = pages()
+PUBLIC = [*asgi_upstream.__all__, "relay_websocket"]  # which is imported when it is first used
 SOURCE = ROOT / "src/asgi_upstream"
 
 
@@ -128,12 +137,28 @@ def test_the_site_is_built_without_a_warning_and_asks_nothing_of_other_hosts(
         assert [tag for tag in asked if 'rel="canonical"' not in tag] == []
 
 
-def test_the_reference_has_each_public_name() -> None:
-    text = (ROOT / "docs/reference.md").read_text()
+def test_the_api_details_have_each_public_name() -> None:
+    text = (ROOT / "docs/api.md").read_text()
     shown = re.findall(r"^::: asgi_upstream\.([\w.]+)$", text, re.M)
-    assert sorted(name for name in shown if "." not in name) == sorted(asgi_upstream.__all__)
-    of_transport = [name.partition(".")[2] for name in shown if name.startswith("transport.")]
-    assert sorted(of_transport) == sorted(transport.__all__)
+    public = ["_websockets.relay.relay_websocket" if n == "relay_websocket" else n for n in PUBLIC]
+    assert sorted(name for name in shown if not name.startswith("instrumentation.")) == sorted(
+        [*public, *(f"transport.{name}" for name in transport.__all__)]
+    )
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_reference_has_each_public_name(name: str) -> None:
+    assert re.search(
+        rf"`(await |with |async with )?{name}\b", (ROOT / "docs/reference.md").read_text()
+    )
+
+
+def test_the_reference_has_each_option() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    for function in (StreamedResponse, ReverseProxy, client_lifespan, client_dependency, fetch):
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name not in ("client", "request", "options"):
+                assert re.search(rf"\b{parameter.name}\b", text), parameter.name
 
 
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:
