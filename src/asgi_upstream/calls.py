@@ -25,15 +25,9 @@ from ._exchange.downstream import CLIENT_CLOSED_REQUEST
 from ._exchange.options import SupportsSend
 from ._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from ._exchange.sending import send_request, validate_head
-from ._httpx.flavors import (
-    AnyClient,
-    HTTPXModule,
-    RequestT,
-    ResponseT,
-    describe_type,
-    is_httpx_error,
-    match_library,
-)
+from ._httpx.exceptions import is_httpx_error
+from ._httpx.flavors import describe_type, match_library
+from ._httpx.interfaces import AnyClient, HTTPXModule, RequestT, ResponseT
 from ._httpx.requests import copy_with_headers
 from ._httpx.workarounds import holds_pool_place
 from .records import Observer, Outcome

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar
 import httpx
 from starlette.exceptions import HTTPException
 
-from ._httpx.flavors import is_httpx_error
+from ._httpx.exceptions import is_httpx_error
 from ._httpx.transport_errors import is_connect_failure, is_unmapped_transport_error
 from ._logging import logger
 

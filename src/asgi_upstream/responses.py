@@ -16,14 +16,8 @@ from ._exchange.options import (
     StreamErrorHook,
     SupportsSend,
 )
-from ._httpx.flavors import (
-    AnyClient,
-    RequestT,
-    ResponseT,
-    describe_type,
-    get_library,
-    match_library,
-)
+from ._httpx.flavors import describe_type, get_library, match_library
+from ._httpx.interfaces import AnyClient, RequestT, ResponseT
 from ._httpx.requests import request_origin
 from .records import Observer, check_observers
 

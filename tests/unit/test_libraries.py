@@ -42,8 +42,10 @@ from asgi_upstream import (
     upstream_errors,
 )
 from asgi_upstream import transport as of_httpx
+from asgi_upstream._httpx.exceptions import is_httpx_error
 from asgi_upstream._httpx.fast_path import direct_transport
-from asgi_upstream._httpx.flavors import HTTPXModule, get_library, is_httpx_error
+from asgi_upstream._httpx.flavors import get_library
+from asgi_upstream._httpx.interfaces import HTTPXModule
 from asgi_upstream.records import ExchangeRecord, Outcome
 from asgi_upstream.testing import ReceivedRequest, ScriptedResponse, Upstream
 from asgi_upstream.transport import httpx2 as of_httpx2

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, cast
 import anyio
 import httpx
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
 from .decoding import decode_chunk, make_decoders
 

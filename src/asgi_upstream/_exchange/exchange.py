@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from .. import errors
 from .._headers import RawHeaders
+from .._httpx.exceptions import is_httpx_error
 from .._httpx.fast_path import direct_transport, log_request
-from .._httpx.flavors import is_httpx_error, subclass_for
+from .._httpx.flavors import subclass_for
 from .._httpx.requests import ForwardedRequest, copy_with_headers
 from .._logging import logger
 from ..records import Outcome

@@ -8,7 +8,7 @@ import httpx
 from starlette.responses import Response
 
 from .._headers import RawHeaders
-from .._httpx.flavors import HTTPXModule, ResponseT
+from .._httpx.interfaces import HTTPXModule, ResponseT
 from ..records import Observer
 
 BodyTransform = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]

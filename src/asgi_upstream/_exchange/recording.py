@@ -9,7 +9,8 @@ from starlette.exceptions import HTTPException
 
 from .. import errors
 from .._clients import OpenExchange, get_client_state
-from .._httpx.flavors import HTTPXModule, is_httpx_error
+from .._httpx.exceptions import is_httpx_error
+from .._httpx.interfaces import HTTPXModule
 from .._httpx.requests import request_origin
 from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome

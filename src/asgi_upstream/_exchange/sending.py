@@ -6,7 +6,7 @@ from .. import _headers as header_lists
 from .. import errors
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from .._httpx.requests import ForwardedRequest
 from .._httpx.workarounds import clean_up_pool
 from .options import SupportsSend

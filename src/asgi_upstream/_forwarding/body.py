@@ -9,13 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from .._headers import RawHeaders, parse_content_length, remove
-from .._httpx.flavors import (
-    ByteStreamBase,
-    HTTPXModule,
-    describe_type,
-    small_cache,
-    subclass_for,
-)
+from .._httpx.flavors import ByteStreamBase, describe_type, small_cache, subclass_for
+from .._httpx.interfaces import HTTPXModule
 from .._methods import WITHOUT_BODY
 
 MAX_FIRST_CHUNK_WAIT = 1.0

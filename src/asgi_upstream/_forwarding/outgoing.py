@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from .._headers import RawHeaders
 from .._hooks import maybe_await
-from .._httpx.flavors import RequestT, describe_type
+from .._httpx.flavors import describe_type
+from .._httpx.interfaces import RequestT
 from .._httpx.requests import ForwardedRequest
 from .._logging import logger
 from .overrides import resolve_client

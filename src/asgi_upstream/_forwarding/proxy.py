@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from .._hooks import maybe_await
-from .._httpx.flavors import RequestT, ResponseT, get_library
+from .._httpx.flavors import get_library
+from .._httpx.interfaces import RequestT, ResponseT
 from .._logging import logger
 from .._methods import NEVER_FORWARDED, USUAL
 from ..responses import SharedOptions, StreamedResponse, validate_options

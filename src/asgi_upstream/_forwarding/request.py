@@ -10,16 +10,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from .._headers import RawHeaders
-from .._httpx.flavors import (
-    URLT,
-    HTTPXModule,
-    RequestT,
-    SupportsBuildRequest,
-    describe_type,
-    get_library,
-    small_cache,
-    subclass_for,
-)
+from .._httpx.flavors import describe_type, get_library, small_cache, subclass_for
+from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
 from .._httpx.requests import ForwardedRequest
 from .body import choose_body
 from .headers import apply_changes, build_request_headers, merge_cookies, validate_headers

@@ -10,7 +10,7 @@ import httpx
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 
 _PATH_REJECTED = "Invalid path"
 # Illegal in a request line (RFC 9112 3.2), but some servers let it pass.

@@ -14,8 +14,9 @@ import httpx
 
 from .._logging import client_loggers
 from .cookies import rejects_cookies
-from .flavors import HTTPXModule, get_library, small_cache
+from .flavors import get_library, small_cache
 from .interception import MethodGuard
+from .interfaces import HTTPXModule
 from .requests import request_origin
 
 _SEND_METHODS = (

@@ -7,7 +7,8 @@ import httpx
 
 from .._headers import RawHeaders
 from .._methods import WITH_BODY
-from .flavors import HTTPXModule, RequestBase
+from .flavors import RequestBase
+from .interfaces import HTTPXModule
 
 
 class PendingBody(Protocol):

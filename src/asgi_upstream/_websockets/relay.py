@@ -21,14 +21,9 @@ from .._exchange.recording import (
 )
 from .._forwarding.request import HeaderOverrides
 from .._httpx.cancellation import defer_cancellation
-from .._httpx.flavors import (
-    URLT,
-    HTTPXModule,
-    RequestT,
-    SupportsBuildRequest,
-    is_httpx_error,
-    match_library,
-)
+from .._httpx.exceptions import is_httpx_error
+from .._httpx.flavors import match_library
+from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
 from .._httpx.workarounds import clean_up_pool
 from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome

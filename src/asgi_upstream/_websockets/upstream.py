@@ -25,7 +25,8 @@ except ImportError as _exc:
         "relaying WebSockets needs websockets: pip install websockets", name=_exc.name
     ) from _exc
 
-from .._httpx.flavors import HTTPXModule, map_httpcore_error
+from .._httpx.exceptions import map_httpcore_error
+from .._httpx.interfaces import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
 
 CLOSING_HANDSHAKE_TIMEOUT = 1.0

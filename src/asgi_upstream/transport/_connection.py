@@ -6,7 +6,7 @@ from typing import Protocol
 
 import httpx
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ._header_lines import ParseError
 from ._parser import ResponseParser
 from ._protocol import SocketProtocol

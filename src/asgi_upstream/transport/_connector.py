@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._httpx.default_transport import keepalive_socket_options
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ._connect import SocketOption, connect_tcp
 from ._connection import ConnectionOwner, HTTP11Connection
 from ._pool_state import Origin

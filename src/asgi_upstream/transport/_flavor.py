@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpcore
 
-from .._httpx.flavors import HTTPXModule, subclass_for
+from .._httpx.flavors import subclass_for
 from .._httpx.interception import MethodGuard
+from .._httpx.interfaces import HTTPXModule
 from ._connection import HTTP11Connection
 from ._pool_state import Origin
 from ._serializer import OutgoingRequest, serialize_request

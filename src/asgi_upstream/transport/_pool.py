@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 import httpx
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ._connection import ConnectionOwner, HTTP11Connection
 from ._idle import IdleConnections
 from ._pool_state import Origin, PoolState, add_up

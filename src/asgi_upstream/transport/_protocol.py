@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ._timeouts import Timeouts
 
 

@@ -8,7 +8,7 @@ from typing import cast
 import httpx
 
 from .._headers import TOKEN, RawHeaders
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 
 _START = re.compile(rb"%b+ [!-~]+" % TOKEN)
 _NAME = re.compile(rb"%b+" % TOKEN)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import httpx
 
-from .._httpx.flavors import ByteStreamBase, is_httpx_error
+from .._httpx.exceptions import is_httpx_error
+from .._httpx.flavors import ByteStreamBase
 from ._connection import HTTP11Connection
 from ._response_head import ResponseHead
 

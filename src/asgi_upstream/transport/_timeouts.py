@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 
 
 class Timeouts:

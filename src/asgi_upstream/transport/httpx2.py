@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 import httpcore2
 import httpx2
 
-from .._httpx.flavors import HTTPXModule
+from .._httpx.interfaces import HTTPXModule
 from ._flavor import Flavor
 from ._pool_state import PoolState
 
