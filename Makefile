@@ -18,6 +18,9 @@ BENCH := $(VENV)/.installed-bench
 # What some tests run. Where one cannot be had they are skipped, and say so.
 PROGRAMS := nginx chromium curl git wget rclone redis-server skopeo docker-registry litmus go
 
+# Applications that slow tests put behind the proxy, each in a virtual environment of its own.
+APPS := $(basename $(notdir $(wildcard tests/real_clients/apps/requirements/*.txt)))
+
 # pyright: take the Node.js that was installed with it, and do not ask for newer versions.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -27,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit test-parallel test-serial test-flavor test-httpx2 test-all test-stability matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
+.PHONY: help demo apps test test-unit test-parallel test-serial test-flavor test-httpx2 test-all test-stability matrix check serve bench fuzz soak soak-all clean $(PROGRAMS) docs docs-serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,10 +65,12 @@ test-flavor: $(DEV)
 test-httpx2: $(DEV) ## run the tests on httpx2
 	@TESTED_LIBRARY=httpx2 $(PARALLEL) -m "not serial" tests/unit tests/integration
 
-test-all: $(DEV) $(PROGRAMS) ## run all tests, also the slow ones, on all servers: half an hour
+test-all: $(DEV) $(PROGRAMS) apps ## run all tests, also the slow ones, on all servers: half an hour
 	@$(PARALLEL) --servers=all -m "not serial"
 	@$(RUN) pytest --servers=all -m serial $(SERIAL_FILES)
 	@$(MAKE) -s test-httpx2
+
+apps: $(APPS:%=$(VENV)/apps/%/.installed) ## install Jupyter, Django and others, which test-all runs
 
 test-stability: $(DEV) ## run the tests RUNS=20 times, LOAD=1 on a busy machine; count failures
 	@$(RUN) tests.support.stability --runs $(or $(RUNS),20) $(if $(LOAD),--load)
@@ -138,6 +143,13 @@ $(BENCH): $(DEV)
 	@echo "installing the peers that the benchmark compares with"
 	@$(PIP) install -c constraints.txt --group bench
 	@touch $@
+
+$(VENV)/apps/%/.installed: tests/real_clients/apps/requirements/%.txt | $(MADE)
+	@echo "installing $* into $(VENV)/apps/$*"
+	@$(PYTHON) -m venv $(VENV)/apps/$*
+	@if $(VENV)/apps/$*/bin/python -m pip install --quiet -r $< >$(VENV)/apps/$*.log 2>&1; then touch $@; \
+	else echo "$* could not be installed ($(VENV)/apps/$*.log says why); its tests are skipped"; \
+	    rm -rf $(VENV)/apps/$*; fi
 
 $(PROGRAMS): | $(MADE)
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null || test -e $(VENV)/.$@-tried \
