@@ -16,8 +16,8 @@ from .._headers import (
 )
 
 # Proxies describe their caller in these headers (RFC 7239). Upstreams believe them, so only a
-# trusted proxy may send them. docs/header-rules.md has the list. The pattern searches in names that
-# are joined by colons.
+# trusted proxy may send them. docs/header-rules.md has the list. The pattern searches in a name
+# between colons.
 _PROXY_HEADER = re.compile(
     rb"""
     : (?: forwarded
@@ -52,6 +52,12 @@ _CONNECTION_AUTH_SCHEMES = (b"negotiate", b"ntlm")
 _LINE_BREAKS = re.compile(rb"[\r\n\0]")
 _ILLEGAL_IN_PATH = re.compile(rb"[^!-~]")
 
+_INVALID, _BLOCKED, _FROM_PROXY, _ALLOWED = 1, 2, 3, 4
+_MAX_RULES = 512
+_MAX_KEPT_NAME_SIZE = 64
+_rules: dict[bytes, int] = {}
+"""The rule for each name: it may be invalid, blocked, believed only from a proxy, or allowed."""
+
 
 def build_request_headers(
     scope: Scope, mount: bytes = b"", *, trust_forwarded_headers: bool
@@ -75,7 +81,8 @@ def build_request_headers(
     headers = _drop_untrusted(raw, trust_forwarded_headers)
     headers = _join_cookies(headers, scope.get("http_version") or "1.1")
     headers = _normalize_framing(headers, by_name)
-    headers = _close_authenticated_connection(headers)
+    if b"authorization" in by_name:
+        headers = _close_authenticated_connection(headers)
     described = _describe_caller(scope, by_name.get(b"host"), mount)
     if trust_forwarded_headers:
         return _extend_forwarded(headers, described, _server_root(scope))
@@ -101,7 +108,8 @@ def validate_headers(headers: RawHeaders) -> None:
         HTTPException: 400 (RFC 9110 5.1, 5.5).
     """
     values = b"".join([value for _, value in headers])
-    if not are_names_valid(headers) or _LINE_BREAKS.search(values):
+    rules = [_rules.get(name) or _find_rule(name) for name, _ in headers]
+    if _INVALID in rules or _LINE_BREAKS.search(values):
         raise HTTPException(400, "Malformed header")
 
 
@@ -110,21 +118,33 @@ def _drop_untrusted(raw: RawHeaders, trust_forwarded_headers: bool) -> RawHeader
 
     Some servers keep the blanks around a value, which are not part of it (RFC 9110 5.5).
     """
-    headers = [(name, value.strip(b" \t")) for name, value in end_to_end(raw, _NOT_FORWARDED)]
-    names = b":".join([b"", *[name for name, _ in headers], b""])
-    canonical = names.translate(_CANONICAL)
-    if canonical == names and (trust_forwarded_headers or not _PROXY_HEADER.search(names)):
-        return headers
-    return [header for header in headers if not _is_blocked(header[0], trust_forwarded_headers)]
+    allowed = (_ALLOWED, _FROM_PROXY) if trust_forwarded_headers else (_ALLOWED,)
+    return [
+        (name, value.strip(b" \t"))
+        for name, value in end_to_end(raw, _NOT_FORWARDED)
+        if (_rules.get(name) or _find_rule(name)) in allowed
+    ]
 
 
-def _is_blocked(name: bytes, trust_forwarded_headers: bool) -> bool:
+def _find_rule(name: bytes) -> int:
+    """Return the rule for a name that has none yet, and keep it. Callers repeat their names."""
+    rule = _choose_rule(name)
+    if len(name) <= _MAX_KEPT_NAME_SIZE:
+        if len(_rules) >= _MAX_RULES:
+            _rules.clear()
+        _rules[name] = rule
+    return rule
+
+
+def _choose_rule(name: bytes) -> int:
+    if not are_names_valid([(name, b"")]):
+        return _INVALID
     canonical = name.translate(_CANONICAL)
-    if canonical == name and trust_forwarded_headers:
-        return False
-    if canonical in _NOT_FORWARDED or (canonical == b"content-length" and canonical != name):
-        return True
-    return _PROXY_HEADER.search(b":%b:" % canonical) is not None
+    if _PROXY_HEADER.search(b":%b:" % canonical):
+        return _FROM_PROXY if canonical == name else _BLOCKED
+    if canonical != name and (canonical in _NOT_FORWARDED or canonical == b"content-length"):
+        return _BLOCKED
+    return _ALLOWED
 
 
 def _join_cookies(headers: RawHeaders, http_version: str) -> RawHeaders:

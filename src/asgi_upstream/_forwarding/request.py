@@ -13,6 +13,7 @@ from .._headers import RawHeaders
 from .._httpx.flavors import describe_type, get_library, small_cache, subclass_for
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
 from .._httpx.requests import ForwardedRequest
+from .._methods import USUAL
 from .body import choose_body
 from .headers import apply_changes, build_request_headers, merge_cookies, validate_headers
 from .target import build_target
@@ -85,7 +86,7 @@ def forward_request(
     target_url: Any = url
     scope, library = request.scope, get_library(type(client))
     method: str = scope["method"]
-    if not _METHOD.fullmatch(method):
+    if method not in USUAL and not _METHOD.fullmatch(method):
         raise HTTPException(400, "Invalid method")
     target, base, mount = build_target(library, httpx_client, scope, prefix, target_url)
     raw = build_request_headers(scope, mount, trust_forwarded_headers=trust_forwarded_headers)
