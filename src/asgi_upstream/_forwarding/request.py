@@ -108,7 +108,7 @@ def validate_body_timeout(seconds: float | None) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):  # pyright: ignore
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):  # pyright: ignore
         raise ValueError(f"body_timeout={seconds!r}: give seconds above 0, or None for none")
 
 
