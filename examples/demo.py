@@ -1,7 +1,8 @@
 """Shows what the library does, on real input: `make demo`, or `python -m examples.demo`.
 
-Starts two processes on loopback, `examples.upstream` and the app `examples.demo_app` that relays
-it, and plays the callers. The exit status is 0 if all held. With `--serve` both keep running.
+It starts two servers on loopback: `examples.upstream`, and the app `examples.demo_app`, which
+relays it. Then it plays the callers. The exit status is 0 if every check passed. With `--serve`,
+both servers keep running.
 """
 
 import argparse
@@ -24,8 +25,8 @@ import httpx
 
 MB = 1_000_000
 FILE_SIZE = 200 * MB
-MEMORY_GROWTH = 10 * MB  # at most, of the app while the file passes; uvloop reads 8 MB at once
-NOTICED_WITHIN = 1.0  # seconds, of a caller who left
+MAX_MEMORY_GROWTH = 10 * MB  # of the app during the download; uvloop reads 8 MB at once
+MAX_NOTICE_DELAY = 1.0  # seconds until the upstream notices a disconnect of the caller
 STEP_TIMEOUT = 20.0  # seconds for each part of the demo
 START_TIMEOUT = 20.0  # seconds for a server to start
 STOP_TIMEOUT = 5.0  # seconds for a server to stop by itself
@@ -36,12 +37,12 @@ GREEN, RED, PLAIN = ("\x1b[32m", "\x1b[31m", "\x1b[0m") if sys.stdout.isatty() e
 
 
 class Failed(Exception):
-    """A part of the demo that cannot go on."""
+    """The demo cannot continue."""
 
 
 @dataclass
 class Server:
-    """An ASGI app under uvicorn, in a process and process group of its own."""
+    """An ASGI app on uvicorn, in a process of its own."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -49,7 +50,7 @@ class Server:
     log: Path
 
     def memory(self) -> int | None:
-        """Resident memory in bytes; None where the system has no /proc."""
+        """Return the resident memory in bytes, or None if the system has no /proc."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
@@ -59,12 +60,12 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def running(app: str, log: Path, **environment: str) -> AsyncIterator[Server]:
-    """Serve `app` on a free port; the process is gone afterwards, whatever happened."""
+async def run_server(app: str, log: Path, **environment: str) -> AsyncIterator[Server]:
+    """Serve `app` on a free port. The process always ends with the block."""
     process = start(app, log, environment)
-    # No await since the process exists: a cancellation cannot come between.
+    # There is no await between start() and try, so a cancellation cannot leave the process behind.
     try:
-        port = await port_of(process, log)
+        port = await wait_for_port(process, log)
         yield Server(process, f"http://127.0.0.1:{port}", port, log)
     finally:
         stop(process)
@@ -84,22 +85,22 @@ def start(app: str, log: Path, environment: dict[str, str]) -> subprocess.Popen[
         )
 
 
-async def port_of(process: subprocess.Popen[bytes], log: Path) -> int:
-    """The port that the server chose, once it listens."""
+async def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Wait until the server listens, and return the port that it chose."""
     give_up = time.monotonic() + START_TIMEOUT
     while process.poll() is None and time.monotonic() < give_up:
-        if (port := port_in(log)) is not None:
+        if (port := find_port(log)) is not None:
             return port
         await asyncio.sleep(0.05)
-    raise Failed(f"a server did not start; its log:\n{text_of(log)}")
+    raise Failed(f"a server did not start; its log:\n{read_log(log)}")
 
 
-def port_in(log: Path) -> int | None:
-    found = re.search(r"running on http://127\.0\.0\.1:(\d+)", text_of(log))
+def find_port(log: Path) -> int | None:
+    found = re.search(r"running on http://127\.0\.0\.1:(\d+)", read_log(log))
     return int(found[1]) if found else None
 
 
-def text_of(log: Path) -> str:
+def read_log(log: Path) -> str:
     return log.read_text(errors="replace")
 
 
@@ -113,13 +114,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(STOP_TIMEOUT)
 
 
-def caller_of(server: Server) -> httpx.AsyncClient:
+def create_caller(server: Server) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10)
 
 
 @dataclass
 class Demo:
-    """The two servers, who calls them, and what was seen."""
+    """The two servers, their clients, and the checks that failed."""
 
     upstream: Server
     app: Server
@@ -127,30 +128,30 @@ class Demo:
     direct: httpx.AsyncClient
     failures: list[str] = field(default_factory=list[str])
 
-    def held(self, ok: bool, what: str, seen: str) -> None:
-        """Print one line of the demo, with its tick or cross."""
+    def check(self, ok: bool, what: str, seen: str) -> None:
+        """Print the result of one check."""
         mark = f"{GREEN}{TICK}{PLAIN}" if ok else f"{RED}{CROSS}{PLAIN}"
         print(f"  {mark} {what:<44} {seen}", flush=True)
         if not ok:
             self.failures.append(what)
 
-    async def at_upstream(self) -> tuple[int, list[float]]:
-        """Exchanges open at the upstream; and when callers left early, by time.monotonic()."""
+    async def ask_upstream(self) -> tuple[int, list[float]]:
+        """Return the number of open exchanges, and the times of disconnects by time.monotonic()."""
         answer = (await self.direct.get("/open")).raise_for_status().json()
         return answer["open"], [caller["at"] for caller in answer["left"]]
 
-    async def until_open(self, count: int) -> bool:
-        """Wait until so many exchanges are open at the upstream."""
+    async def wait_for_open(self, count: int) -> bool:
+        """Wait until `count` exchanges are open at the upstream. Return False after 5 seconds."""
         give_up = time.monotonic() + 5
         while time.monotonic() < give_up:
-            if (await self.at_upstream())[0] == count:
+            if (await self.ask_upstream())[0] == count:
                 return True
             await asyncio.sleep(0.01)
         return False
 
 
-async def the_file(demo: Demo) -> None:
-    # A little of the same first, so that what is loaded once does not count.
+async def relay_file(demo: Demo) -> None:
+    # A small download first, so that the memory that any first download takes does not count.
     await demo.caller.get("/file", params={"size": 5 * MB})
     before = most = demo.app.memory()
     digest, size, measured_at = hashlib.sha256(), 0, 0
@@ -164,17 +165,19 @@ async def the_file(demo: Demo) -> None:
                 most = max(most, now) if most and now else None
     took = time.monotonic() - begun
     whole = size == FILE_SIZE == int(answer.headers["content-length"])
-    demo.held(whole, "a file arrives whole", f"{size / MB:.0f} MB in {took:.1f} s")
+    demo.check(whole, "a file arrives whole", f"{size / MB:.0f} MB in {took:.1f} s")
     expected = answer.headers["x-sha256"]
-    demo.held(digest.hexdigest() == expected, "its checksum is right", f"sha256 {expected[:16]}...")
+    demo.check(
+        digest.hexdigest() == expected, "its checksum is right", f"sha256 {expected[:16]}..."
+    )
     if before is None or most is None:
-        print("    the app's memory: not measured, for there is no /proc here")
+        print("    the app's memory: not measured, because this system has no /proc")
     else:
         seen = f"{before / MB:.1f} MB before, {most / MB:.1f} MB at most"
-        demo.held(most - before < MEMORY_GROWTH, "the app's memory stays flat", seen)
+        demo.check(most - before < MAX_MEMORY_GROWTH, "the app's memory stays flat", seen)
 
 
-async def the_events(demo: Demo) -> None:
+async def relay_events(demo: Demo) -> None:
     delays: list[float] = []
     begun = time.monotonic()
     async with demo.caller.stream("GET", "/events", params={"count": 8}) as answer:
@@ -182,35 +185,35 @@ async def the_events(demo: Demo) -> None:
             if line.startswith("data:"):
                 delays.append(time.time() - json.loads(line[5:])["sent"])
                 print(f"      at {time.monotonic() - begun:5.3f} s   {line}", flush=True)
-    demo.held(len(delays) == 8, "events arrive one by one", f"{len(delays)} of 8")
+    demo.check(len(delays) == 8, "events arrive one by one", f"{len(delays)} of 8")
     worst = max(delays, default=0.0) * 1000
-    demo.held(worst < 50, "each as soon as it was sent", f"{worst:.1f} ms at most")
+    demo.check(worst < 50, "each as soon as it is sent", f"{worst:.1f} ms at most")
 
 
-async def callers_who_leave(demo: Demo) -> None:
+async def disconnect_callers(demo: Demo) -> None:
     for path, what in (
-        ("/never", "a caller leaves before the first byte"),
-        ("/events?count=1000", "a caller leaves in the middle of the body"),
+        ("/never", "a caller disconnects before the first byte"),
+        ("/events?count=1000", "a caller disconnects in the middle of the body"),
     ):
-        _, earlier = await demo.at_upstream()
+        _, earlier = await demo.ask_upstream()
         reader, writer = await asyncio.open_connection("127.0.0.1", demo.app.port)
         writer.write(f"GET {path} HTTP/1.1\r\nhost: demo\r\n\r\n".encode())
-        reached = await demo.until_open(1)
+        reached = await demo.wait_for_open(1)
         if path != "/never":
             await reader.read(1)
         writer.close()
-        left_at = time.monotonic()
-        closed = await demo.until_open(0)
-        _, later = await demo.at_upstream()
+        disconnected_at = time.monotonic()
+        closed = await demo.wait_for_open(0)
+        _, later = await demo.ask_upstream()
         if reached and closed and len(later) > len(earlier):
-            took = later[-1] - left_at
+            took = later[-1] - disconnected_at
             seen = f"the upstream noticed after {took * 1000:.0f} ms"
-            demo.held(took < NOTICED_WITHIN, what, seen)
+            demo.check(took < MAX_NOTICE_DELAY, what, seen)
         else:
-            demo.held(False, what, "the upstream did not notice")
+            demo.check(False, what, "the upstream did not notice")
 
 
-async def an_upstream_that_dies(demo: Demo) -> None:
+async def break_upstream(demo: Demo) -> None:
     size, cut = 0, ""
     try:
         async with demo.caller.stream("GET", "/dies") as answer:
@@ -218,18 +221,18 @@ async def an_upstream_that_dies(demo: Demo) -> None:
                 size += len(chunk)
     except httpx.RemoteProtocolError as exc:
         cut = type(exc).__name__
-    demo.held(bool(cut), "the caller is told: its connection is cut", f"{size} bytes, then {cut}")
+    demo.check(bool(cut), "the caller's connection is closed", f"{size} bytes, then {cut}")
     told = (await demo.caller.get("/dies/told")).text
     last = " ".join(told[told.rfind("event:") :].split("\n")).strip()
-    demo.held("event: error" in told, "or by a last event, with on_stream_error", last)
+    demo.check("event: error" in told, "or it gets a last event, with on_stream_error", last)
 
 
-async def errors_told_apart(demo: Demo) -> None:
-    await expect(demo, 502, "/refused", "nobody listens")
+async def provoke_errors(demo: Demo) -> None:
+    await expect(demo, 502, "/refused", "the upstream does not listen")
     busy = asyncio.create_task(demo.caller.get("/narrow/never"))
     try:
-        await demo.until_open(1)
-        await expect(demo, 503, "/narrow/item", "every connection of the pool is taken")
+        await demo.wait_for_open(1)
+        await expect(demo, 503, "/narrow/item", "every connection of the pool is in use")
     finally:
         busy.cancel()
         await asyncio.wait([busy])
@@ -244,27 +247,27 @@ async def expect(demo: Demo, status: int, path: str, what: str) -> None:
     seen = f"{answer.status_code} {answer.reason_phrase}" + (
         f", retry-after: {retry}" * bool(retry)
     )
-    demo.held(answer.status_code == status and bool(retry) is (status == 503), what, seen)
+    demo.check(answer.status_code == status and bool(retry) is (status == 503), what, seen)
 
 
-async def nothing_left_open(demo: Demo) -> None:
-    await demo.until_open(0)
-    count, _ = await demo.at_upstream()
-    demo.held(count == 0, "upstream connections left open", str(count))
+async def check_nothing_is_open(demo: Demo) -> None:
+    await demo.wait_for_open(0)
+    count, _ = await demo.ask_upstream()
+    demo.check(count == 0, "upstream connections left open", str(count))
 
 
 PARTS: tuple[tuple[str, Callable[[Demo], Awaitable[None]]], ...] = (
-    ("A file of 200 MB", the_file),
-    ("An event stream, an event every 100 ms", the_events),
-    ("Callers who hang up", callers_who_leave),
-    ("An upstream that dies half-way", an_upstream_that_dies),
-    ("Errors told apart", errors_told_apart),
-    ("At the end", nothing_left_open),
+    ("A file of 200 MB", relay_file),
+    ("An event stream, an event every 100 ms", relay_events),
+    ("Callers that disconnect", disconnect_callers),
+    ("An upstream that fails in the middle of the body", break_upstream),
+    ("Different errors for different failures", provoke_errors),
+    ("At the end", check_nothing_is_open),
 )
 
 
 async def show(demo: Demo) -> int:
-    """Run every part; 0 if all held."""
+    """Run every part. Return 0 if every check passed."""
     print("An app relays an upstream to its callers; all of them run on this machine.")
     for title, part in PARTS:
         print(f"\n{title}", flush=True)
@@ -272,13 +275,13 @@ async def show(demo: Demo) -> int:
             async with asyncio.timeout(STEP_TIMEOUT):
                 await part(demo)
         except Exception as exc:
-            demo.held(False, "this part broke off", f"{type(exc).__name__}: {exc}")
+            demo.check(False, "this part failed", f"{type(exc).__name__}: {exc}")
     if not demo.failures:
-        print("\nAll of it held.")
+        print("\nEvery check passed.")
         return 0
     for server in (demo.upstream, demo.app):
-        print(f"\nThe log of {server.log.stem}:\n{text_of(server.log)}")
-    print(f"{len(demo.failures)} did not hold: {', '.join(demo.failures)}")
+        print(f"\nThe log of {server.log.stem}:\n{read_log(server.log)}")
+    print(f"{len(demo.failures)} checks failed: {', '.join(demo.failures)}")
     return 1
 
 
@@ -290,7 +293,7 @@ async def serve(demo: Demo) -> int:
         ("-N", "/events", "an event every 100 ms"),
         ("", "/item", "JSON"),
         ("", "/never", "no answer; Ctrl-C, and see /open"),
-        ("", "/dies", "the upstream dies half-way: curl says so"),
+        ("", "/dies", "the upstream fails in the middle of the body; curl reports it"),
         ("", "/dies/told", "the same, with an on_stream_error"),
         ("-i", "/refused", "502"),
         ("-i", "/never/deadline", "504"),
@@ -302,14 +305,14 @@ async def serve(demo: Demo) -> int:
     print(f"  {line:<52} # exchanges open at the upstream")
     print("\nCtrl-C ends both.", flush=True)
     both = (demo.upstream.process, demo.app.process)
-    while all(process.poll() is None for process in both):  # noqa: ASYNC110  they set no event
+    while all(process.poll() is None for process in both):  # noqa: ASYNC110  a process has no event
         await asyncio.sleep(0.5)
-    raise Failed("a server ended by itself")
+    raise Failed("a server stopped unexpectedly")
 
 
 async def run(play: Callable[[Demo], Awaitable[int]]) -> int:
     """Start both servers, play, and stop both."""
-    # Not only Ctrl-C: whatever asks us to end must end the servers too.
+    # The servers must end after any of these signals, not only after Ctrl-C.
     task = asyncio.current_task()
     assert task is not None
     if sys.platform != "win32":  # asyncio handles Ctrl-C there
@@ -318,10 +321,10 @@ async def run(play: Callable[[Demo], Awaitable[int]]) -> int:
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         logs = Path(folder)
         async with (
-            running("examples.upstream:app", logs / "upstream.log") as upstream,
-            running("examples.demo_app:app", logs / "app.log", UPSTREAM_URL=upstream.url) as app,
-            caller_of(app) as caller,
-            caller_of(upstream) as direct,
+            run_server("examples.upstream:app", logs / "upstream.log") as upstream,
+            run_server("examples.demo_app:app", logs / "app.log", UPSTREAM_URL=upstream.url) as app,
+            create_caller(app) as caller,
+            create_caller(upstream) as direct,
         ):
             return await play(Demo(upstream, app, caller, direct))
 
@@ -329,12 +332,12 @@ async def run(play: Callable[[Demo], Awaitable[int]]) -> int:
 def main() -> int:
     arguments = argparse.ArgumentParser(description="Shows what the library does.")
     arguments.add_argument("--serve", action="store_true", help="keep both servers running")
-    serving = arguments.parse_args().serve
+    is_serving = arguments.parse_args().serve
     try:
-        return asyncio.run(run(serve if serving else show))
+        return asyncio.run(run(serve if is_serving else show))
     except asyncio.CancelledError:
         print("\nStopped.")
-        return 0 if serving else 130
+        return 0 if is_serving else 130
     except Failed as exc:
         print(exc, file=sys.stderr)
         return 1

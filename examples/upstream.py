@@ -2,7 +2,7 @@
 
     uvicorn examples.upstream:app --port 9000
 
-It counts its open exchanges from outside of its routes, and remembers who left early: see /open.
+`/open` returns the number of open exchanges, and the callers that have disconnected early.
 """
 
 import asyncio

@@ -7,8 +7,8 @@ With the client of the package websockets:
     python -m websockets ws://127.0.0.1:8000/api/talk
     python -m websockets ws://127.0.0.1:8000/live/talk
 
-Browsers send cookies with a handshake from any page, and no rule like CORS holds it back. So where
-cookies say who the caller is, the Origin must be asked for, as `/live` does.
+Browsers send cookies with a handshake from any page, and no rule like CORS prevents it. If cookies
+identify the caller, check the Origin header, as `/live` does.
 """
 
 import os

@@ -271,7 +271,7 @@ def cancel_on_disconnect(
 
 
 class _ClientClosedRequest(HTTPException):
-    """Ends the request of a caller who has disconnected."""
+    """Ends a request after its caller has disconnected."""
 
     def __init__(self) -> None:
         super().__init__(CLIENT_CLOSED_REQUEST, "The caller disconnected")
@@ -419,7 +419,7 @@ class _Inbox:
         return message
 
     async def receive(self) -> Message:
-        """Return the next message, for the endpoint."""
+        """Return the next message to the endpoint."""
         while not self._messages:
             if not self._listening:
                 return await self._receive()

@@ -44,7 +44,7 @@ class Outcome(StrEnum):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the upstream or the app failed. A disconnect or a cancellation is no failure."""
+        """Whether the upstream or the app failed. A disconnect or cancellation does not count."""
         return self not in _NOT_FAILURES
 
 

@@ -1,4 +1,4 @@
-"""The responses that endpoints return: descriptions of an exchange that is still to happen."""
+"""The responses that endpoints return. Each describes an exchange, which happens in its call."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Self, TypedDict, Unpack, cast, overload
@@ -23,7 +23,7 @@ from .records import Observer, check_observers
 
 
 class _UpstreamStatus(int):
-    """The default of `status_code`: relay the upstream's.
+    """The default of `status_code`, which relays the upstream's status.
 
     It is an int, because FastAPI reads the default of a `response_class` for the OpenAPI schema.
     """
@@ -33,7 +33,7 @@ UPSTREAM_STATUS = _UpstreamStatus(200)
 
 
 class SharedOptions(TypedDict, Generic[ResponseT], total=False):
-    """The keyword arguments that an app may hold for all its responses."""
+    """The keyword arguments that an app may share among all its responses."""
 
     status_code: int | None
     media_type: str | None
@@ -49,7 +49,7 @@ class SharedOptions(TypedDict, Generic[ResponseT], total=False):
 class ResponseOptions(SharedOptions[ResponseT], total=False):
     """The keyword arguments of both responses.
 
-    `on_stream_error` and `heartbeat` are for streamed ones.
+    A buffered response has no `on_stream_error` and no `heartbeat`.
     """
 
     headers: Mapping[str, str] | None
@@ -57,13 +57,13 @@ class ResponseOptions(SharedOptions[ResponseT], total=False):
 
 
 class FromResponseOptions(ResponseOptions[ResponseT], total=False):
-    """The keyword arguments of `from_response`; `max_bytes` is for buffered responses."""
+    """The keyword arguments of `from_response`. Only a buffered response has `max_bytes`."""
 
     max_bytes: int
 
 
 class _UpstreamResponse(Response):
-    """What both share: the whole exchange happens in the call."""
+    """The base of both responses. The whole exchange happens in `__call__`."""
 
     @overload
     def __init__(
@@ -82,7 +82,7 @@ class _UpstreamResponse(Response):
     def __init__(
         self,
         client: AnyClient[Any, Any],
-        request: Any = None,  # a default only for the errors below to say what is missing
+        request: Any = None,  # the default is only for the error that says what is missing
         *,
         status_code: int | None = UPSTREAM_STATUS,
         headers: Mapping[str, str] | None = None,
@@ -117,7 +117,7 @@ class _UpstreamResponse(Response):
             observers,
             heartbeat,
         )
-        # An attribute that may be set later, as of any Response; None is for the upstream's.
+        # Like that of any Response, it may be set later. None relays the upstream's status.
         self.status_code: int = cast(int, status_code)
         self.media_type = media_type
         self.background = background
@@ -130,16 +130,20 @@ class _UpstreamResponse(Response):
     def from_response(
         cls, upstream: ResponseT, **options: Unpack[FromResponseOptions[ResponseT]]
     ) -> Self:
-        """The same for a response that you opened yourself, with `client.send(stream=True)`.
+        """Relay a response that you opened yourself with `client.send(request, stream=True)`.
 
-        It is yours to close until the server calls this response, so return it at once.
+        Return the result at once. Until the server calls it, you must close `upstream`.
+
+        Arguments:
+            upstream: The open response.
+            options: The arguments of the class, without `client` and `request`.
 
         Raises:
-            RuntimeError: at once, if its body is gone; when called, if it was relayed before.
+            RuntimeError: If the body was read and not kept. When called, if it was called before.
         """
-        adopted = cast(httpx.Response, upstream)
-        client = cast("AnyClient[httpx.Request, ResponseT]", _OpenResponseClient(adopted))
-        return cls(client, adopted.request, **options)  # type: ignore
+        response = cast(httpx.Response, upstream)
+        client = cast("AnyClient[httpx.Request, ResponseT]", _OpenResponseClient(response))
+        return cls(client, response.request, **options)  # type: ignore
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._options, self.status_code, self.raw_headers)
@@ -151,19 +155,19 @@ def validate_request(name: str, client: object, request: Any) -> None:
     """Refuse arguments that are not an async client and a request with a host.
 
     Arguments:
-        name: The class or function that was called.
-        client: What should be an httpx client.
-        request: What should be an httpx request.
+        name: The class or function that was called, for the message.
+        client: The argument `client`.
+        request: The argument `request`.
 
     Raises:
-        TypeError, ValueError: As `StreamedResponse`.
+        TypeError: If `client` or `request` is something else.
+        ValueError: If the request has no host.
     """
     if not hasattr(client, "aclose"):
         raise TypeError(
             f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
-            f"{name}(client, "
-            f"request) with one that client_lifespan() shares, or use a sync client in a `def` "
-            f"endpoint and return a Response"
+            f"{name}(client, request) with one that client_lifespan() shares, or use a sync client "
+            f"in a `def` endpoint and return a Response"
         )
     if not (hasattr(request, "extensions") and hasattr(request, "method")):
         raise TypeError(
@@ -179,10 +183,11 @@ def validate_request(name: str, client: object, request: Any) -> None:
 
 
 def validate_options(options: SharedOptions[Any]) -> None:
-    """Refuse what makes no sense, before there is a request to use it on.
+    """Refuse invalid options before there is a request.
 
     Raises:
-        TypeError, ValueError: as of `StreamedResponse`.
+        TypeError: If a function is not callable, or an observer is async.
+        ValueError: If a number is out of range.
     """
     functions = ("transform", "on_response", "on_stream_error")
     _validate_callables(**{name: options.get(name) for name in functions})
@@ -200,10 +205,11 @@ def validate_values(
     heartbeat: float | None,
     observers: Sequence[Observer],
 ) -> None:
-    """Refuse values that make no sense.
+    """Refuse invalid values.
 
     Raises:
-        TypeError, ValueError: As `StreamedResponse`.
+        TypeError: If an observer is async or not callable.
+        ValueError: If a number is out of range.
     """
     if observers:
         check_observers(observers)
@@ -240,56 +246,61 @@ class StreamedResponse(_UpstreamResponse):
 
         return StreamedResponse(client, client.build_request("GET", "/report"))
 
-    Nothing is sent or open until the server calls the response. Then the request is sent, and
-    status, end-to-end headers (RFC 9110 7.6.1) and body are relayed, with back-pressure. A caller
-    who leaves cancels the exchange at any moment.
+    The server calls the response after the endpoint has returned it. Only then is the request sent.
+    Status, end-to-end headers (RFC 9110 7.6.1) and body are relayed, with back-pressure. If the
+    caller disconnects, the exchange is cancelled.
 
     Arguments:
-        client: the shared client; its auth, event hooks, mounts and proxies apply.
-        request: what to send, from `client.build_request(...)`.
-        status_code: instead of the upstream's.
-        headers: on top of the upstream's, each in place of those of its name. So are headers set
-            on the object later; `set_cookie` adds one.
-        media_type: the content type, instead of the upstream's.
-        decode: relay the decoded body, without its `content-encoding` and `content-length`.
-        transform: a function from an async iterator of decoded bytes to another of bytes.
-        on_response: called with the upstream's `httpx.Response` before anything is sent; async or
-            not. It may raise, change `upstream.headers`, or return a response to send instead, as
-            it is: the arguments here do not apply to that.
-        deadline: seconds for the whole exchange, the caller's reading included.
-        on_stream_error: a function from the exception to the last bytes of a body that fails after
-            its start; the body then ends properly. Implies `decode`, and no `content-length`.
-            Without it the connection to the caller is cut, which is how HTTP shows truncation.
+        client: The shared client. Its auth, event hooks, mounts and proxies apply.
+        request: The request to send, from `client.build_request(...)`.
+        status_code: The status for the caller. Default: the upstream's.
+        headers: Headers for the caller. Each replaces the upstream's headers of its name. Headers
+            that are set on the object later do the same, and `set_cookie` adds one.
+        media_type: The content type for the caller. Default: the upstream's.
+        decode: Whether to relay the decoded body, without `content-encoding` and `content-length`.
+        transform: A function that gets an async iterator of decoded bytes and returns another
+            iterator of bytes.
+        on_response: Called with the upstream's `httpx.Response` before anything is sent, async or
+            not. It may raise, change `upstream.headers`, or return a response to send instead. The
+            other arguments do not apply to that response.
+        deadline: Seconds for the whole exchange, with the time that the caller takes to read.
+        on_stream_error: A function that gets the exception of a body that fails after its start,
+            and returns the last bytes. Then the body ends properly. It implies `decode`, and no
+            `content-length`. Without it, the connection to the caller is closed, which is how HTTP
+            shows truncation.
         heartbeat: Seconds of silence after which a comment is sent in an event stream
             (`text/event-stream`), between two events. Then the body is decoded and has no
             `content-length`. Other media types are left alone.
-        observers: functions that get the `ExchangeRecord` of the exchange at its end, besides
+        observers: Functions that get the `ExchangeRecord` when the exchange has ended, besides
             those of the client.
-        background: runs when the server took the whole response; not after an exception, and not
-            for a caller who left.
+        background: A task that runs after the server has accepted the complete response. It does
+            not run after an exception or a disconnect.
 
     Raises:
-        TypeError, ValueError: at once, for arguments that make no sense. Causes and fixes:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has an invalid value. For causes and fixes see
             [docs/errors.md][when-the-app-is-written-or-started].
-        UpstreamError: when called, if the upstream fails before the response started: an
-            `HTTPException` with status 502, 503 or 504. After that, to cut the connection.
-        RuntimeError: when called again, if the request's body can be sent only once.
+        UpstreamError: When called, if the upstream fails before the response has started. It is an
+            `HTTPException` with the status 502, 503 or 504. After the start of the response it is
+            raised too, so that the server closes the connection.
+        RuntimeError: When called again, if the request's body can be sent only once.
     """
 
 
 class BufferedResponse(_UpstreamResponse):
-    """Answers with the upstream's response once all of it is there.
+    """Answers with the upstream's response when its whole body has arrived.
 
         return BufferedResponse(client, client.build_request("GET", "/item"))
 
-    So every failure of the upstream is a clean error status, and `content-length` is always set.
-    The arguments are those of `StreamedResponse`, without `on_stream_error`, and with these:
+    So every failure of the upstream is an error status, and `content-length` is always set. The
+    arguments are those of `StreamedResponse` without `on_stream_error` and `heartbeat`. These
+    differ:
 
     Arguments:
-        max_bytes: the longest body that is read, in bytes, decoded where it is decoded. Past that
-            reading stops and the answer is 502.
-        on_response: called when the body is there, and decoded: `upstream.json()` and `.text`
-            work, and what was decoded is relayed so.
+        max_bytes: Maximum body size in bytes, after decoding if the body is decoded. A larger body
+            is answered 502.
+        on_response: Called when the body has arrived. The body is decoded, so that
+            `upstream.json()` and `upstream.text` work, and relayed decoded.
     """
 
     @overload
@@ -321,9 +332,9 @@ class BufferedResponse(_UpstreamResponse):
     ) -> None:
         if options.get("on_stream_error") is not None:
             raise TypeError(
-                "BufferedResponse has no on_stream_error, for it sends nothing before "
-                "the whole body "
-                "is there: handle UpstreamError, or use StreamedResponse(on_stream_error=...)"
+                "BufferedResponse has no on_stream_error, because it sends nothing before the "
+                "whole body is there: handle UpstreamError, or use "
+                "StreamedResponse(on_stream_error=...)"
             )
         if options.get("heartbeat") is not None:
             raise TypeError(
@@ -336,7 +347,7 @@ class BufferedResponse(_UpstreamResponse):
 
 
 class _OpenResponseClient:
-    """In place of a client: hands out a response that is open already, once."""
+    """Takes the place of a client, and returns a response that is already open, once."""
 
     def __init__(self, upstream: httpx.Response) -> None:
         if upstream.is_stream_consumed or upstream.is_closed:
@@ -344,9 +355,9 @@ class _OpenResponseClient:
                 _ = upstream.content
             except get_library(type(upstream)).ResponseNotRead:
                 raise RuntimeError(
-                    "from_response() needs a response that is open and not read, or "
-                    "read whole, and this "
-                    "one's body is gone: open it with client.send(request, stream=True)"
+                    "from_response() needs a response whose body was not read, or was read with "
+                    "`await response.aread()`, and the body of this one is gone: open it with "
+                    "client.send(request, stream=True)"
                 ) from None
         self._upstream: httpx.Response | None = upstream
 
@@ -355,11 +366,11 @@ class _OpenResponseClient:
     ) -> httpx.Response:
         if self._upstream is None:
             raise RuntimeError(
-                "an adopted response can be sent to one caller only: make it from a client and a "
-                "request, StreamedResponse(client, request), to have an exchange for each call"
+                "a response from from_response() can be sent to one caller only: write "
+                "StreamedResponse(client, request) to send a request in each call"
             )
         upstream, self._upstream = self._upstream, None
         return upstream
 
     async def aclose(self) -> None:
-        """Only says that this is no sync client; whoever opened the response closes it."""
+        """Do nothing. This method tells that the client is async."""

@@ -10,7 +10,7 @@ const authorization = () => ({ authorization: `Bearer ${at("key").value.trim()}`
 const time = (seconds) =>
   seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
 
-// The server's own words of an error, or its status where it has none.
+// The server's error message, or the status if there is no message.
 async function refusal(response) {
   try {
     return (await response.json()).error.message;

@@ -1,0 +1,1 @@
+"""Turns the caller's request into a request to the upstream."""

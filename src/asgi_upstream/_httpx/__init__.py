@@ -1,0 +1,1 @@
+"""Contains everything that depends on the internals of httpx, httpx2 and their httpcore."""

@@ -14,10 +14,10 @@ import httpx
 from .flavors import get_library
 
 TRANSPORT_OPTIONS = ("verify", "cert", "trust_env", "limits", "http1", "http2")
-"""Options of the client that httpx passes to its own transport, and ignores beside another."""
+"""Options that httpx passes to the transport that it creates, and otherwise ignores."""
 
 SHARED_OPTIONS = ("verify", "cert", "trust_env", "limits")
-"""Those of them that `AsyncioTransport` takes."""
+"""The options among them that `AsyncioTransport` has too."""
 
 _PROXY_VARIABLES = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY", "all": "ALL_PROXY"}
 
@@ -28,7 +28,7 @@ class TransportChoice:
 
     Attributes:
         is_fast: Whether the lifespan creates an `AsyncioTransport`.
-        reason: The reason, for the log.
+        reason: The reason, as the log names it.
     """
 
     is_fast: bool
@@ -36,7 +36,7 @@ class TransportChoice:
 
     @property
     def transport(self) -> str:
-        """The transport's name, for the log."""
+        """The transport, as the log names it."""
         return "AsyncioTransport" if self.is_fast else "httpx's transport or the one given"
 
 
@@ -52,7 +52,7 @@ def choose_transport(
         env_proxy: The environment variable that sets a proxy, or None.
 
     Returns:
-        The choice. Where it is not the fast transport, httpx creates its own or uses the one given.
+        The choice. If it is not the fast transport, httpx creates its own or uses the given one.
     """
     reason = None
     if options.get("transport") is not None:
@@ -90,7 +90,7 @@ def check_transport_options(factory: object, options: Mapping[str, object]) -> N
     if not issubclass(factory, (library.AsyncClient, library.Client)):
         return
     given = [option for option in TRANSPORT_OPTIONS if option in options]
-    # Without the environment, the client uses no proxy from it, as beside a transport.
+    # trust_env=False says what httpx does anyway if it is given a transport.
     ignored = [option for option in given if option != "trust_env" or options[option]]
     if ignored:
         name = type(transport).__name__
