@@ -68,7 +68,7 @@ def test_the_last_event_of_the_page_on_stops_names_its_cause(upstream: Upstream)
 
 
 @pytest.mark.asyncio
-async def test_the_client_of_the_page_on_workers_has_the_limits_it_says(
+async def test_the_client_of_the_page_on_pools_has_its_limits(
     upstream: Upstream,
 ) -> None:
     async with run("docs/connection-pools.md", upstream)["lifespan"](None) as state:
