@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 LISTS := pyproject.toml constraints.txt
-MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs
+SITE := $(VENV)/bin/python docs/_site.py
 
 # Stamps: each says that a step of the set-up is done.
 MADE := $(VENV)/.made
@@ -85,13 +85,13 @@ check: $(DEV) ## check format, lint, types and docs
 	$(RUN) mypy --platform win32 --cache-dir .mypy_cache/win32 src examples
 	$(RUN) mypy --platform darwin --cache-dir .mypy_cache/darwin src examples
 	$(RUN) pyright
-	$(MKDOCS) build --strict --quiet
+	$(SITE) build
 
 docs: $(DEV) ## build the site of the docs, into site/
-	@$(MKDOCS) build --strict
+	@$(SITE) build
 
-docs-serve: $(DEV) ## show it, and build it anew at each change: http://127.0.0.1:8080
-	@$(MKDOCS) serve --strict --dev-addr 127.0.0.1:8080
+docs-serve: $(DEV) ## show it, and build it again after each change: http://127.0.0.1:8080
+	@$(SITE) serve
 
 serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to try
 	@$(RUN) examples.demo --serve
@@ -113,7 +113,7 @@ soak-all: $(BENCH) ## the same with faults on every server and both transports, 
 	@$(SOAK) --all --faults
 
 clean: ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf $(VENV) .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site .site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
