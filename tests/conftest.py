@@ -5,12 +5,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
+import trustme
 
 from tests import ON_HTTPX2
+from tests.support.asgi import collect_garbage
 from tests.support.page_apps import Serve, serving
 from tests.support.server_choice import choose_servers
 from tests.support.upstream import Upstream
+
+BACKENDS: dict[str, object] = {
+    "asyncio": "asyncio",
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": "trio",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +36,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marker = metafunc.definition.get_closest_marker("servers")
         names = choose_servers(marker, choose_all=metafunc.config.getoption("servers") == "all")
         metafunc.parametrize("server_name", names, scope="session")
+    if "anyio_backend" in metafunc.fixturenames:
+        names = choose_backends(metafunc.definition)
+        metafunc.parametrize("anyio_backend", names, indirect=True)
+
+
+def choose_backends(item: pytest.Item) -> tuple[str, ...]:
+    if item.get_closest_marker("asyncio_only"):
+        return ("asyncio",)
+    marker = item.get_closest_marker("backends")
+    return marker.args if marker else ("asyncio", "trio")
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _report_leaks_where_they_happen() -> Iterator[None]:
+    yield
+    collect_garbage()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _trust_a_short_list_of_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each client loads the list of certifi, which takes 20 ms. No test needs what is on it."""
+    file = tmp_path_factory.mktemp("authorities") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifi, "where", lambda: str(file))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -222,6 +222,6 @@ class Caller:
         return len(self.messages) > 1 and not self.messages[-1].get("more_body", False)
 
 
-def collect() -> None:
+def collect_garbage() -> None:
     """Collect the youngest garbage, so that warnings of a leak belong to the test at fault."""
     gc.collect(1)

@@ -39,18 +39,13 @@ from asgi_upstream import (
 from asgi_upstream.testing import Upstream as RealUpstream
 from asgi_upstream.testing import eventually, serve
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, Upstream, answering, collect
+from tests.support.asgi import Caller, Upstream, answering, collect_garbage
 
 pytestmark = [
     pytest.mark.anyio,
     # httpcore does not close the generators of a body that was not read, and trio warns of each.
     pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
 ]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 async def fetched(upstream: Upstream, **options: Any) -> tuple[httpx.Response, ExchangeRecord]:
@@ -380,7 +375,7 @@ async def run(
     )
     with anyio.fail_after(20):
         await caller.call(app)
-    collect()
+    collect_garbage()
     return caller
 
 

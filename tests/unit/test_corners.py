@@ -28,9 +28,7 @@ from asgi_upstream import (
 from tests.support.asgi import Caller, Upstream, answering
 from tests.unit.test_responses import (
     AnyClass,
-    _leaks_are_told_of_where_they_happen,  # noqa: F401
     answer_of,
-    anyio_backend,  # noqa: F401
     both,
     called,
     failing,

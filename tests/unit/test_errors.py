@@ -235,11 +235,6 @@ def test_without_a_failure_nothing_happens() -> None:
 # --- as a decorator ------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.anyio
 async def test_it_decorates_an_async_function() -> None:
     @upstream_errors()

@@ -24,11 +24,6 @@ Lifespan = Callable[[None], AbstractAsyncContextManager[Mapping[str, object]]]
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 class Resource:
     """Any object with `aclose`; writes down what happens to it."""
 

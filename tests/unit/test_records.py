@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -51,7 +51,7 @@ from asgi_upstream.instrumentation.logs import log_observer
 from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.docs.test_examples import ROOT, served, until
-from tests.support.asgi import Caller, answering, collect
+from tests.support.asgi import Caller, answering
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
 
@@ -68,29 +68,9 @@ LIMITS = httpx.Limits(max_connections=1)
 Answer = Callable[..., ASGIApp]
 
 
-@pytest.fixture(
-    params=[("asyncio", STOCK), ("asyncio", OWN), ("trio", STOCK)],
-    ids=lambda param: f"{param[0]}-{param[1]}",
-)
-def setting(request: pytest.FixtureRequest) -> tuple[str, str]:
-    backend, transport = request.param
-    return backend, transport
-
-
-@pytest.fixture
-def anyio_backend(setting: tuple[str, str]) -> str:
-    return setting[0]
-
-
-@pytest.fixture
-def transport(setting: tuple[str, str]) -> str:
-    return setting[1]
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Generator[None]:
-    yield
-    collect()
+@pytest.fixture(params=[STOCK, pytest.param(OWN, marks=pytest.mark.asyncio_only)])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 class Observed:
@@ -656,7 +636,8 @@ async def test_a_request_whose_own_body_raises_is_app_failed(
     assert record.exception is error
 
 
-@pytest.mark.parametrize("setting", [("asyncio", OWN)])
+@pytest.mark.asyncio_only
+@pytest.mark.parametrize("transport", [OWN])
 async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
     upstream: Upstream,
 ) -> None:
@@ -1106,7 +1087,8 @@ async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way
     seen.records.clear()
 
 
-@pytest.mark.parametrize("setting", [("asyncio", OWN)])
+@pytest.mark.asyncio_only
+@pytest.mark.parametrize("transport", [OWN])
 async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
     upstream: Upstream,
 ) -> None:

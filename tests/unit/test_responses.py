@@ -35,23 +35,12 @@ from asgi_upstream import (
     UpstreamProtocolError,
     UpstreamTimeout,
 )
-from tests.support.asgi import Caller, RawHeaders, Script, Upstream, answering, collect
+from tests.support.asgi import Caller, RawHeaders, Script, Upstream, answering, collect_garbage
 
 pytestmark = pytest.mark.anyio
 
 both = pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 AnyClass = type[StreamedResponse] | type[BufferedResponse]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Generator[None]:
-    yield
-    collect()
 
 
 def answer_of(
@@ -1612,7 +1601,7 @@ async def cancelled_at_any_wait(
 
 @both
 @pytest.mark.parametrize("kind", SCENARIOS)
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.asyncio_only
 async def test_a_task_cancelled_at_any_wait_leaves_nothing_open(cls: AnyClass, kind: str) -> None:
     def make() -> tuple[Upstream, Coroutine[Any, Any, Any]]:
         upstream, coroutine = SCENARIOS[kind](cls)
@@ -1625,7 +1614,7 @@ async def test_a_task_cancelled_at_any_wait_leaves_nothing_open(cls: AnyClass, k
 # A shielded scope of anyio does not keep task.cancel() out.
 @both
 @pytest.mark.parametrize("kind", SCENARIOS)
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.asyncio_only
 async def test_a_task_cancelled_while_it_closes_closes_all_the_same(
     cls: AnyClass, kind: str
 ) -> None:
@@ -1654,7 +1643,7 @@ async def test_a_timeout_of_the_apps_own_is_not_taken_for_the_deadline(cls: AnyC
 
 
 @both
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.asyncio_only
 async def test_no_task_is_left_behind(cls: AnyClass) -> None:
     before = asyncio.all_tasks()
     for upstream in (answering(b"a"), answering(b"a", before=0.3)):
@@ -1672,7 +1661,7 @@ async def test_a_response_that_is_dropped_opens_nothing(cls: AnyClass) -> None:
     response = answer_of(upstream, cls, background=BackgroundTask(print), deadline=5)
     assert isinstance(response, Response)
     del response
-    collect()
+    collect_garbage()
     assert upstream.opened == 0
 
 

@@ -13,17 +13,12 @@ import pytest
 from asgi_upstream import ExchangeRecord, Outcome, StreamedResponse
 from asgi_upstream.testing import Upstream as RealUpstream
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, Upstream, collect
+from tests.support.asgi import Caller, Upstream, collect_garbage
 
 pytestmark = pytest.mark.anyio
 
 CHUNKS = [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
 Cancel = Callable[[Callable[[], Awaitable[bytes]]], Awaitable[bytes | None]]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 async def cancel_scope(read: Callable[[], Awaitable[bytes]]) -> bytes | None:
@@ -127,7 +122,7 @@ async def call(
             await caller.call(response)
     finally:
         assert upstream.open == 0
-        collect()
+        collect_garbage()
     return caller, records
 
 

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.anyio
 TEXT = b"the quick brown fox " * 20
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def frame(error: Exception) -> bytes:
     return b"error"
 

@@ -31,11 +31,6 @@ from tests.support.asgi import Caller, Upstream, answering
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 async def cancelled(caller: Caller, frame: Callable[[Exception], bytes], before: float = 0) -> None:
     """Call a response whose upstream falls silent, and cancel that."""
     upstream = answering(b"a", 30.0, before=before)

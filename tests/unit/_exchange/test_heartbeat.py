@@ -24,15 +24,10 @@ from asgi_upstream import (
 from asgi_upstream._exchange.heartbeat import COMMENT, EventBoundaries, HeartbeatBody
 from asgi_upstream.testing import Upstream as RealUpstream
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, RawHeaders, Upstream, answering, collect
+from tests.support.asgi import Caller, RawHeaders, Upstream, answering, collect_garbage
 
 SSE = [("content-type", "text/event-stream; charset=utf-8")]
 BEAT = 0.01  # seconds
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 # --- where an event ends -------------------------------------------------------------------
@@ -163,7 +158,7 @@ async def call(
             await caller.call(response)
     finally:
         assert upstream.open == 0
-        collect()
+        collect_garbage()
     return caller, records[0]
 
 

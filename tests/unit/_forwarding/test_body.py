@@ -29,11 +29,6 @@ from tests.support.asgi import Caller, Upstream, answering
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def make_caller(
     upstream: Upstream,
     method: str = "POST",

@@ -9,7 +9,7 @@ import gzip
 import inspect
 import typing
 import uuid
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,21 +36,10 @@ from asgi_upstream import (
     forward_request,
 )
 from asgi_upstream.dependencies import _cached_dependency
-from tests.support.asgi import Caller, Script, Upstream, answering, collect
+from tests.support.asgi import Caller, Script, Upstream, answering
 
 BASE = "http://up.example"
 Fields = Iterable[tuple[bytes, bytes]]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Generator[None]:
-    yield
-    collect()
 
 
 def client_of(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClient:

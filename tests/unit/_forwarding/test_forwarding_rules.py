@@ -18,11 +18,6 @@ from tests.support.asgi import Caller, answering
 BASE = "http://up.example"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def make_client(**options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=answering(), **{"base_url": BASE, **options})
 

@@ -21,12 +21,8 @@ from tests.unit._httpx.test_workarounds import cancelled_at
 CALLERS, PLACES = 8, 10
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
-
-
 @pytest.mark.anyio
+@pytest.mark.backends("asyncio", "uvloop")
 async def test_deferred_cancellation_comes_after_the_future() -> None:
     waiting, closed = asyncio.get_running_loop().create_future(), False
 
@@ -52,6 +48,7 @@ async def test_deferred_cancellation_comes_after_the_future() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.backends("asyncio", "uvloop")
 async def test_deferred_cancellation_keeps_the_time_limit() -> None:
     async def close() -> None:
         with anyio.move_on_after(0.05, shield=True):
@@ -91,6 +88,7 @@ async def _serve(tls: ssl.SSLContext | None) -> AsyncIterator[str]:
 
 
 @pytest.mark.anyio
+@pytest.mark.backends("asyncio", "uvloop")
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_pool_place_survives_repeated_cancellation(cls: Any) -> None:
     transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1))
@@ -135,6 +133,7 @@ async def _cancel_randomly(exchange: Callable[[], Any], rng: random.Random, long
 
 
 @pytest.mark.anyio
+@pytest.mark.backends("asyncio", "uvloop")
 @pytest.mark.parametrize("fast", [False, True], ids=["httpx", "fast"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("count", [400, pytest.param(3000, marks=pytest.mark.slow)])

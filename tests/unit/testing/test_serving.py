@@ -50,7 +50,6 @@ def test_an_app_is_served_and_then_it_is_not() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_an_app_is_served_beside_a_test_on_any_event_loop() -> None:
     async with (
         serve(Starlette(routes=ROUTES)) as url,
@@ -60,7 +59,6 @@ async def test_an_app_is_served_beside_a_test_on_any_event_loop() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_cancelled_test_stops_its_server() -> None:
     url = ""
     with anyio.CancelScope() as scope:
@@ -74,7 +72,6 @@ async def test_a_cancelled_test_stops_its_server() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("late", [False, True])
 async def test_what_a_lifespan_raises_is_raised_as_it_is(late: bool) -> None:
     cause = KeyError("cause")

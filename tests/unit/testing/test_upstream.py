@@ -420,7 +420,6 @@ def test_it_stops_with_exchanges_open() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_it_works_beside_any_event_loop(upstream: Upstream) -> None:
     upstream.get("/item").stall(0.05).json(1)
     async with httpx.AsyncClient(base_url=upstream.url, trust_env=False) as client:

@@ -6,7 +6,6 @@ import gc
 import socket
 import time
 from collections.abc import AsyncGenerator, Generator
-from typing import Any
 
 import pytest
 
@@ -14,12 +13,7 @@ from asgi_upstream.testing._waiting import aeventually
 from asgi_upstream.transport import _connect as connecting
 from asgi_upstream.transport._connect import connect_tcp
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
 
 class Listener:

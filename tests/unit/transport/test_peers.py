@@ -18,10 +18,9 @@ import httpx
 import pytest
 
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import collect
 from tests.support.servers import eventually, free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.serial]
+pytestmark = [pytest.mark.asyncio_only, pytest.mark.anyio, pytest.mark.serial]
 
 SIZE = int(float(os.environ.get("LARGE_BODY_GB", "0.0625")) * (1 << 30)) // 65536 * 65536
 BLOCK = bytes(range(256)) * 256
@@ -33,17 +32,6 @@ MOST_GROWTH = 32 << 20
 
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 NODE = shutil.which("node")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Iterator[None]:
-    yield
-    collect()
 
 
 NGINX_CONFIG = """

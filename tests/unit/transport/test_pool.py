@@ -14,16 +14,11 @@ from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connectio
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._pool_state import Origin
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 
 A: Origin = (b"http", b"a", 80, None)
 B: Origin = (b"http", b"b", 80, None)
 C: Origin = (b"http", b"c", 80, None)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 class Fake:

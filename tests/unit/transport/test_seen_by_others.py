@@ -25,21 +25,10 @@ from asgi_upstream import StreamedResponse, client_lifespan
 from asgi_upstream._httpx.fast_path import direct_transport
 from asgi_upstream.errors import UpstreamConnectError
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, collect
+from tests.support.asgi import Caller
 from tests.unit.transport.test_transport import Upstream
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Iterator[None]:
-    yield
-    collect()
+pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 
 
 def stock() -> httpx.AsyncHTTPTransport:

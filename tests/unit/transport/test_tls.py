@@ -14,21 +14,9 @@ import pytest
 import trustme
 
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import collect
 from tests.unit.transport.test_transport import OK, Serve, Upstream, eventually, read_request
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
-
-
-@pytest.fixture(autouse=True)
-def _leaks_are_told_of_where_they_happen() -> Any:
-    yield
-    collect()
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
 
 @pytest.fixture(scope="module")
