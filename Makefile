@@ -66,7 +66,7 @@ test-httpx2: $(DEV) ## run the tests on httpx2
 	@TESTED_LIBRARY=httpx2 $(PARALLEL) -m "not serial" tests/unit tests/integration
 
 test-all: $(DEV) $(PROGRAMS) apps ## run all tests, also the slow ones, on all servers: half an hour
-	@$(PARALLEL) --servers=all -m "not serial"
+	@EXAMPLES=10 $(PARALLEL) --servers=all -m "not serial"
 	@$(RUN) pytest --servers=all -m serial $(SERIAL_FILES)
 	@$(MAKE) -s test-httpx2
 

@@ -92,7 +92,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def needs_other_loop(item: pytest.Item) -> bool:
     backend = item.callspec.params.get("anyio_backend") if hasattr(item, "callspec") else None
-    return backend == "trio" and item.get_closest_marker("asyncio_only") is not None
+    other = {"asyncio": "trio_only", "uvloop": "trio_only", "trio": "asyncio_only"}.get(
+        str(backend)
+    )
+    return other is not None and item.get_closest_marker(other) is not None
 
 
 def is_of_httpx(item: pytest.Item) -> bool:

@@ -68,7 +68,13 @@ LIMITS = httpx.Limits(max_connections=1)
 Answer = Callable[..., ASGIApp]
 
 
-@pytest.fixture(params=[STOCK, pytest.param(OWN, marks=pytest.mark.asyncio_only)])
+@pytest.fixture(
+    params=[
+        pytest.param(OWN, marks=pytest.mark.asyncio_only),
+        pytest.param(STOCK, marks=pytest.mark.trio_only),
+        pytest.param(STOCK, marks=[pytest.mark.asyncio_only, pytest.mark.slow]),
+    ]
+)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -637,7 +643,6 @@ async def test_a_request_whose_own_body_raises_is_app_failed(
 
 
 @pytest.mark.asyncio_only
-@pytest.mark.parametrize("transport", [OWN])
 async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
     upstream: Upstream,
 ) -> None:
@@ -1088,7 +1093,6 @@ async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way
 
 
 @pytest.mark.asyncio_only
-@pytest.mark.parametrize("transport", [OWN])
 async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
     upstream: Upstream,
 ) -> None:

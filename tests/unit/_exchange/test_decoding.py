@@ -24,6 +24,7 @@ from asgi_upstream._exchange.decoding import (
     can_decode,
     content_encodings,
 )
+from tests.support.examples import count_examples
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50
@@ -94,7 +95,7 @@ def test_no_bytes_at_all_are_an_empty_body(coding: str, encode: Callable[[bytes]
 
 
 @pytest.mark.parametrize(("coding", "encode"), CODERS.values(), ids=CODERS.keys())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=count_examples(30))
 @given(data=st.binary(max_size=300), places=st.lists(st.integers(0, 1000), max_size=6))
 def test_where_the_bytes_are_cut_changes_nothing(
     coding: str, encode: Callable[[bytes], bytes], data: bytes, places: list[int]
@@ -102,7 +103,7 @@ def test_where_the_bytes_are_cut_changes_nothing(
     assert read(cut(encode(data), places), coding) == data
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=count_examples(30))
 @given(
     data=st.binary(max_size=200),
     names=st.lists(st.sampled_from(list(CODERS)), min_size=2, max_size=4),
@@ -123,7 +124,7 @@ def test_without_codings_the_body_passes_as_it_is() -> None:
     assert asyncio.run(pieces_of([b"a", b"b"], [])) == [b"a", b"b"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=count_examples(30))
 @given(
     members=st.lists(st.binary(max_size=50), min_size=1, max_size=4),
     places=st.lists(st.integers(0, 1000), max_size=6),

@@ -37,6 +37,7 @@ from asgi_upstream import (
 )
 from asgi_upstream.dependencies import _cached_dependency
 from tests.support.asgi import Caller, Script, Upstream, answering
+from tests.support.examples import count_examples
 
 BASE = "http://up.example"
 Fields = Iterable[tuple[bytes, bytes]]
@@ -1438,7 +1439,9 @@ answers = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=count_examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(
     raw=raw_paths,
     has_raw=st.booleans(),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from asgi_upstream._forwarding.headers import apply_changes, build_request_headers, merge_cookies
+from tests.support.examples import count_examples
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -629,7 +630,7 @@ def is_subsequence(part: Fields, whole: Fields) -> bool:
     return all(field in rest for field in part)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=count_examples(75), deadline=None)
 @given(lists, st.booleans(), others)
 @example([(b"connection", b"host"), (b"host", b"a\r\nb")], False, {})
 def test_nothing_of_one_hop_crosses_and_nothing_that_splits(
@@ -644,7 +645,7 @@ def test_nothing_of_one_hop_crosses_and_nothing_that_splits(
     assert not any(byte in name + value for name, value in fields for byte in (b"\r", b"\n", b"\0"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=count_examples(50), deadline=None)
 @given(lists, st.booleans(), others)
 def test_never_both_framings_and_chunks_if_and_only_if_the_caller_sent_them(
     raw: Fields, trust: bool, scope: dict[str, Any]
@@ -661,7 +662,7 @@ def test_never_both_framings_and_chunks_if_and_only_if_the_caller_sent_them(
     assert [field for field in fields if field[0] == b"transfer-encoding"] == chunked
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=count_examples(75), deadline=None)
 @given(lists, st.booleans(), others)
 def test_every_other_field_keeps_its_bytes_order_and_repetition(
     raw: Fields, trust: bool, scope: dict[str, Any]
@@ -685,7 +686,7 @@ def test_every_other_field_keeps_its_bytes_order_and_repetition(
     assert set(dict(fields)) <= set(dict(raw)) | SEEN
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=count_examples(50), deadline=None)
 @given(lists, others)
 def test_what_this_server_saw_is_said_once_whatever_the_caller_says(
     raw: Fields, scope: dict[str, Any]
@@ -701,7 +702,7 @@ def test_what_this_server_saw_is_said_once_whatever_the_caller_says(
     assert not set(dict(fields)) & (set(SAID_BY_PROXIES) - SEEN)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=count_examples(50), deadline=None)
 @given(lists, others)
 def test_a_trusted_proxys_own_words_all_cross(raw: Fields, scope: dict[str, Any]) -> None:
     raw = [field for field in raw if field[0] != b"connection"]
@@ -720,7 +721,7 @@ def test_a_trusted_proxys_own_words_all_cross(raw: Fields, scope: dict[str, Any]
             assert got == sent
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=count_examples(37), deadline=None)
 @given(lists, st.booleans(), others)
 def test_the_same_request_gives_the_same_fields_and_is_not_changed(
     raw: Fields, trust: bool, scope: dict[str, Any]
@@ -731,7 +732,7 @@ def test_the_same_request_gives_the_same_fields_and_is_not_changed(
     assert fields_or_refused(raw, trust, scope) == first
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=count_examples(37), deadline=None)
 @given(lists, others)
 @example(
     [(b"cookie", b"a=1"), (b"cookie", b"")], {"http_version": "2", "scheme": "http", "client": None}

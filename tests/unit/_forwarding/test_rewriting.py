@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream._forwarding.rewriting import rewrite_cookies, rewrite_locations
+from tests.support.examples import count_examples
 
 PLAIN = httpx.URL("http://up.example:8080")
 WITH_PATH = httpx.URL("http://up.example:8080/v1/")
@@ -458,7 +459,7 @@ def is_of(base: httpx.URL, value: bytes) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=count_examples(75))
 @given(parts, bases, mounts)
 @example(b"http://xn--/", PLAIN, b"/api")
 def test_a_location_is_mapped_under_the_mount_or_stays_as_it_is(
@@ -479,7 +480,7 @@ def test_a_mapped_location_names_no_host(value: bytes, base: httpx.URL, mount: b
         assert not re.match(rb"[/\\]{2}", mapped)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=count_examples(50))
 @given(cookies, bases, mounts)
 def test_a_cookie_keeps_all_but_its_domain_and_its_paths_stay_or_begin_with_the_mount(
     value: bytes, base: httpx.URL, mount: bytes

@@ -18,6 +18,7 @@ from asgi_upstream.transport._connection import READ_BUFFER_LIMIT, HTTP11Connect
 from asgi_upstream.transport._read_buffer import CHUNK_OVERHEAD
 from asgi_upstream.transport._response_head import ReadState
 from asgi_upstream.transport._serializer import OutgoingRequest
+from tests.support.examples import count_examples
 from tests.support.memory import MOST_READ, VirtualLoop, Wire
 
 PATTERN = bytes(range(251)) * 5000  # of a prime period, so that what is out of order is seen
@@ -281,7 +282,7 @@ class BackPressure(RuleBasedStateMachine):
 
 BackPressureTest = BackPressure.TestCase
 BackPressureTest.settings = settings(
-    max_examples=150,
+    max_examples=count_examples(37),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

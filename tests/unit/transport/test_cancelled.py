@@ -284,14 +284,21 @@ USES: list[Use] = [
 ]  # fmt: skip
 
 
+BEFORE = ["new", "reused", "waiting"]
+PARTS = 4
+"""Of the uses. Each kind is cancelled in each use, but not in each use on each connection."""
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 @pytest.mark.parametrize("late", [False, True], ids=["while it waits", "when that has come"])
-@pytest.mark.parametrize("before", ["new", "reused", "waiting"])
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("name", KINDS)
-def test_cancelled_at_any_step_it_leaves_nothing_and_the_next_request_works(
-    name: str, before: str, late: bool
+def test_cancellation_at_any_step_leaves_nothing_open(
+    name: str, before: str, late: bool, part: int
 ) -> None:
     kind = KINDS[name]
-    for use in [upgraded] if kind.upgrade else USES:
+    first = (part + 2 * BEFORE.index(before) + late) % PARTS
+    for use in [upgraded] if kind.upgrade else USES[first::PARTS]:
         for step in range(MOST_STEPS):
             run = Run(kind, use, before, step, late=late)
             loop = VirtualLoop()

@@ -5,7 +5,6 @@ pieces. Where they are to differ, a test of its own says so.
 """
 
 import asyncio
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
 from asgi_upstream.transport._response_head import MAX_HEAD_SIZE, MAX_HEADERS, ReadState
+from tests.support.examples import count_examples
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 
@@ -643,7 +643,7 @@ REFUSED = re.compile(
 
 
 @settings(
-    max_examples=int(os.environ.get("DIFFERENTIAL_EXAMPLES", "500")),
+    max_examples=count_examples(100),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._pool_state import Origin
+from tests.support.examples import count_examples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 
@@ -744,7 +745,7 @@ class Counts(RuleBasedStateMachine):
 
 CountsTest = Counts.TestCase
 CountsTest.settings = settings(
-    max_examples=150,
+    max_examples=count_examples(37),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
