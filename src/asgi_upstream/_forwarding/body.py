@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-import anyio
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -12,6 +11,7 @@ from .._headers import RawHeaders, parse_content_length, remove
 from .._httpx.flavors import ByteStreamBase, describe_type, small_cache, subclass_for
 from .._httpx.interfaces import HTTPXModule
 from .._methods import WITHOUT_BODY
+from .read_timeout import ReadTimeout
 
 MAX_FIRST_CHUNK_WAIT = 1.0
 """Seconds to wait for the first chunk of a request that probably has no body."""
@@ -54,9 +54,10 @@ class CallerBody(ByteStreamBase):
         Raises:
             HTTPException: 408 if the chunk does not arrive in time.
         """
-        timeout = self._timeout
+        seconds = self._timeout
         if not self._expected:
-            timeout = min(MAX_FIRST_CHUNK_WAIT, timeout or MAX_FIRST_CHUNK_WAIT)
+            seconds = min(MAX_FIRST_CHUNK_WAIT, seconds or MAX_FIRST_CHUNK_WAIT)
+        timeout = ReadTimeout(seconds)
         async with aclosing(self._request.stream()) as stream:
             try:
                 self._first_chunk = await self._read(stream, timeout)
@@ -64,6 +65,8 @@ class CallerBody(ByteStreamBase):
                 if self._expected:
                     raise
                 return b"", False
+            finally:
+                timeout.close()
         is_read = _get_read_body(self._request) is not None or _is_consumed(self._request)
         return self._first_chunk, not is_read
 
@@ -72,30 +75,37 @@ class CallerBody(ByteStreamBase):
         if chunk := self._first_chunk:
             self._first_chunk = b""
             yield chunk
+        timeout = ReadTimeout(self._timeout)
         async with aclosing(self._request.stream()) as stream:
-            while chunk := await self._read(stream, self._timeout):
-                if remaining is not None:
-                    remaining -= len(chunk)
-                    if remaining < 0:
-                        break
-                yield chunk
+            try:
+                while chunk := await self._read(stream, timeout):
+                    if remaining is not None:
+                        remaining -= len(chunk)
+                        if remaining < 0:
+                            break
+                    yield chunk
+            finally:
+                timeout.close()
         if remaining:  # like an upgrade with a body, which uvicorn drops
             raise _short_body_error()
 
-    async def _read(self, stream: AsyncGenerator[bytes], timeout: float | None) -> bytes:
+    async def _read(self, stream: AsyncGenerator[bytes], timeout: ReadTimeout) -> bytes:
         """Return the next chunk that is not empty, or b"" at the end."""
-        chunk = None
-        with anyio.move_on_after(timeout):
-            try:
-                async for chunk in stream:
-                    if chunk:
-                        return chunk
-            except RuntimeError as exc:  # Starlette raises it if the body was read before.
-                raise self._library.StreamConsumed from exc
-            except OSError as exc:  # The server's `receive` raises it if the connection is gone.
-                raise ClientDisconnect from exc
-            return b""
-        raise HTTPException(408, "The request body did not arrive in time")
+        try:
+            return await timeout.limit(self._next_chunk(stream))
+        except TimeoutError:
+            raise HTTPException(408, "The request body did not arrive in time") from None
+
+    async def _next_chunk(self, stream: AsyncGenerator[bytes]) -> bytes:
+        try:
+            async for chunk in stream:
+                if chunk:
+                    return chunk
+        except RuntimeError as exc:  # Starlette raises it if the body was read before.
+            raise self._library.StreamConsumed from exc
+        except OSError as exc:  # The server's `receive` raises it if the connection is gone.
+            raise ClientDisconnect from exc
+        return b""
 
 
 def choose_body(
