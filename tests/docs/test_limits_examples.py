@@ -70,7 +70,7 @@ def crowd(
 # limits.py: the pool as a bulkhead
 
 
-def test_a_full_pool_refuses_all_who_come_and_its_exchanges_go_on(
+def test_full_pool_refuses_requests_and_keeps_its_exchanges(
     caller: httpx.Client, upstream: httpx.Client
 ) -> None:
     with crowd(caller, "/apart/slow", 60) as callers:
@@ -82,7 +82,7 @@ def test_a_full_pool_refuses_all_who_come_and_its_exchanges_go_on(
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
-def test_a_full_pool_serves_again_when_its_exchanges_have_ended(
+def test_full_pool_serves_again_after_its_exchanges(
     caller: httpx.Client, upstream: httpx.Client
 ) -> None:
     with crowd(caller, "/apart/slow", 60) as callers:
@@ -91,7 +91,7 @@ def test_a_full_pool_serves_again_when_its_exchanges_have_ended(
     assert caller.get("/queue").status_code == 200  # the same pool
 
 
-def test_a_timeout_of_the_request_takes_the_pools_bound_away(
+def test_plain_timeout_of_a_request_also_waits_for_the_pool(
     caller: httpx.Client, upstream: httpx.Client
 ) -> None:
     with crowd(caller, "/apart/slow", 4) as holders:
@@ -106,7 +106,7 @@ def test_a_timeout_of_the_request_takes_the_pools_bound_away(
 # limits.py: a pool for each upstream
 
 
-def test_a_slow_upstream_takes_nothing_from_a_fast_one_with_a_pool_of_its_own(
+def test_slow_upstream_does_not_block_another_pool(
     caller: httpx.Client,
 ) -> None:
     with crowd(caller, "/apart/slow", 60) as slow:
@@ -116,7 +116,7 @@ def test_a_slow_upstream_takes_nothing_from_a_fast_one_with_a_pool_of_its_own(
             until(lambda: fast.answers() == {200: 20})
 
 
-def test_a_slow_upstream_starves_a_fast_one_in_the_same_pool(
+def test_slow_upstream_starves_a_fast_one_in_the_same_pool(
     caller: httpx.Client, upstream: httpx.Client
 ) -> None:
     assert caller.get("/together/fast").status_code == 200
@@ -127,10 +127,10 @@ def test_a_slow_upstream_starves_a_fast_one_in_the_same_pool(
     assert caller.get("/together/fast").status_code == 200
 
 
-# limits.py: so many at once per caller
+# limits.py: concurrent requests per caller
 
 
-def test_a_caller_gets_so_many_exchanges_at_once_and_takes_none_of_anothers(
+def test_caller_above_its_limit_gets_429_and_others_do_not(
     caller: httpx.Client, upstream: httpx.Client
 ) -> None:
     with crowd(caller, "/events", 60, ANN) as ann:
@@ -144,7 +144,7 @@ def test_a_caller_gets_so_many_exchanges_at_once_and_takes_none_of_anothers(
     assert refused.status_code == 401
 
 
-def test_a_callers_place_is_held_as_long_as_the_stream_runs(caller: httpx.Client) -> None:
+def test_limiter_is_held_until_the_stream_ends(caller: httpx.Client) -> None:
     with (
         caller.stream("GET", "/events", headers=ANN),
         caller.stream("GET", "/events", headers=ANN) as response,
@@ -156,16 +156,14 @@ def test_a_callers_place_is_held_as_long_as_the_stream_runs(caller: httpx.Client
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
 
 
-def test_a_callers_place_is_free_when_the_stream_has_ended(caller: httpx.Client) -> None:
+def test_limiter_is_released_when_the_stream_ends(caller: httpx.Client) -> None:
     with caller.stream("GET", "/events", headers=ANN):  # keeps the caller's limiter alive
         for _ in range(3):  # more often than there are places
             until(lambda: caller.get("/events?count=2", headers=ANN).status_code == 200)
 
 
 @pytest.mark.parametrize("path", ["/events", "/dies"])
-def test_a_callers_place_is_free_when_the_caller_leaves_or_the_upstream_dies(
-    caller: httpx.Client, path: str
-) -> None:
+def test_limiter_is_released_after_a_disconnect_or_failure(caller: httpx.Client, path: str) -> None:
     with caller.stream("GET", "/events", headers=ANN):  # keeps the caller's limiter alive
         for _ in range(3):  # more often than there are places
             with crowd(caller, path, 1, ANN) as ann:
@@ -173,7 +171,7 @@ def test_a_callers_place_is_free_when_the_caller_leaves_or_the_upstream_dies(
             until(lambda: caller.get("/events?count=1", headers=ANN).status_code == 200)
 
 
-def test_a_caller_with_nothing_open_leaves_no_limiter_behind(caller: httpx.Client) -> None:
+def test_limiter_of_an_idle_caller_is_removed(caller: httpx.Client) -> None:
     until(lambda: not limiters())
     with crowd(caller, "/events", 5, ANN) as ann, crowd(caller, "/events", 5, BOB) as bob:
         until(lambda: ann.answers() == bob.answers() == {200: 2, 429: 3})
@@ -189,7 +187,7 @@ def limiters() -> list[str]:
 # readiness.py
 
 
-def test_readiness_counts_what_is_open_and_who_waits(serve: Serve, upstream_url: str) -> None:
+def test_readiness_counts_open_and_waiting_exchanges(serve: Serve, upstream_url: str) -> None:
     caller = serve("readiness")
     assert caller.get("/ready").status_code == 200
     with crowd(caller, "/events", 2) as served_ones:
@@ -205,7 +203,7 @@ def test_readiness_counts_what_is_open_and_who_waits(serve: Serve, upstream_url:
     assert caller.get("/ready").json()["waiting"] == 0
 
 
-def test_readiness_is_503_while_too_many_wait_and_200_when_they_are_gone(serve: Serve) -> None:
+def test_readiness_is_503_only_while_too_many_wait(serve: Serve) -> None:
     caller = serve("readiness")
     with crowd(caller, "/events", 20) as callers:
         until(lambda: caller.get("/ready").status_code == 503)
@@ -214,7 +212,7 @@ def test_readiness_is_503_while_too_many_wait_and_200_when_they_are_gone(serve: 
     until(lambda: caller.get("/ready").status_code == 200)
 
 
-def test_readiness_says_nothing_of_an_upstream_that_is_down(serve: Serve) -> None:
+def test_readiness_ignores_an_upstream_that_is_down(serve: Serve) -> None:
     caller = serve("readiness", UPSTREAM_URL="http://127.0.0.1:1")
     assert caller.get("/events").status_code == 502
     assert caller.get("/ready").status_code == 200

@@ -85,7 +85,7 @@ def caller(request: pytest.FixtureRequest) -> Iterator[TestClient]:
         ("/full", "{}/silent_after_head", "PoolTimeout"),
     ],
 )
-def test_a_failure_has_the_status_and_the_line_that_the_page_gives_it(
+def test_failure_has_the_status_and_log_line_of_the_page(
     caller: TestClient,
     upstream: Upstream,
     caplog: pytest.LogCaptureFixture,
@@ -104,7 +104,7 @@ def test_a_failure_has_the_status_and_the_line_that_the_page_gives_it(
     assert (match[4], match[5]) == ("GET", path.partition("?")[0])
 
 
-def test_the_line_of_a_deadline_says_that_it_was_the_deadline(
+def test_log_line_of_a_deadline_names_the_deadline(
     caller: TestClient, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller.post("/streamed", params={"url": f"{upstream.url}/never", "deadline": 0.25})
@@ -119,13 +119,13 @@ def test_each_exception_on_the_page_has_its_status(name: str, status: int) -> No
     assert error.status_code == status
 
 
-def test_the_page_asks_for_outcomes_that_there_are() -> None:
+def test_queries_ask_for_outcomes_that_exist() -> None:
     for asked in re.findall(r'outcome!?=~?"(.*?)"', PAGE):
         for pattern in asked.split("|"):
             assert any(re.fullmatch(pattern, outcome) for outcome in Outcome), pattern
 
 
-def test_each_log_line_on_the_page_is_one_of_the_library() -> None:
+def test_each_quoted_log_line_exists() -> None:
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     formats = re.findall(r'(?:warning|error|exception)\(\s*"(.*?)"', source)
     patterns = [re.sub(r"%[a-z]", ".+", re.escape(text)) for text in formats]
@@ -135,7 +135,7 @@ def test_each_log_line_on_the_page_is_one_of_the_library() -> None:
         assert any(re.fullmatch(pattern, line) for pattern in patterns), line
 
 
-def test_each_metric_on_the_page_is_one_of_the_observers() -> None:
+def test_each_metric_on_the_page_exists() -> None:
     registry = CollectorRegistry()
     prometheus_observer(registry)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
