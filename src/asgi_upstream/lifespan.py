@@ -16,6 +16,7 @@ from starlette.datastructures import State
 from ._app_state import publish_client, withdraw_client
 from ._clients import register_client, unregister_client
 from ._headers import has_control_characters
+from ._httpx.client import client_class
 from ._httpx.cookies import reject_cookies
 from ._httpx.default_transport import (
     SHARED_OPTIONS,
@@ -203,8 +204,10 @@ async def _open_client(
 ) -> AsyncGenerator[object]:
     """Create, enter and register a client. Drain, unregister and close it at the end."""
     options = _add_transport(factory, name, options)
-    client: Any = factory(**options)
-    if options.get("transport") is None and is_library_client(factory):
+    is_plain = is_library_client(factory)
+    create = cast(ClientFactory, client_class(cast(Any, factory))) if is_plain else factory
+    client: Any = create(**options)
+    if options.get("transport") is None and is_plain:
         enable_keepalive(client)
     if is_open := inspect.isawaitable(client):
         client = await client

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from .._logging import client_loggers
+from .client import is_plain_client_class
 from .cookies import rejects_cookies
 from .flavors import get_library, small_cache
 from .interception import MethodGuard
@@ -30,10 +31,11 @@ _SEND_METHODS = (
 
 @small_cache
 def _guard_methods(client_class: type[Any]) -> MethodGuard | None:
-    """Return the guard of a client's class, or None if it is not the library's own class."""
-    if client_class is not get_library(client_class).AsyncClient:
+    """Return the guard of a client's class, or None if an app or a tool has subclassed it."""
+    if not is_plain_client_class(client_class):
         return None
-    return MethodGuard(*((client_class, name) for name in _SEND_METHODS))
+    library_class = get_library(client_class).AsyncClient
+    return MethodGuard(*((library_class, name) for name in _SEND_METHODS))
 
 
 _guard_methods(httpx.AsyncClient)  # That of httpx2 follows at its first client.
