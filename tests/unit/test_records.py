@@ -58,9 +58,7 @@ from tests.support.upstream import Upstream
 pytestmark = [
     pytest.mark.anyio,
     # httpcore closes no generator that it gives up, and trio tells of each.
-    pytest.mark.filterwarnings(
-        "ignore:Async generator '(httpcore|httpx|asgi_upstream._exchange.upload)"
-    ),
+    pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
 ]
 
 STOCK, OWN = "stock", "AsyncioTransport"

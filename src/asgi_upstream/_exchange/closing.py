@@ -41,6 +41,16 @@ async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]
     await defer_cancellation(close())
 
 
+async def close_generator(generator: AsyncGenerator[bytes]) -> None:
+    """Close a generator, even in a task that is being cancelled, but never wait for long."""
+
+    async def close() -> None:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await _close_resource(generator.aclose)
+
+    await defer_cancellation(close())
+
+
 async def _close_response(upstream: httpx.Response) -> None:
     discard_trailing_data(upstream)
     await _close_resource(upstream.aclose)

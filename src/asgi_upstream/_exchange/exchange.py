@@ -160,17 +160,21 @@ class Exchange:
                 client, self.request.url, body, limits, relay.recorder
             )
         try:
-            upstream = await send_request(client, self.request, library, transport)
+            try:
+                upstream = await send_request(client, self.request, library, transport)
+            finally:
+                self.request.stream = content
+            try:
+                relay.note_head(upstream)
+                if upload is None or not upload.in_progress:
+                    limits.start_listening(is_draining=upstream.status_code >= 300)
+                validate_head(upstream)
+                await relay.relay(upstream)
+            finally:
+                await relay.close(upstream)
         finally:
-            self.request.stream = content
-        try:
-            relay.note_head(upstream)
-            if upload is None or not upload.in_progress:
-                limits.start_listening(is_draining=upstream.status_code >= 300)
-            validate_head(upstream)
-            await relay.relay(upstream)
-        finally:
-            await relay.close(upstream)
+            if upload is not None:
+                await upload.close_body()
 
     def _judge(
         self,

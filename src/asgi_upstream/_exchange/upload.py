@@ -1,12 +1,15 @@
 """The request body on its way to the upstream, which may refuse it before its end."""
 
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import anyio
 import httpx
 
 from .._httpx.flavors import ByteStreamBase
 from .._httpx.workarounds import EarlyResponseDetector
+from .closing import close_generator
 from .recording import ExchangeRecorder
 from .scope import ExchangeScope
 
@@ -22,8 +25,12 @@ class UploadStream(ByteStreamBase):
     AsyncioTransport does that itself.
 
     Attributes:
-        in_progress: Whether the body is being read. It may come from the caller's `receive`.
+        finished: Whether no more is read from the body.
+        read_completely: Whether it was read to its end.
     """
+
+    _iterator: "weakref.ref[_UploadIterator] | None" = None
+    _chunks: AsyncIterator[bytes] | None = None
 
     def __init__(
         self,
@@ -36,38 +43,94 @@ class UploadStream(ByteStreamBase):
         self._client = client
         self._url = url
         self._body = body
-        self._scope = scope
-        self._recorder = recorder
-        self.in_progress: bool = False
+        self.scope: ExchangeScope = scope
+        self.recorder: ExchangeRecorder | None = recorder
+        self.finished: bool = False
+        self.read_completely: bool = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        detector = EarlyResponseDetector(self._client, self._url, self)
-        read_scope = anyio.CancelScope()
-        chunks = aiter(self._body)
+    @property
+    def in_progress(self) -> bool:
+        """Whether the body may still be read. It may come from the caller's `receive`.
 
-        def continue_upload() -> bool:
-            if detector.available():
-                read_scope.cancel()
-            return not read_scope.cancel_called
+        A transport drops the iterator if it gives up the upload.
+        """
+        return not self.finished and self._iterator is not None and self._iterator() is not None
 
-        self._scope.poll(POLL_INTERVAL, continue_upload)
-        self.in_progress = True
-        try:
-            while continue_upload():
-                chunk = None
-                with read_scope:
-                    chunk = await anext(chunks, None)
-                if chunk is not None:
-                    if self._recorder is not None:
-                        self._recorder.sent += len(chunk)
-                    yield chunk
-                    read_scope = anyio.CancelScope()
-                elif not read_scope.cancel_called:
-                    self._scope.start_listening()
-                    return
-            raise detector.write_error("the upstream has answered")
-        finally:
-            self.in_progress = False
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        watch = _EarlyResponseWatch(EarlyResponseDetector(self._client, self._url, self))
+        self._chunks = aiter(self._body)
+        iterator = _UploadIterator(self, self._chunks, watch)
+        self._iterator = weakref.ref(iterator)
+        self.scope.poll(POLL_INTERVAL, watch.check)
+        return iterator
+
+    async def close_body(self) -> None:
+        """Close the body's generator if the transport has not read it to its end.
+
+        Otherwise the garbage collector would do that later, in a task of its own.
+        """
+        chunks: object = self._chunks
+        if not self.read_completely and isinstance(chunks, AsyncGenerator):
+            await close_generator(cast("AsyncGenerator[bytes]", chunks))
 
     async def aclose(self) -> None:
         await self._body.aclose()
+
+
+class _UploadIterator(AsyncIterator[bytes]):
+    """One pass over the body. It is an object, because transports leave generators unclosed."""
+
+    def __init__(
+        self, stream: UploadStream, chunks: AsyncIterator[bytes], watch: "_EarlyResponseWatch"
+    ) -> None:
+        self._stream = stream
+        self._chunks = chunks
+        self._watch = watch
+
+    async def __anext__(self) -> bytes:
+        stream = self._stream
+        try:
+            chunk = await self._watch.read(self._chunks)
+        except BaseException:
+            stream.finished = self._watch.stopped = True
+            raise
+        if chunk is None:
+            stream.read_completely = stream.finished = self._watch.stopped = True
+            stream.scope.start_listening()
+            raise StopAsyncIteration
+        if stream.recorder is not None:
+            stream.recorder.sent += len(chunk)
+        return chunk
+
+
+class _EarlyResponseWatch:
+    """Cancels a read of the caller's body if the upstream has refused the request.
+
+    Attributes:
+        stopped: Whether the upload has ended.
+    """
+
+    def __init__(self, detector: EarlyResponseDetector) -> None:
+        self._detector = detector
+        self._read_scope = anyio.CancelScope()
+        self.stopped: bool = False
+
+    def check(self) -> bool:
+        """Look for a response, and return whether the upload may go on."""
+        if self.stopped:
+            return False
+        if self._detector.available():
+            self._read_scope.cancel()
+        return not self._read_scope.cancel_called
+
+    async def read(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next chunk, or None at the end.
+
+        Raises:
+            httpcore.WriteError: If there is a response. httpcore then reads it.
+        """
+        self._read_scope = anyio.CancelScope()
+        if self.check():
+            with self._read_scope:
+                return await anext(chunks, None)
+        raise self._detector.write_error("the upstream has answered")
