@@ -172,7 +172,11 @@ class WebSocketRelay:
 
     async def _relay_messages(self) -> None:
         if self._websocket.client_state is WebSocketState.CONNECTING:
-            await self._websocket.receive()  # websocket.connect
+            try:
+                await self._websocket.receive()  # websocket.connect
+            except OSError:
+                self._note_disconnect(abnormal=True)
+                return
         async with anyio.create_task_group() as self._group:
             self._group.start_soon(self._caller_to_upstream)
             try:
@@ -253,10 +257,10 @@ class WebSocketRelay:
                 await self._upstream.send(data)
                 if self._recorder is not None:
                     self._recorder.sent += byte_length(data)
-        except self._library.TimeoutException as exc:
-            self._failure = exc
         except OSError:
             self._note_disconnect(abnormal=True)
+        except Exception as exc:  # If it left the group, it would become an ExceptionGroup.
+            self._failure = exc
         else:
             code, reason = message.get("code", 1005), message.get("reason")
             # Servers report a missing Close frame so. uvicorn sends 1005 without a reason for it.
