@@ -39,7 +39,7 @@ class ExchangeScope:
     _loop: asyncio.AbstractEventLoop | None = None  # None on trio
     _host_task: asyncio.Task[Any] | None = None  # cancelled if there is no anyio scope
     _initial_cancelling = 0
-    _cancelled = False
+    _cancelled = _ended = False
     _stack: AsyncExitStack | None = None
     _group: TaskGroup | None = None  # on trio
     _deadline_handle: asyncio.TimerHandle | None = None
@@ -144,6 +144,8 @@ class ExchangeScope:
         self._cancel()
 
     def _cancel(self) -> None:
+        if self._ended:
+            return  # A `receive` may turn its own cancellation into a disconnect.
         if self._scope is not None:
             self._scope.cancel()
         elif self._host_task is not None and not self._cancelled:
@@ -155,6 +157,7 @@ class ExchangeScope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        self._ended = True
         self._listener.cancel_timer()
         if self._deadline_handle is not None:
             self._deadline_handle.cancel()
@@ -176,20 +179,12 @@ class ExchangeScope:
     async def _take_back_cancellation(self, exc: BaseException | None) -> bool:
         """Undo the `Task.cancel()` of this scope. Return whether it is what ended the block."""
         assert self._host_task is not None
-        late: asyncio.CancelledError | None = None
-        if exc is None:  # It may not have been delivered yet.
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError as delivered:
-                late = delivered
         if self._host_task.uncancel() <= self._initial_cancelling:
             return isinstance(exc, asyncio.CancelledError)
         # Another cancellation was merged with this one. anyio delivers its own again, with the
         # message by which its scope recognises it.
         for _ in range(2):
             await asyncio.sleep(0)
-        if late is not None:
-            raise late
         return False
 
 
