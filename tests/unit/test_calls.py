@@ -691,6 +691,7 @@ async def test_websocket_messages_are_kept_for_the_endpoint() -> None:
     assert seen == ["1", "2", "3"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("server", ["uvicorn"])
 @pytest.mark.parametrize("transport", [None, AsyncioTransport])
 def test_caller_who_disconnects_frees_the_upstreams(

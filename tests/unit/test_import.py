@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 BEFORE = (
     "import sys, asyncio, httpx, starlette.applications, starlette.requests, starlette.responses"
 )
@@ -30,12 +32,14 @@ def printed(code: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.process
 def test_what_is_optional_is_not_imported() -> None:
     imported = printed("import sys, asgi_upstream; print(*sys.modules)")
     assert "asgi_upstream.responses" in imported
     assert set(imported).isdisjoint(NOT_ASKED_FOR)
 
 
+@pytest.mark.process
 def test_it_adds_next_to_nothing_to_what_httpx_and_starlette_import() -> None:
     added = printed(
         f"{BEFORE}; before = set(sys.modules); import asgi_upstream;"

@@ -407,9 +407,11 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 async def test_httpx2_is_not_imported_for_who_does_not() -> None:
     assert run(RELAYED + "import sys; print('httpx2' in sys.modules)") == "502 httpx\nFalse\n"
 
 
+@pytest.mark.process
 async def test_httpx2_may_stand_in_for_httpx_in_the_whole_process() -> None:
     assert run("import httpx2; httpx2.alias_httpx()" + RELAYED) == "502 httpx2\n"

@@ -56,6 +56,7 @@ from tests.support.servers import free_port
 from tests.support.upstream import Upstream
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.anyio,
     # httpcore closes no generator that it gives up, and trio tells of each.
     pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),

@@ -207,6 +207,7 @@ def test_keepalive_is_enabled_on_httpx_transports() -> None:
         assert transport._pool._socket_options == keepalive_socket_options()
 
 
+@pytest.mark.process
 def test_report_names_the_default_transport() -> None:
     command = [sys.executable, "-m", "asgi_upstream"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout

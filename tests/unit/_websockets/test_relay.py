@@ -197,6 +197,7 @@ async def test_without_websockets_a_handshake_is_refused_and_the_log_says_why(
     assert "pip install websockets" in caplog.text
 
 
+@pytest.mark.process
 def test_websockets_is_imported_only_with_relay_websocket() -> None:
     code = "import sys, asgi_upstream; print('websockets' in sys.modules);"
     code += "from asgi_upstream import relay_websocket; print('websockets' in sys.modules)"

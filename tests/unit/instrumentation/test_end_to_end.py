@@ -35,7 +35,7 @@ Serve = Callable[..., httpx.Client]
 METHODS = ["GET", "HEAD", "POST", "PROPFIND"]
 
 
-pytestmark = pytest.mark.no_leaks
+pytestmark = [pytest.mark.process, pytest.mark.no_leaks]
 
 
 def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:

@@ -10,6 +10,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "needs", "package"),
     [
@@ -24,6 +25,7 @@ def test_without_its_package_a_module_names_it(module: str, needs: str, package:
     assert message.endswith(f": pip install {package}")
 
 
+@pytest.mark.process
 def test_the_library_and_its_logs_need_neither() -> None:
     code = "import sys; sys.modules.update(prometheus_client=None, opentelemetry=None);"
     done = run(f"{code} import asgi_upstream, asgi_upstream.instrumentation.logs")

@@ -170,6 +170,7 @@ prometheus_observer()(record())
 """
 
 
+@pytest.mark.process
 def test_workers_of_one_server_add_up(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
 ) -> None:

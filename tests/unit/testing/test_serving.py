@@ -20,6 +20,8 @@ from starlette.websockets import WebSocket
 from asgi_upstream import StreamedResponse, client_lifespan, get_client
 from asgi_upstream.testing import Upstream, eventually, serve
 
+pytestmark = pytest.mark.process
+
 
 async def hello(request: Request) -> Response:
     return PlainTextResponse(f"hello from {request.url.path}")

@@ -257,6 +257,7 @@ async def test_opentelemetry_instruments_a_single_client(
     spans.provider.shutdown()
 
 
+@pytest.mark.process
 @pytest.mark.of_httpx
 @pytest.mark.parametrize("order", ["before", "after", "before, and ended"])
 def test_opentelemetry_may_come_before_or_after_the_import(order: str) -> None:
