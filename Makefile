@@ -86,6 +86,7 @@ check: $(DEV) ## check format, lint, types and docs
 	$(RUN) mypy --platform darwin --cache-dir .mypy_cache/darwin src examples
 	$(RUN) pyright
 	$(SITE) build
+	$(RUN) pytest -q tests/docs/test_pages.py
 
 docs: $(DEV) ## build the site of the docs, into site/
 	@$(SITE) build

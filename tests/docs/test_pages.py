@@ -62,6 +62,7 @@ def test_each_block_of_python_can_be_parsed(page: str) -> None:
                 pytest.fail(f"{page}:{block.line + (exc.lineno or 1) - 1}: {exc.msg}")
 
 
+@pytest.mark.slow  # `make check` runs it
 def test_the_code_of_each_page_type_checks(tmp_path: Path) -> None:
     """Blocks that are files by themselves, all others of a page together, in their order."""
     for page in PAGES:
@@ -118,6 +119,7 @@ def test_each_link_leads_to_a_file_that_is_there(page: str) -> None:
             assert anchor in headings(target), link
 
 
+@pytest.mark.slow  # `make check` runs it
 def test_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = ["--folder", str(tmp_path / "s"), "--site", str(site)]
