@@ -16,6 +16,7 @@ from .._httpx.flavors import get_library
 from .._httpx.interfaces import RequestT, ResponseT
 from .._logging import logger
 from .._methods import NEVER_FORWARDED, USUAL
+from .._websockets.options import MAX_MESSAGE_BYTES, validate_websocket_options
 from ..responses import SharedOptions, StreamedResponse, validate_options
 from . import rewriting
 from .outgoing import ClientName, OnRequest, RequestBuilder
@@ -26,9 +27,6 @@ from .request import (
     validate_body_timeout,
 )
 from .target import split_prefix
-
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Maximum size of a WebSocket message from the upstream."""
 
 
 class ReverseProxy:
@@ -244,11 +242,7 @@ def _validate_options(
     if isinstance(methods, str):
         raise TypeError(f"methods={methods!r}: give a list of methods")
     validate_body_timeout(body_timeout)
-    if not (isinstance(max_message_bytes, int) and max_message_bytes > 0):
-        raise ValueError(f"max_message_bytes={max_message_bytes!r}: give a number of bytes above 0")
-    is_seconds = isinstance(ping_interval, int | float) and ping_interval > 0
-    if ping_interval is not None and not is_seconds:
-        raise ValueError(f"ping_interval={ping_interval!r}: give seconds above 0, or None for none")
+    validate_websocket_options(max_message_bytes, ping_interval)
     validate_options(options)
 
 

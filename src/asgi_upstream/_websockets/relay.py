@@ -29,9 +29,8 @@ from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
 from ..responses import BufferedResponse
 from . import handshake as handshakes
+from .options import MAX_MESSAGE_BYTES, validate_websocket_options
 from .upstream import CLOSING_HANDSHAKE_TIMEOUT, UpstreamWebSocket, byte_length
-
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 async def relay_websocket(
@@ -75,9 +74,10 @@ async def relay_websocket(
         RuntimeError: If the WebSocket was accepted or closed before.
         HTTPException: 400, or an `UpstreamError` if the handshake fails, for the app to answer. A
             server without the denial response extension closes the handshake (403) instead.
-        ValueError: Same as in `forward_request`. For causes and fixes see
-            [docs/errors.md][on-websockets].
+        ValueError: Same as in `forward_request`, or if a number is not positive. For causes and
+            fixes see [docs/errors.md][on-websockets].
     """
+    validate_websocket_options(max_message_bytes, ping_interval)
     _raise_if_accepted(websocket)
     async with handshakes.close_on_http_exception(websocket):
         http_client: Any = client
@@ -128,9 +128,9 @@ class WebSocketRelay:
         websocket: WebSocket,
         request: httpx.Request,
         *,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        ping_interval: float | None = None,
-        observers: Sequence[Observer] = (),
+        max_message_bytes: int,
+        ping_interval: float | None,
+        observers: Sequence[Observer],
     ) -> None:
         self._client = client
         self._websocket = websocket

@@ -65,25 +65,56 @@ def opentelemetry_observer(
     """
     meter = metrics.get_meter("asgi_upstream", meter_provider=meter_provider)
     tracer = trace.get_tracer("asgi_upstream", tracer_provider=tracer_provider)
+    histograms = _Histograms(meter, max_hosts, body_sizes=body_sizes)
+    _create_gauges(meter)
 
-    def duration_histogram(name: str, text: str) -> metrics.Histogram:
-        return meter.create_histogram(
-            name, "s", text, explicit_bucket_boundaries_advisory=DURATION_BUCKETS
-        )
+    def observe(record: ExchangeRecord) -> None:
+        histograms.record(record)
+        _add_to_trace(tracer, record)
 
-    duration = duration_histogram(
-        "http.client.request.duration", "Duration of HTTP client requests."
-    )
-    first_byte = duration_histogram(
-        "asgi_upstream.time_to_first_byte", "Time to the first byte of the upstream's body."
-    )
-    sizes = [
-        meter.create_histogram(
-            f"http.client.{message}.body.size", "By", f"Size of HTTP client {message} bodies."
+    return observe
+
+
+class _Histograms:
+    """Records durations and body sizes."""
+
+    def __init__(self, meter: metrics.Meter, max_hosts: int, *, body_sizes: bool) -> None:
+        def seconds(name: str, text: str) -> metrics.Histogram:
+            return meter.create_histogram(
+                name, "s", text, explicit_bucket_boundaries_advisory=DURATION_BUCKETS
+            )
+
+        self._duration = seconds(
+            "http.client.request.duration", "Duration of HTTP client requests."
         )
-        for message in ("request", "response")
-        if body_sizes
-    ]
+        self._first_byte = seconds(
+            "asgi_upstream.time_to_first_byte", "Time to the first byte of the upstream's body."
+        )
+        self._sizes = [
+            meter.create_histogram(
+                f"http.client.{message}.body.size", "By", f"Size of HTTP client {message} bodies."
+            )
+            for message in ("request", "response")
+            if body_sizes
+        ]
+        self._hosts = BoundedLabels(max_hosts)
+        self._attributes: dict[object, Mapping[str, str | int]] = {}
+
+    def record(self, record: ExchangeRecord) -> None:
+        method, host = bounded_method(record.method), self._hosts[record.host]
+        key = (record.client, host, method, record.route, record.status, record.outcome)
+        attributes = self._attributes.get(key)
+        if attributes is None:
+            attributes = self._attributes[key] = _make_attributes(record, method, host)
+        self._duration.record(record.duration, attributes)
+        if record.time_to_first_byte is not None:
+            self._first_byte.record(record.time_to_first_byte, attributes)
+        if self._sizes:
+            self._sizes[0].record(record.bytes_sent, attributes)
+            self._sizes[1].record(record.bytes_received, attributes)
+
+
+def _create_gauges(meter: metrics.Meter) -> None:
     meter.create_observable_up_down_counter(
         "asgi_upstream.open_exchanges", [_observe_open], "{exchange}", "Exchanges in progress."
     )
@@ -93,38 +124,22 @@ def opentelemetry_observer(
         "{exchange}",
         "Exchanges that wait for a connection. Only on AsyncioTransport.",
     )
-    hosts = BoundedLabels(max_hosts)
-    by_labels: dict[object, Mapping[str, str | int]] = {}
-
-    def observe(record: ExchangeRecord) -> None:
-        method, host = bounded_method(record.method), hosts[record.host]
-        key = (record.client, host, method, record.route, record.status, record.outcome)
-        attributes = by_labels.get(key)
-        if attributes is None:
-            attributes = by_labels[key] = _attributes(record, method, host)
-        duration.record(record.duration, attributes)
-        if record.time_to_first_byte is not None:
-            first_byte.record(record.time_to_first_byte, attributes)
-        if sizes:
-            sizes[0].record(record.bytes_sent, attributes)
-            sizes[1].record(record.bytes_received, attributes)
-        span = trace.get_current_span()
-        if span.is_recording():
-            _annotate(span, record, time.time_ns())
-        elif span.get_span_context().is_valid:
-            now = time.time_ns()
-            exchange_span = tracer.start_span(
-                _SPAN_NAME, start_time=now - int(record.duration * 1e9)
-            )
-            _annotate(exchange_span, record, now)
-            if record.outcome.is_failure:
-                exchange_span.set_status(trace.StatusCode.ERROR)
-            exchange_span.end(now)
-
-    return observe
 
 
-def _attributes(record: ExchangeRecord, method: str, host: str) -> Mapping[str, str | int]:
+def _add_to_trace(tracer: trace.Tracer, record: ExchangeRecord) -> None:
+    """Annotate the span of the caller's request, or add a child span if it has ended."""
+    span, now = trace.get_current_span(), time.time_ns()
+    if span.is_recording():
+        _annotate(span, record, now)
+    elif span.get_span_context().is_valid:
+        child = tracer.start_span(_SPAN_NAME, start_time=now - int(record.duration * 1e9))
+        _annotate(child, record, now)
+        if record.outcome.is_failure:
+            child.set_status(trace.StatusCode.ERROR)
+        child.end(now)
+
+
+def _make_attributes(record: ExchangeRecord, method: str, host: str) -> Mapping[str, str | int]:
     """Return the attributes of the conventions for client metrics, and the library's own."""
     address = urlsplit(f"//{host}")  # not used for OTHER, which it would convert to lower case
     error: str | None = None

@@ -22,7 +22,6 @@ DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 """Upper bounds in seconds. They go up to five minutes because streams are long."""
 
 _REQUEST_LABELS = ("client", "host", "method", "route")
-_Metrics = tuple[Counter, Histogram, Histogram, Histogram]
 
 
 def prometheus_observer(
@@ -52,48 +51,58 @@ def prometheus_observer(
             installs it.
         ValueError: If the registry already has these metrics.
     """
-
-    def histogram(name: str, text: str) -> Histogram:
-        return Histogram(
-            f"asgi_upstream_{name}", text, _REQUEST_LABELS, registry=registry, buckets=buckets
-        )
-
-    exchanges_total = Counter(
-        "asgi_upstream_exchanges",
-        "Ended exchanges by outcome and by the upstream's status.",
-        (*_REQUEST_LABELS, "status", "outcome"),
-        registry=registry,
-    )
-    to_headers = histogram("time_to_headers_seconds", "Time to the upstream's headers.")
-    to_first_byte = histogram(
-        "time_to_first_byte_seconds", "Time to the first byte of the upstream's body."
-    )
-    duration = histogram("exchange_duration_seconds", "Duration of an exchange.")
+    exchange_metrics = _ExchangeMetrics(registry, buckets, max_hosts)
     registry.register(_OpenExchangesCollector())
-    hosts = BoundedLabels(max_hosts)
-    by_labels: dict[object, _Metrics] = {}  # a cache, because `labels()` is slow
+    return exchange_metrics.record
 
-    def observe(record: ExchangeRecord) -> None:
-        method, host = bounded_method(record.method), hosts[record.host]
-        key = (record.client, host, method, record.route, record.status, record.outcome)
-        metrics = by_labels.get(key)
-        if metrics is None:
-            labels = (record.client or "", host, method, record.route or "")
-            metrics = by_labels[key] = (
-                exchanges_total.labels(*labels, record.status or "", record.outcome),
-                to_headers.labels(*labels),
-                to_first_byte.labels(*labels),
-                duration.labels(*labels),
+
+class _ExchangeMetrics:
+    """Counts and times exchanges that have ended."""
+
+    def __init__(
+        self, registry: CollectorRegistry, buckets: Sequence[float], max_hosts: int
+    ) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(
+                f"asgi_upstream_{name}", text, _REQUEST_LABELS, registry=registry, buckets=buckets
             )
-        total, headers, first_byte, exchange = metrics
-        total.inc()
-        if record.time_to_headers is not None:
-            headers.observe(record.time_to_headers)
-        if record.time_to_first_byte is not None:
-            first_byte.observe(record.time_to_first_byte)
-        exchange.observe(record.duration)
 
-    return observe
+        self._total = Counter(
+            "asgi_upstream_exchanges",
+            "Ended exchanges by outcome and by the upstream's status.",
+            (*_REQUEST_LABELS, "status", "outcome"),
+            registry=registry,
+        )
+        self._histograms = (
+            histogram("time_to_headers_seconds", "Time to the upstream's headers."),
+            histogram(
+                "time_to_first_byte_seconds", "Time to the first byte of the upstream's body."
+            ),
+            histogram("exchange_duration_seconds", "Duration of an exchange."),
+        )
+        self._hosts = BoundedLabels(max_hosts)
+        self._children: dict[object, tuple[Counter, list[Histogram]]] = {}
+
+    def record(self, record: ExchangeRecord) -> None:
+        total, histograms = self._find_children(record)
+        total.inc()
+        values = (record.time_to_headers, record.time_to_first_byte, record.duration)
+        for histogram, seconds in zip(histograms, values, strict=True):
+            if seconds is not None:
+                histogram.observe(seconds)
+
+    def _find_children(self, record: ExchangeRecord) -> tuple[Counter, list[Histogram]]:
+        """Return the metrics with the labels of a record. They are cached: `labels()` is slow."""
+        method, host = bounded_method(record.method), self._hosts[record.host]
+        key = (record.client, host, method, record.route, record.status, record.outcome)
+        children = self._children.get(key)
+        if children is None:
+            labels = (record.client or "", host, method, record.route or "")
+            children = self._children[key] = (
+                self._total.labels(*labels, record.status or "", record.outcome),
+                [histogram.labels(*labels) for histogram in self._histograms],
+            )
+        return children
 
 
 class _OpenExchangesCollector(Collector):

@@ -632,3 +632,19 @@ async def test_preserve_host_sends_the_callers_host_in_a_handshake(
         proxy = ReverseProxy(preserve_host=preserve_host)
         await called(proxy, state={"client": client}, headers=headers)
     assert hosts == [host, host]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "option", [{"max_message_bytes": 0}, {"ping_interval": 0}, {"ping_interval": "5"}], ids=str
+)
+async def test_invalid_option_is_refused_before_the_handshake(option: dict[str, Any]) -> None:
+    async def unused(*message: Any) -> Any:
+        raise AssertionError("the handshake has started")
+
+    async with httpx.AsyncClient(base_url="http://upstream") as client:
+        websocket = WebSocket(SCOPE, unused, unused)
+        with pytest.raises(ValueError, match=f"{next(iter(option))}="):
+            await relay_websocket(client, websocket, **option)
+    with pytest.raises(ValueError, match=f"{next(iter(option))}="):
+        ReverseProxy(**option)
