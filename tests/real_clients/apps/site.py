@@ -37,6 +37,7 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)  # of ReverseProxy
     ready: str = "/"  # a path that the application answers when it is ready
     environment: dict[str, str] = field(default_factory=dict)
+    own_errors: tuple[str, ...] = ()  # which the application answers without the proxy too
 
 
 class Application:
@@ -145,7 +146,7 @@ class Visitor:
         context.on("response", self._note)
 
     def is_expected(self, seen: str) -> bool:
-        return any(part in seen for part in self.expected)
+        return any(part in seen for part in self.expected + self.site.recipe.own_errors)
 
     def _note(self, response: Response) -> None:
         if response.status >= 400:
