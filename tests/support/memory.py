@@ -208,7 +208,7 @@ class InMemory(AsyncioTransport):
     async def open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
         await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
-        wire = Wire(HTTP11Connection(owner, loop), loop)
+        wire = Wire(HTTP11Connection(owner, loop, httpx), loop)
         self.wires.append(wire)
         self.connected(wire)
         return wire.connection

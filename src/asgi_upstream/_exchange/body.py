@@ -43,7 +43,7 @@ class ResumableBody(AsyncIterator[bytes]):
     """
 
     def __init__(
-        self, source: AsyncIterator[bytes], start_task: StartTask, library: HTTPXModule = httpx
+        self, source: AsyncIterator[bytes], start_task: StartTask, library: HTTPXModule
     ) -> None:
         self._source = source
         self._start_task = start_task
@@ -168,7 +168,7 @@ class DecodedBody(AsyncIterator[bytes]):
     """
 
     def __init__(
-        self, body: AsyncIterable[bytes], codings: list[str], library: HTTPXModule = httpx
+        self, body: AsyncIterable[bytes], codings: list[str], library: HTTPXModule
     ) -> None:
         self._decoders = make_decoders(codings)
         self._errors = tuple({error for decoder in self._decoders for error in decoder.errors})

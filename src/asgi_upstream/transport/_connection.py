@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-import httpx
-
 from .._httpx.interfaces import HTTPXModule
 from ._header_lines import ParseError
 from ._parser import ResponseParser
@@ -41,7 +39,7 @@ class HTTP11Connection(SocketProtocol):
     """
 
     def __init__(
-        self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, library: HTTPXModule = httpx
+        self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, library: HTTPXModule
     ) -> None:
         super().__init__(loop, library)
         self.request_count: int = 0
@@ -206,6 +204,7 @@ class HTTP11Connection(SocketProtocol):
         return not (self.closed or self._transport.is_closing() or self._has_unread_bytes())
 
     def close(self) -> None:
+        """Close at once, in any state, and leave the pool."""
         if not self.closed:
             super().close()
             self._owner.discard(self)

@@ -44,6 +44,11 @@ class Flavor:
 
 
 def get_origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
+    """Return the origin of a URL, with the scheme's default port.
+
+    Raises:
+        httpx.UnsupportedProtocol: If the scheme is not http, https, ws or wss.
+    """
     if scheme not in _DEFAULT_PORTS:
         raise library.UnsupportedProtocol(
             f"Request URL has an unsupported protocol {scheme.decode()!r}; use http or https"

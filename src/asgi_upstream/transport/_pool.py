@@ -38,7 +38,7 @@ class Pool:
         self,
         connector: SupportsConnect,
         limits: httpx.Limits,
-        library: HTTPXModule = httpx,
+        library: HTTPXModule,
         max_connection_age: float | None = None,
     ) -> None:
         self._connector = connector

@@ -66,7 +66,7 @@ def serialize_request(
     headers: RawHeaders,
     stream: object,
     timeouts: Mapping[str, float | None],
-    library: HTTPXModule = httpx,
+    library: HTTPXModule,
 ) -> OutgoingRequest:
     """Return the request in the form in which it is written (RFC 9112 3, 5 and 6).
 

@@ -56,7 +56,7 @@ async def pieces_of(chunks: Sequence[bytes], codings: list[str]) -> list[bytes]:
         for chunk in chunks:
             yield chunk
 
-    return [piece async for piece in DecodedBody(body(), codings)]
+    return [piece async for piece in DecodedBody(body(), codings, httpx)]
 
 
 def read(chunks: Sequence[bytes], *codings: str) -> bytes:
@@ -194,7 +194,7 @@ def test_a_failure_of_the_upstream_itself_passes_through_the_decoder() -> None:
         raise httpx.ReadError("gone")
 
     async def reading() -> None:
-        async for _ in DecodedBody(dies(), ["gzip"]):
+        async for _ in DecodedBody(dies(), ["gzip"], httpx):
             pass
 
     with pytest.raises(httpx.ReadError, match="gone"):
@@ -328,7 +328,7 @@ def test_a_bomb_is_not_unpacked_further_than_it_is_read() -> None:
         async def body() -> AsyncIterator[bytes]:
             yield gzip.compress(bytes(BOMB))
 
-        pieces = aiter(DecodedBody(body(), ["gzip"]))
+        pieces = aiter(DecodedBody(body(), ["gzip"], httpx))
         return len(await anext(pieces))
 
     assert asyncio.run(first()) <= MAX_PIECE

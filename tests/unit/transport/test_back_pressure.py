@@ -47,7 +47,7 @@ class BackPressure(RuleBasedStateMachine):
         self.connect()
 
     def connect(self) -> None:
-        self.connection = HTTP11Connection(self.owner, self.loop)
+        self.connection = HTTP11Connection(self.owner, self.loop, httpx)
         self.wire = Wire(self.connection, self.loop)
         self.wire.draining = False
         self.under_way = False

@@ -98,7 +98,7 @@ class Fast(AsyncioTransport):
         self._connector.open = self._open  # type: ignore[method-assign]
 
     async def _open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
-        connection = HTTP11Connection(owner, asyncio.get_running_loop())
+        connection = HTTP11Connection(owner, asyncio.get_running_loop(), httpx)
         connection.connection_made(Wire(connection, self._sent))
         return connection
 

@@ -57,7 +57,7 @@ class Connects:
         limits = httpx.Limits(
             max_connections=most, max_keepalive_connections=idle, keepalive_expiry=expiry
         )
-        self.pool = Pool(self, limits, max_connection_age=age)
+        self.pool = Pool(self, limits, httpx, age)
         self.begun: list[tuple[Origin, asyncio.Future[Fake]]] = []
         self.made: list[Fake] = []
 

@@ -722,8 +722,10 @@ async def test_unread_input_makes_a_connection_not_reusable(
             near = socket.create_connection(listener.getsockname())
             far, _ = listener.accept()
     loop = asyncio.get_running_loop()
-    owner = Pool(cast(Any, None), httpx.Limits())
-    _, connection = await loop.create_connection(lambda: HTTP11Connection(owner, loop), sock=near)
+    owner = Pool(cast(Any, None), httpx.Limits(), httpx)
+    _, connection = await loop.create_connection(
+        lambda: HTTP11Connection(owner, loop, httpx), sock=near
+    )
     with far:
         if event == "bytes":
             far.sendall(b"x")
@@ -738,7 +740,7 @@ async def test_unread_input_makes_a_connection_not_reusable(
 async def test_many_tiny_chunks_let_other_tasks_run() -> None:
     """The chunks of one read are decoded over several iterations of the loop."""
     loop = asyncio.get_running_loop()
-    connection = HTTP11Connection(Pool(cast(Any, None), httpx.Limits()), loop)
+    connection = HTTP11Connection(Pool(cast(Any, None), httpx.Limits(), httpx), loop, httpx)
     connection.connection_made(Mock())
     connection.send(OutgoingRequest("GET", b"", b"", 0, None, None))
     connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
