@@ -12,7 +12,6 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 from fastapi import FastAPI
 
 from asgi_upstream import ReverseProxy, UpstreamError, client_lifespan, combine_lifespans
-from examples.compositions.network import network
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 TOKEN_URL = os.environ.get("TOKEN_URL", f"{UPSTREAM_URL}/token")
@@ -62,7 +61,7 @@ tokens = AsyncOAuth2Client(
 app = FastAPI(
     lifespan=combine_lifespans(
         client_lifespan(lambda: tokens, name="tokens"),
-        client_lifespan(base_url=UPSTREAM_URL, transport=network(), auth=Bearer(tokens)),
+        client_lifespan(base_url=UPSTREAM_URL, auth=Bearer(tokens)),
     )
 )
 app.mount("/api", ReverseProxy())

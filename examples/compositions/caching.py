@@ -23,7 +23,7 @@ from asgi_upstream import (
     forward_request,
     get_client,
 )
-from examples.compositions.network import network
+from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 REDIS_URL = os.environ.get("REDIS_URL")
@@ -96,7 +96,7 @@ def storage() -> AsyncBaseStorage:
 
 def cached_client() -> httpx.AsyncClient:
     """Create the transport at each startup, because a closed storage stays closed."""
-    cache = Cache(Origin(network()), storage(), rfc=True)
+    cache = Cache(Origin(AsyncioTransport()), storage(), rfc=True)
     return httpx.AsyncClient(base_url=UPSTREAM_URL, transport=cache)
 
 

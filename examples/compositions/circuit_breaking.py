@@ -17,7 +17,7 @@ from purgatory.domain.model import ExcludeType, OpenedState
 from starlette.requests import ClientDisconnect
 
 from asgi_upstream import ReverseProxy, UpstreamError, client_lifespan, combine_lifespans
-from examples.compositions.network import network
+from asgi_upstream.transport import AsyncioTransport
 
 ORDERS_URL = os.environ.get("ORDERS_URL", "http://127.0.0.1:9000")
 ITEMS_URL = os.environ.get("ITEMS_URL", "http://127.0.0.1:9000")
@@ -45,9 +45,11 @@ class Failed(Exception):
 class Breaking(httpx.AsyncBaseTransport):
     """Sends the request if the circuit of this name is closed."""
 
-    def __init__(self, name: str, next_transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(
+        self, name: str, next_transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self.name = name
-        self.next_transport = next_transport
+        self.next_transport = next_transport or AsyncioTransport()
         self.breakers = AsyncCircuitBreakerFactory(THRESHOLD, TTL, NO_FAILURES)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -71,10 +73,8 @@ class Breaking(httpx.AsyncBaseTransport):
 
 app = FastAPI(
     lifespan=combine_lifespans(
-        client_lifespan(
-            name="orders", base_url=ORDERS_URL, transport=Breaking("orders", network())
-        ),
-        client_lifespan(name="items", base_url=ITEMS_URL, transport=Breaking("items", network())),
+        client_lifespan(name="orders", base_url=ORDERS_URL, transport=Breaking("orders")),
+        client_lifespan(name="items", base_url=ITEMS_URL, transport=Breaking("items")),
     )
 )
 app.mount("/orders", ReverseProxy("orders"))

@@ -82,9 +82,16 @@ async def buffered(request: Request) -> Response:
     return BufferedResponse(client, client.build_request("GET", url))
 
 
+def drop_cors_headers(upstream: httpx.Response) -> None:
+    """Remove the upstream's CORS headers, because the app's middleware decides."""
+    for name in [name for name in upstream.headers if name.startswith("access-control-")]:
+        del upstream.headers[name]
+
+
 def behind(*middleware: Middleware) -> ASGIApp:
     """Return an app with this middleware and a streamed and a buffered route."""
-    routes = [Mount("/api", ReverseProxy()), Route("/buffered/{path}", buffered)]
+    proxy = ReverseProxy(on_response=drop_cors_headers)
+    routes = [Mount("/api", proxy), Route("/buffered/{path}", buffered)]
     return Starlette(routes=routes, middleware=middleware)
 
 

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Request
 from httpx_retries import Retry, RetryTransport
 
 from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan, get_client
-from examples.compositions.network import network
+from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9000")
 
@@ -41,7 +41,7 @@ async def send_streams_once(request: httpx.Request) -> None:
 app = FastAPI(
     lifespan=client_lifespan(
         base_url=UPSTREAM_URL,
-        transport=RetryTransport(network(), retry=RETRY),
+        transport=RetryTransport(AsyncioTransport(), retry=RETRY),
         event_hooks={"request": [send_streams_once]},
     )
 )

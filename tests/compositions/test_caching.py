@@ -14,7 +14,7 @@ from hishel import AsyncSqliteStorage
 from hishel.httpx import AsyncCacheTransport
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from examples.compositions.network import network
+from asgi_upstream.transport import AsyncioTransport
 from tests.compositions.conftest import Serve
 from tests.compositions.upstream import arrivals
 from tests.support.servers import eventually
@@ -298,7 +298,7 @@ def test_hishel_without_its_rules_gives_to_anybody_what_is_private(
     serve: Serve, upstream: Upstream, tmp_path: Path
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
-    caller = serve(by(upstream, AsyncCacheTransport(network(), storage)))
+    caller = serve(by(upstream, AsyncCacheTransport(AsyncioTransport(), storage)))
     params = {"key": "lawless", "cache": "private, no-store"}
     for who in (ANN, BOB):
         assert caller.get("/kept", params=params, headers=who).text == "1 for ann\n"
@@ -311,7 +311,7 @@ def test_the_rules_alone_share_what_they_do_not_know_to_be_anybodys(
     serve: Serve, upstream: Upstream, tmp_path: Path, field: str, more: dict[str, str]
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
-    caller = serve(by(upstream, AsyncCacheTransport(network(), storage, rfc=True)))
+    caller = serve(by(upstream, AsyncCacheTransport(AsyncioTransport(), storage, rfc=True)))
     params = {"key": "rules", "cache": "max-age=60"} | more
     texts = {caller.get("/kept", params=params, headers={field: who}).text for who in ("a", "b")}
     assert len(texts) == 1
@@ -322,7 +322,7 @@ def test_a_response_without_a_date_is_fresh_for_ever_by_hishel_alone(
     serve: Serve, upstream: Upstream, tmp_path: Path
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
-    caller = serve(by(upstream, AsyncCacheTransport(network(), storage, rfc=True)))
+    caller = serve(by(upstream, AsyncCacheTransport(AsyncioTransport(), storage, rfc=True)))
     params = {"key": "dateless", "cache": "max-age=1", "undated": "1"}
     caller.get("/kept", params=params)
     time.sleep(2.1)

@@ -11,19 +11,25 @@ from httpx_retries import Retry, RetryTransport
 
 from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan
 from asgi_upstream.dependencies import get_client
-from examples.compositions.network import network
+from asgi_upstream.transport import AsyncioTransport
 from tests.compositions.conftest import Serve, leave_when
 from tests.compositions.upstream import arrivals
 from tests.support.upstream import Upstream
 
 
 @pytest.fixture
-def caller(request: pytest.FixtureRequest, serve: Serve) -> httpx.Client:
+def caller(
+    request: pytest.FixtureRequest, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> httpx.Client:
     """Calls examples/compositions/retries.py."""
-    return serve("retries", TRANSPORT=getattr(request, "param", "asyncio"))
+    transport = getattr(request, "param", AsyncioTransport)
+    monkeypatch.setattr("asgi_upstream.transport.AsyncioTransport", transport)
+    return serve("retries", TRANSPORT=transport.__name__)  # the name makes it another app
 
 
-both = pytest.mark.parametrize("caller", ["stock", "asyncio"], indirect=True)
+both = pytest.mark.parametrize(
+    "caller", [httpx.AsyncHTTPTransport, AsyncioTransport], indirect=True
+)
 Params = dict[str, str | int]
 
 
@@ -132,7 +138,7 @@ class Again:
 
 
 retrying = FastAPI(
-    lifespan=client_lifespan(transport=RetryTransport(network(), retry=Retry(total=3)))
+    lifespan=client_lifespan(transport=RetryTransport(AsyncioTransport(), retry=Retry(total=3)))
 )
 retrying.mount("/api", ReverseProxy())
 
@@ -176,7 +182,9 @@ def test_a_retry_after_past_the_longest_wait_is_cut_to_it(serve: Serve, upstream
     impatient = FastAPI(
         lifespan=client_lifespan(
             base_url=upstream.url,
-            transport=RetryTransport(network(), retry=Retry(total=1, max_backoff_wait=0.1)),
+            transport=RetryTransport(
+                AsyncioTransport(), retry=Retry(total=1, max_backoff_wait=0.1)
+            ),
         )
     )
     impatient.mount("/", ReverseProxy())
