@@ -45,9 +45,7 @@ class Failed(Exception):
 class Breaking(httpx.AsyncBaseTransport):
     """Sends the request if the circuit of this name is closed."""
 
-    def __init__(
-        self, name: str, next_transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, name: str, next_transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.name = name
         self.next_transport = next_transport or AsyncioTransport()
         self.breakers = AsyncCircuitBreakerFactory(THRESHOLD, TTL, NO_FAILURES)

@@ -1,6 +1,5 @@
 """The code of smaller pages runs as it stands; that of the others is run where they are tested."""
 
-import socket
 from typing import Any
 
 import httpx2
@@ -81,22 +80,3 @@ def test_the_callers_host_is_that_of_the_request_for_s3(upstream: Upstream) -> N
     change = run("docs/tested-clients.md", upstream)["with_the_callers_host"]
     fields = [(b"host", b"inside"), (b"x-forwarded-host", b"outside"), (b"x-amz-date", b"1")]
     assert change(fields) == [(b"host", b"outside"), *fields[1:]]
-
-
-PATHS = [("items/1?a=/admin", True), ("orders", True), ("admin", False), ("items/1%2F", False)]
-PATHS += [("./items/1", False), ("/items/1", False), ("items//1", False), ("Items/1", False)]
-PATHS += [("items/1;x", False), ("items/%2531", False)]
-
-
-@pytest.mark.parametrize(("path", "allowed"), PATHS)
-def test_allow_list_of_the_security_page_compares_what_is_sent(
-    upstream: Upstream, serve: Any, path: str, allowed: bool
-) -> None:
-    url = serve(run("docs/security.md", upstream)["app"])
-    upstream.any().text("fine")
-    before = len(upstream.requests)
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as sock:
-        sock.sendall(f"GET /api/{path} HTTP/1.1\r\nhost: app\r\n\r\n".encode())
-        assert sock.recv(100).split()[1] == (b"200" if allowed else b"404")
-    assert len(upstream.requests) - before == allowed

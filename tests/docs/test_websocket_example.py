@@ -70,7 +70,7 @@ def test_the_page_on_websockets_is_true() -> None:
     page: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
         exec(block, page)
-    page["test_a_message_comes_back"]()
+    page["test_message_comes_back"]()
     with served(page["app"], ws="wsproto") as url, pytest.raises(InvalidStatus) as refused:
         calling(url.replace("http", "ws", 1) + "/guarded/talk", "https://evil.example")
     assert refused.value.response.status_code == 403

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 UPSTREAM = "http://127.0.0.1:9000"  # where the pages' upstream is
@@ -43,6 +44,23 @@ def files(page: str) -> dict[str, str]:
         if block.name:
             found[block.name] = found.get(block.name, "") + block.code
     return found
+
+
+def run_page(page: str, **urls: str) -> dict[str, Any]:
+    """Run the Python of a page, except quotations of examples, and return the names it defines.
+
+    Arguments:
+        page: The page, such as "docs/uploads.md".
+        urls: The addresses of upstreams, by the port that they have on the page: `p9000=`.
+    """
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python" and "AsyncIterator[bytes]" not in block.code:
+            code = block.code
+            for port, url in urls.items():
+                code = code.replace(f"http://127.0.0.1:{port[1:]}", url)
+            exec(code, names)
+    return names
 
 
 def headings(path: Path) -> list[str]:
