@@ -6,6 +6,7 @@ from contextlib import aclosing
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.types import Scope
 
 from .._headers import RawHeaders, parse_content_length, remove
 from .._httpx.flavors import ByteStreamBase, describe_type, small_cache, subclass_for
@@ -108,6 +109,11 @@ class CallerBody(ByteStreamBase):
         return b""
 
 
+def _is_serverless(scope: Scope) -> bool:
+    """Whether an adapter made the scope from an event that says HTTP/1.1 but has no framing."""
+    return "aws.event" in scope or "azure_functions.invocation_id" in scope  # Mangum, Azure
+
+
 def choose_body(
     library: HTTPXModule, request: HTTPConnection, raw: RawHeaders, timeout: float | None
 ) -> tuple[RawHeaders, httpx.AsyncByteStream, CallerBody | None]:
@@ -118,7 +124,7 @@ def choose_body(
     """
     scope, names = request.scope, dict(raw)
     is_framed = b"content-length" in names or b"transfer-encoding" in names
-    is_http1 = scope.get("http_version", "1.1").startswith("1")
+    is_http1 = scope.get("http_version", "1.1").startswith("1") and not _is_serverless(scope)
     rarely_has_body = scope["method"] in WITHOUT_BODY
     if not isinstance(request, Request):
         if is_framed:
