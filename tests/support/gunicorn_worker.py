@@ -1,4 +1,4 @@
-"""What docs/graceful-shutdown.md has one write to run uvicorn in gunicorn."""
+"""The worker class of docs/graceful-shutdown.md, which runs uvicorn in gunicorn."""
 
 from typing import Any, ClassVar
 
