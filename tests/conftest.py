@@ -11,6 +11,7 @@ import trustme
 
 from tests import ON_HTTPX2
 from tests.support.asgi import collect_garbage
+from tests.support.clock import make_jumping_backend
 from tests.support.page_apps import Serve, serving
 from tests.support.server_choice import choose_servers
 from tests.support.upstream import Upstream
@@ -50,7 +51,16 @@ def choose_backends(item: pytest.Item) -> tuple[str, ...]:
 
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> object:
+    is_virtual, is_real = map(request.node.get_closest_marker, ("virtual_time", "real_time"))
+    if is_virtual and not is_real:
+        return make_jumping_backend(request.param)
     return BACKENDS[request.param]
+
+
+@pytest.fixture
+def loop_name(anyio_backend: object) -> str:
+    """`asyncio` or `trio`."""
+    return str(anyio_backend[0] if isinstance(anyio_backend, tuple) else anyio_backend)
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, Upstream, answering, collect_garbage
 
 pytestmark = [
+    pytest.mark.virtual_time,
     pytest.mark.anyio,
     # httpcore does not close the generators of a body that was not read, and trio warns of each.
     pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
@@ -270,6 +271,7 @@ async def test_fetch_refuses_arguments_that_make_no_sense() -> None:
         await fetch(client, request, observers=[1])  # type: ignore[list-item]
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
 async def test_fetch_loses_no_pool_slots(fast: bool) -> None:
     limits = httpx.Limits(max_connections=2)

@@ -34,7 +34,7 @@ from tests.unit.test_responses import (
     failing,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 LATE = 2 * asgi_upstream._exchange.disconnect.LISTEN_DELAY + 0.05
 

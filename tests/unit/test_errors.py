@@ -547,7 +547,7 @@ def test_group_logs_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.anyio
-async def test_task_group_of_calls_is_a_502_in_an_app(anyio_backend: str) -> None:
+async def test_task_group_of_calls_is_a_502_in_an_app(loop_name: str) -> None:
     """The idiom for merging two upstreams: with the block around the group, and as a decorator."""
     app = FastAPI()
     client = httpx.AsyncClient(base_url="http://127.0.0.1:1")
@@ -568,7 +568,7 @@ async def test_task_group_of_calls_is_a_502_in_an_app(anyio_backend: str) -> Non
 
     transport = httpx.ASGITransport(app)
     async with client, httpx.AsyncClient(transport=transport, base_url="http://app") as caller:
-        for path in ["/anyio"] + ["/asyncio"] * (anyio_backend == "asyncio"):
+        for path in ["/anyio"] + ["/asyncio"] * (loop_name == "asyncio"):
             answer = await caller.get(path)
             assert (answer.status_code, answer.json()) == (
                 502,

@@ -21,7 +21,7 @@ from asgi_upstream import client_lifespan, combine_lifespans
 
 Lifespan = Callable[[None], AbstractAsyncContextManager[Mapping[str, object]]]
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 class Resource:
@@ -83,6 +83,7 @@ async def test_nothing_is_opened_before_start_up() -> None:
     assert log == ["open resource", "close resource"]
 
 
+@pytest.mark.real_time
 async def test_a_sync_client_is_closed_in_a_worker_thread() -> None:
     closed_in: list[int] = []
 

@@ -812,11 +812,11 @@ async def test_a_caller_who_leaves_in_its_upload(seen: Observed, upload: str) ->
 @every_way
 @pytest.mark.parametrize("path", ["/never", "/silent_mid_body"])
 async def test_a_middleware_that_gives_up_has_cancelled(
-    seen: Observed, way: Answer, path: str, anyio_backend: str
+    seen: Observed, way: Answer, path: str, loop_name: str
 ) -> None:
     async def within(scope: Scope, receive: Receive, send: Send) -> None:
         app = way(seen, path)
-        if anyio_backend == "trio":
+        if loop_name == "trio":
             with anyio.fail_after(0.3):
                 await app(scope, receive, send)
         else:

@@ -37,7 +37,7 @@ from asgi_upstream import (
 )
 from tests.support.asgi import Caller, RawHeaders, Script, Upstream, answering, collect_garbage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 both = pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 AnyClass = type[StreamedResponse] | type[BufferedResponse]

@@ -15,7 +15,7 @@ from asgi_upstream.testing import Upstream as RealUpstream
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, Upstream, collect_garbage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 CHUNKS = [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
 Cancel = Callable[[Callable[[], Awaitable[bytes]]], Awaitable[bytes | None]]
@@ -229,6 +229,7 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
     assert not caller.complete
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("on_response", [None, lambda response: None])
 @pytest.mark.parametrize("cancel", CANCELS)
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])

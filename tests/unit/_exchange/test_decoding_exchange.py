@@ -16,7 +16,7 @@ from asgi_upstream import (
 )
 from tests.support.asgi import Caller, RawHeaders, Upstream, answering
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 TEXT = b"the quick brown fox " * 20
 

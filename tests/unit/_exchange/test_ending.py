@@ -28,7 +28,7 @@ from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, Upstream, answering
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 async def cancelled(caller: Caller, frame: Callable[[Exception], bytes], before: float = 0) -> None:

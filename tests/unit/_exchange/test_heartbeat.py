@@ -26,6 +26,8 @@ from asgi_upstream.testing import Upstream as RealUpstream
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, RawHeaders, Upstream, answering, collect_garbage
 
+pytestmark = pytest.mark.virtual_time
+
 SSE = [("content-type", "text/event-stream; charset=utf-8")]
 BEAT = 0.01  # seconds
 
@@ -295,6 +297,7 @@ async def test_response_without_body_has_no_comment(method: str) -> None:
     assert caller.body == b""
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
 async def test_heartbeat_works_on_a_real_transport(fast: bool) -> None:

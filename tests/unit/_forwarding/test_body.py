@@ -26,7 +26,7 @@ from asgi_upstream import (
 from asgi_upstream._forwarding import body as caller_bodies
 from tests.support.asgi import Caller, Upstream, answering
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 def make_caller(

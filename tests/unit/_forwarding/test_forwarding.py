@@ -39,6 +39,8 @@ from asgi_upstream.dependencies import _cached_dependency
 from tests.support.asgi import Caller, Script, Upstream, answering
 from tests.support.examples import count_examples
 
+pytestmark = pytest.mark.virtual_time
+
 BASE = "http://up.example"
 Fields = Iterable[tuple[bytes, bytes]]
 

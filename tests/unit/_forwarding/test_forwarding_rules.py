@@ -15,6 +15,8 @@ from starlette.routing import Mount
 from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan, forward_request
 from tests.support.asgi import Caller, answering
 
+pytestmark = pytest.mark.virtual_time
+
 BASE = "http://up.example"
 
 

@@ -37,6 +37,8 @@ from asgi_upstream import (
 from asgi_upstream._websockets.handshake import build_handshake, validate_upgrade
 from tests import ON_HTTPX2
 
+pytestmark = pytest.mark.virtual_time
+
 if TYPE_CHECKING or not ON_HTTPX2:
     from httpx_ws.transport import ASGIWebSocketTransport
 else:
