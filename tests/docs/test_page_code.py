@@ -76,7 +76,18 @@ async def test_the_client_of_the_page_on_pools_has_its_limits(
         assert client.timeout.pool == 1
 
 
-def test_the_callers_host_is_that_of_the_request_for_s3(upstream: Upstream) -> None:
-    change = run("docs/tested-clients.md", upstream)["with_the_callers_host"]
-    fields = [(b"host", b"inside"), (b"x-forwarded-host", b"outside"), (b"x-amz-date", b"1")]
-    assert change(fields) == [(b"host", b"outside"), *fields[1:]]
+def test_destination_of_webdav_page_becomes_a_path(upstream: Upstream) -> None:
+    change = run("docs/tested-clients.md", upstream)["use_path_of_destination"]
+    headers = [(b"x-forwarded-host", b"outside"), (b"destination", b"http://outside/dav/b")]
+    assert change(headers) == [headers[0], (b"destination", b"/dav/b")]
+
+
+def test_mount_of_applications_page_keeps_path_and_host(upstream: Upstream) -> None:
+    upstream.any().text("ok")
+    [code] = [block.code for block in blocks("docs/reverse-proxy-apps.md")]
+    names: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:8888", upstream.url), names)
+    with TestClient(names["app"], base_url="http://apps.example") as caller:
+        assert caller.get("/jupyter/lab").text == "ok"
+    request = upstream.requests[-1]
+    assert (request.path, request.headers["host"]) == ("/jupyter/lab", "apps.example")

@@ -32,21 +32,16 @@ async def state(request: Request) -> Response:
     return JSONResponse({"pid": os.getpid(), "passed": passed, "peer": request.client})
 
 
-def with_the_callers_host(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    host = dict(fields).get(b"x-forwarded-host")
-    return [(name, host if host and name == b"host" else value) for name, value in fields]
-
-
-def with_own_destination(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    host = dict(fields).get(b"x-forwarded-host", b"")
+def use_path_of_destination(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    host = dict(headers).get(b"x-forwarded-host", b"")
 
     def path_of(destination: bytes) -> bytes:
         path = destination.partition(b"://" + host)[2]
         if not path.startswith(b"/dav/"):
-            raise HTTPException(502, "the destination is elsewhere")  # RFC 4918 9.9.4
+            raise HTTPException(502, "The destination is on another server")  # RFC 4918 9.9.4
         return path
 
-    return [(name, path_of(value) if name == b"destination" else value) for name, value in fields]
+    return [(name, path_of(v) if name == b"destination" else v) for name, v in headers]
 
 
 def build(upstreams: Mapping[str, str]) -> Starlette:
@@ -63,10 +58,10 @@ def build(upstreams: Mapping[str, str]) -> Starlette:
             *(Mount(f"/{name}", ReverseProxy(name, rewrite_redirects=True)) for name in upstreams),
             Mount("/as-it-comes", ReverseProxy("web")),
             Mount("/trusting", ReverseProxy("web", trust_forwarded_headers=True)),
-            Mount("/dav", ReverseProxy("webdav", prefix="", headers=with_own_destination)),
-            Mount("/by-host", ReverseProxy("by_host", prefix="", headers=with_the_callers_host)),
+            Mount("/dav", ReverseProxy("webdav", prefix="", headers=use_path_of_destination)),
+            Mount("/by-host", ReverseProxy("by_host", prefix="", preserve_host=True)),
             Mount("/v2", ReverseProxy("registry", prefix="", rewrite_redirects=True)),
-            Mount("/", ReverseProxy("s3", headers=with_the_callers_host)),
+            Mount("/", ReverseProxy("s3", preserve_host=True)),
         ],
     )
 

@@ -3,7 +3,6 @@
 A signature of version 4 covers the method, the path, the query, Host and other fields.
 """
 
-import inspect
 import json
 import random
 import sys
@@ -17,10 +16,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.real_clients.app import with_the_callers_host
 from tests.real_clients.conftest import Upstreams, both_transports, open_directly
 from tests.real_clients.programs import listening, program, run
-from tests.support.servers import ROOT, Server
+from tests.support.servers import Server
 
 pytestmark = both_transports
 
@@ -110,11 +108,6 @@ def test_a_signed_upload_in_parts_passes(s3: Any) -> None:
     s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
     assert s3.get_object(**where)["Body"].read() == DATA + b"the end"
     assert s3.get_object(**where, Range="bytes=10-19")["Body"].read() == DATA[10:20]
-
-
-def test_the_page_shows_the_setting_that_is_tested() -> None:
-    page = (ROOT / "docs" / "tested-clients.md").read_text()
-    assert inspect.getsource(with_the_callers_host) in page
 
 
 def test_a_wrong_secret_is_refused(url: str, key: dict[str, str]) -> None:

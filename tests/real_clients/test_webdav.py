@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.app import with_own_destination
+from tests.real_clients.app import use_path_of_destination
 from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.programs import listening, program, run
 from tests.support.servers import ROOT, Answer, Server
@@ -256,4 +256,4 @@ def test_a_caller_who_names_no_host_is_answered(
 
 def test_the_page_shows_the_setting_of_the_destination() -> None:
     page = (ROOT / "docs" / "tested-clients.md").read_text()
-    assert inspect.getsource(with_own_destination) in page
+    assert inspect.getsource(use_path_of_destination) in page
