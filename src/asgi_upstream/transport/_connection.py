@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection to an upstream (RFC 9112)."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -36,6 +37,7 @@ class HTTP11Connection(SocketProtocol):
         received_data: Whether a byte has arrived in the current exchange.
         keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it told.
         read_timeout: Longest wait for the next bytes of the response, in seconds.
+        retire_at: The time after which the pool does not keep the connection.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class HTTP11Connection(SocketProtocol):
         self.received_data: bool = False
         self.keep_alive_timeout: float | None = None
         self.read_timeout: float | None = None
+        self.retire_at: float = math.inf
         self._owner = owner
         self._parser = ResponseParser()
         self._buffer = ReadBuffer()

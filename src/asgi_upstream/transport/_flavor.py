@@ -24,11 +24,14 @@ class Flavor:
 
     def __init__(self, library: HTTPXModule, core: Any) -> None:
         self.library = library
-        self.transport_methods = MethodGuard((library.AsyncHTTPTransport, "handle_async_request"))
         # respx replaces the method of the pool, Elastic APM that of the connection.
-        self.core_methods = MethodGuard(
+        core_methods = (
             (core.AsyncConnectionPool, "handle_async_request"),
             (core.AsyncHTTPConnection, "handle_async_request"),
+        )
+        self.core_methods = MethodGuard(*core_methods)
+        self.all_methods = MethodGuard(
+            (library.AsyncHTTPTransport, "handle_async_request"), *core_methods
         )
         self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
         self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)

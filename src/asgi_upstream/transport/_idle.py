@@ -1,7 +1,6 @@
 """The idle connections of a pool, and how long each may be used."""
 
 import asyncio
-import math
 import random
 
 from ._connection import HTTP11Connection
@@ -27,7 +26,6 @@ class IdleConnections:
         # Dicts keep the order and delete in constant time.
         self._by_origin: dict[Origin, dict[HTTP11Connection, None]] = {}
         self._since: dict[HTTP11Connection, float] = {}
-        self._retire_at: dict[HTTP11Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -43,42 +41,44 @@ class IdleConnections:
         return {origin: len(connections) for origin, connections in self._by_origin.items()}
 
     def register(self, connection: HTTP11Connection) -> None:
-        """Remember the age of a new connection."""
+        """Set when a new connection has to retire."""
         if self._max_age is not None:
             age = self._max_age * (1 - MAX_AGE_JITTER * random.random())
-            self._retire_at[connection] = connection.loop.time() + age
+            connection.retire_at = connection.loop.time() + age
 
     def forget(self, connection: HTTP11Connection, origin: Origin) -> None:
         """Forget a connection that has closed, idle or not."""
-        self._retire_at.pop(connection, None)
         if self._since.pop(connection, None) is not None:
-            self._remove(connection, origin)
+            connections = self._by_origin[origin]
+            del connections[connection]
+            if not connections:
+                del self._by_origin[origin]
 
-    def must_retire(self, connection: HTTP11Connection) -> bool:
+    def must_retire(self, connection: HTTP11Connection, now: float) -> bool:
         """Whether a used connection must close now, by its age or because none may be reused."""
         limit = self._get_limit(connection)
-        if limit is not None and limit <= 0:
-            return True
-        if self._max_age is None:
-            return False
-        return connection.loop.time() >= self._retire_at.get(connection, math.inf)
+        return now >= connection.retire_at or (limit is not None and limit <= 0)
 
-    def add(self, connection: HTTP11Connection, origin: Origin) -> bool:
+    def add(self, connection: HTTP11Connection, origin: Origin, now: float) -> bool:
         """Keep a connection. Return False if there is no room for it."""
         if len(self._since) >= self._max_count:
             return False
-        loop = connection.loop
-        self._by_origin.setdefault(origin, {})[connection] = None
-        self._since[connection] = loop.time()
+        connections = self._by_origin.get(origin)
+        if connections is None:
+            connections = self._by_origin[origin] = {}
+        connections[connection] = None
+        self._since[connection] = now
         if self._timer is None and self._expiry is not None:
-            self._timer = loop.call_later(self._expiry, self._close_expired, loop)
+            loop = connection.loop
+            self._timer = loop.call_at(now + self._expiry, self._close_expired, loop)
         return True
 
     def pop(self, origin: Origin) -> HTTP11Connection | None:
         """Take the connection that was used last, if there is one that can be used."""
         while (connections := self._by_origin.get(origin)) is not None:
-            connection = next(reversed(connections))
-            self._remove(connection, origin)
+            connection, _ = connections.popitem()
+            if not connections:
+                del self._by_origin[origin]
             since, limit = self._since.pop(connection), self._get_limit(connection)
             expired = limit is not None and since + limit <= connection.loop.time()
             if not expired and connection.is_reusable():
@@ -97,12 +97,6 @@ class IdleConnections:
             return self._expiry
         # One second earlier than the upstream closes it, for the request's way there.
         return announced - 1 if self._expiry is None else min(announced - 1, self._expiry)
-
-    def _remove(self, connection: HTTP11Connection, origin: Origin) -> None:
-        connections = self._by_origin[origin]
-        del connections[connection]
-        if not connections:
-            del self._by_origin[origin]
 
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the connections that have been idle for too long. They are in order of time."""

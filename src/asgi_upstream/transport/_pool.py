@@ -103,17 +103,19 @@ class Pool:
     def release(self, connection: HTTP11Connection) -> None:
         """Give the connection to the first waiter, keep it idle, or close it."""
         origin = self._open[connection]
-        if connection.request_count and self._idle.must_retire(connection):
+        now = connection.loop.time()
+        if connection.request_count and self._idle.must_retire(connection, now):
             connection.close()
             return
-        waiter = self._waiters.first(origin)
-        other = self._waiters.first_without_connect()
+        waiter = other = None
+        if self._waiters:
+            waiter, other = self._waiters.first(origin), self._waiters.first_without_connect()
         if other and other.origin != origin and (not waiter or other.sequence < waiter.sequence):
             connection.close()  # `discard` gives its slot to the other origin
         elif waiter:
             self._remove_waiter(waiter)
             waiter.connection.set_result(connection)
-        elif not self._idle.add(connection, origin):
+        elif not self._idle.add(connection, origin, now):
             connection.close()
 
     def discard(self, connection: HTTP11Connection) -> None:

@@ -78,6 +78,8 @@ class AsyncioTransportMixin(_Transport):
         self.trust_env: bool = trust_env
         self._thread: int | None = None  # the event loop's thread, once there is a loop
         self._loop = cast(asyncio.AbstractEventLoop, None)
+        self._shared_url: httpx.URL | None = None
+        self._shared_origin: Origin = (b"", b"", 0, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = self._flavor.library
@@ -107,23 +109,36 @@ class AsyncioTransportMixin(_Transport):
         if (
             type(self).handle_async_request is not _ORIGINAL_HANDLE
             or "handle_async_request" in vars(self)
-            or not flavor.transport_methods.is_intact()
-            or not flavor.core_methods.is_intact()
+            or not flavor.all_methods.is_intact()
             or get_library(type(request)) is not flavor.library
         ):
             return None
         extensions = request.extensions
         if isinstance(request, ForwardedRequest):  # without creating its URL and Headers
-            url, fields = request.origin_url, request.raw_headers
+            origin, fields = self._find_shared_origin(request.origin_url), request.raw_headers
         else:
-            url, fields = request.url, request.headers.raw
-        origin = get_origin(flavor.library, url.raw_scheme, url.raw_host, url.port)
-        target = extensions.get("target") or url.raw_path
+            origin, fields = self._find_origin(request.url), request.headers.raw
+        target = extensions.get("target") or request.url.raw_path
         timeouts = extensions.get("timeout", {})
         out = serialize_request(
             request.method, target, fields, request.stream, timeouts, flavor.library
         )
         return self._send(origin, out, extensions)
+
+    def _find_shared_origin(self, url: httpx.URL) -> Origin:
+        """Return the origin of a URL that is usually the client's base URL.
+
+        The last one is kept, unless it has a part that may be a secret.
+        """
+        if url is self._shared_url:
+            return self._shared_origin
+        origin = self._find_origin(url)
+        if not (url.query or url.userinfo):
+            self._shared_url, self._shared_origin = url, origin
+        return origin
+
+    def _find_origin(self, url: httpx.URL) -> Origin:
+        return get_origin(self._flavor.library, url.raw_scheme, url.raw_host, url.port)
 
     async def _send(
         self, origin: Origin, out: OutgoingRequest, extensions: Extensions

@@ -46,6 +46,10 @@ class WaitQueue:
         self._by_origin: dict[Origin, OrderedDict[Waiter, None]] = {}
         self._without_connect: OrderedDict[Waiter, None] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        """Whether any request waits."""
+        return bool(self._by_origin)
+
     def __iter__(self) -> Iterator[Waiter]:
         """Iterate over a copy."""
         return iter([waiter for waiters in self._by_origin.values() for waiter in waiters])

@@ -1091,3 +1091,15 @@ async def test_a_request_without_a_host_is_refused() -> None:
         with pytest.raises(httpx.LocalProtocolError):
             await c.send(request)
         assert upstream.requests == []
+
+
+@pytest.mark.parametrize("secret", ["?token=secret", "user:secret@"])
+async def test_transport_keeps_no_url_with_a_secret(secret: str) -> None:
+    async with Upstream() as upstream, client(upstream) as c:
+        host = upstream.url.removeprefix("http://")
+        url = f"http://{secret}{host}/" if "@" in secret else f"http://{host}/{secret}"
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"a")]}
+        for target, kept in ((url, False), (None, True)):
+            request = forward_request(c, Request(scope), url=target and httpx.URL(target))
+            await Caller().call(StreamedResponse(c, request))
+            assert (cast(Any, c)._transport._shared_url is not None) is kept
