@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, WebSocket
+from fastapi.testclient import TestClient
+from httpx_ws.transport import ASGIWebSocketTransport
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from asgi_upstream import ReverseProxy, client_lifespan
 from tests.docs.test_examples import ROOT, imported, served
 
 
@@ -65,12 +69,28 @@ def test_a_message_past_the_bound_of_the_route_ends_it(url: str) -> None:
 
 
 @pytest.mark.of_httpx  # whose transport for tests httpx-ws has
-def test_the_page_on_websockets_is_true() -> None:
+def test_httpx_ws_calls_the_upstream_without_a_socket() -> None:
+    upstream = FastAPI()
+
+    @upstream.websocket("/talk")
+    async def talk(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.close(4000)
+
+    transport = ASGIWebSocketTransport(upstream)
+    app = FastAPI(lifespan=client_lifespan(base_url="http://inside", transport=transport))
+    app.mount("/api", ReverseProxy())
+    with TestClient(app) as caller, caller.websocket_connect("/api/talk") as websocket:
+        websocket.send_text("hello")
+        assert websocket.receive_text() == "hello"
+
+
+def test_page_refuses_a_foreign_origin() -> None:
     text = (ROOT / "docs/websockets.md").read_text()
     page: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
         exec(block, page)
-    page["test_message_comes_back"]()
     with served(page["app"], ws="wsproto") as url, pytest.raises(InvalidStatus) as refused:
         calling(url.replace("http", "ws", 1) + "/guarded/talk", "https://evil.example")
     assert refused.value.response.status_code == 403

@@ -539,11 +539,11 @@ def test_the_code_of_the_docs_runs_as_it_stands(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == PAGE.read_text().count("```python") == 5
+    assert len(blocks) == PAGE.read_text().count("```python") == 4
     pytester.makepyfile(**dict(blocks))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("NO_PROXY", "*")
-    pytester.runpytest_subprocess(*OPTIONS, "-Werror").assert_outcomes(passed=7)
+    pytester.runpytest_subprocess(*OPTIONS, "-Werror").assert_outcomes(passed=5)
 
 
 def test_the_docs_name_every_broken_message() -> None:
