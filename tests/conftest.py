@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import certifi
+import hypothesis
 import pytest
 import trustme
 
@@ -15,6 +16,11 @@ from tests.support.clock import make_jumping_backend
 from tests.support.page_apps import Serve, serving
 from tests.support.server_choice import choose_servers
 from tests.support.upstream import Upstream
+
+hypothesis.settings.register_profile(
+    "any-speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-speed")
 
 BACKENDS: dict[str, object] = {
     "asyncio": "asyncio",
@@ -33,12 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    item = metafunc.definition
     if "server_name" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("servers")
+        marker = item.get_closest_marker("servers")
         names = choose_servers(marker, choose_all=metafunc.config.getoption("servers") == "all")
         metafunc.parametrize("server_name", names, scope="session")
-    if "anyio_backend" in metafunc.fixturenames:
-        names = choose_backends(metafunc.definition)
+    own = any("anyio_backend" in mark.args[0] for mark in item.iter_markers("parametrize"))
+    if "anyio_backend" in metafunc.fixturenames and not own:
+        names = choose_backends(item)
         metafunc.parametrize("anyio_backend", names, indirect=True)
 
 

@@ -42,7 +42,7 @@ def upstream(listening: Upstream) -> Iterator[Upstream]:
     listening.requests.clear()
     arrivals.clear()
     yield listening
-    eventually(lambda: listening.open_exchanges == 0, 10)
+    eventually(lambda: listening.open_exchanges == 0, 60)
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
             return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=20))
 
         yield start
-        eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()), 10)
+        eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()), 60)
 
 
 def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -> None:
     """Ask on a socket, and close it when this is so."""
     url = caller.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as sock:
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
-        eventually(condition, 10)
+        eventually(condition, 60)

@@ -71,7 +71,7 @@ def test_a_refusal_that_comes_when_the_token_is_new_already_does_not_renew_it_ag
     tokens.valid = "another"
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(caller.get, "/api/guarded?late=0.5")
-        eventually(lambda: "late" in upstream.requests[-1].query, 5)
+        eventually(lambda: "late" in upstream.requests[-1].query, 50)
         assert caller.get("/api/guarded").status_code == 200
         assert late.result().status_code == 200
     assert tokens.issued == 2

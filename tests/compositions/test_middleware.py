@@ -100,10 +100,10 @@ def test_a_caller_who_leaves_frees_the_upstream_behind_each(
     caller: httpx.Client, upstream: Upstream, stack: str
 ) -> None:
     leave_when(caller, f"/{stack}/api/never", lambda: upstream.open_exchanges == 1)
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0, 60)
     with caller.stream("GET", f"/{stack}/api/silent_mid_body") as response:
         next(response.iter_bytes())
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0, 60)
 
 
 def test_what_the_middleware_is_for_it_does(caller: httpx.Client) -> None:

@@ -54,7 +54,7 @@ def test_a_stream_counts_once_and_frees_the_upstream_when_its_caller_leaves(
         for _ in range(5):
             next(chunks)
         assert caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"] == "2"
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0, 60)
     remaining = caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"]
     assert remaining == "1"
 

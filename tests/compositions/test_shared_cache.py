@@ -148,7 +148,7 @@ def test_without_its_redis_every_request_goes_to_the_upstream(
     with redis_server(tmp_path) as (url, process):
         monkeypatch.setenv("REDIS_URL", url)
         with serving(upstream) as server:
-            eventually(lambda: ask(server, path).field(b"age") is not None, 5)
+            eventually(lambda: ask(server, path).field(b"age") is not None, 50)
             process.kill()
             process.wait()
             before = len(arrivals["gone"])

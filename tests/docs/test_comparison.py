@@ -136,12 +136,12 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
     idle = upstream.open_exchanges
     caller = Caller(server, path)
-    eventually(lambda: upstream.open_exchanges == idle + 1, 5)
+    eventually(lambda: upstream.open_exchanges == idle + 1, 50)
     if after is not None:
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.open_exchanges == idle, 3)
+        eventually(lambda: upstream.open_exchanges == idle, 30)
     except AssertionError:
         return "**not noticed**"
     return "noticed"
@@ -176,7 +176,7 @@ def serve_way(upstream: Upstream, tmp_path: Path) -> Iterator[Callable[..., Serv
     def serve_program(command: Callable[..., list[object]], url: str, seconds: int) -> Server:
         server = cast(Server, SimpleNamespace(port=free_port()))
         processes.append(subprocess.Popen([*map(str, command(server.port, url, seconds))]))
-        eventually(lambda: _listens(server), 10)
+        eventually(lambda: _listens(server), 60)
         return server
 
     programs = {"nginx": nginx, "Go": go}
@@ -232,7 +232,7 @@ def test_each_cell_of_the_table_is_as_measured(
     server, measured = serve_way(way), {}
     for what, probe in PROBES.items():
         if probe is leaves_before:  # the first of those that take a timeout for a leaving
-            eventually(lambda: upstream.open_exchanges == 0, 10)
+            eventually(lambda: upstream.open_exchanges == 0, 60)
             server = serve_way(way, patient=True)
         measured[what] = probe(server, upstream)
     measured[REFUSED] = str(ask(serve_way(way, refused=True), "/api/item").status)

@@ -58,7 +58,7 @@ def crowd(
     head = f"GET {path} HTTP/1.1\r\nhost: app\r\n{fields}\r\n".encode()
     with ExitStack() as stack:
         sockets = [
-            stack.enter_context(socket.create_connection((url.host, url.port or 80), timeout=10))
+            stack.enter_context(socket.create_connection((url.host, url.port or 80), timeout=60))
             for _ in range(count)
         ]
         for sock in sockets:

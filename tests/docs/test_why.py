@@ -104,13 +104,13 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
     with Upstream() as upstream, serving(tmp_path, upstream.url) as serve:
         for code, left_over in ((AFTER, 0), (BEFORE, 1)):
             caller = Caller(serve(code, **patient), "/never")
-            eventually(lambda: upstream.open_exchanges == 1, 5)
+            eventually(lambda: upstream.open_exchanges == 1, 50)
             caller.leave()
             if left_over:
                 with pytest.raises(AssertionError, match="condition not met"):
-                    eventually(lambda: upstream.open_exchanges == 0, 2)
+                    eventually(lambda: upstream.open_exchanges == 0, 20)
             else:
-                eventually(lambda: upstream.open_exchanges == 0, 5)
+                eventually(lambda: upstream.open_exchanges == 0, 50)
 
 
 def test_5_what_raises_between_send_and_return_leaks_a_connection(serve: Serve) -> None:
@@ -154,7 +154,7 @@ def test_9_background_does_not_run_when_the_upstream_dies(serve: Serve) -> None:
     assert not ask(server, "/short_chunked").complete
     assert "closing" not in server.log()
     ask(server, "/item")
-    eventually(lambda: "closing" in server.log(), 5)
+    eventually(lambda: "closing" in server.log(), 50)
 
 
 def test_10_a_truncated_body_looks_whole_under_a_middleware(serve: Serve) -> None:

@@ -41,6 +41,6 @@ def server(running: Server, upstream: Upstream) -> Iterator[Server]:
     for caller in Caller.open:
         caller.leave()
     Caller.open.clear()
-    eventually(lambda: upstream.open_exchanges == 0, 2)
+    eventually(lambda: upstream.open_exchanges == 0, 20)
     for noise in NOISE:
         assert noise not in running.log()[before:]

@@ -70,7 +70,7 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
         # On trio hypercorn would never end: it shields its writes.
         deaf = [] if server_name == "hypercorn-trio" else ["/plain/streamed/pour"]
         deaf_callers = [Caller(server, path, on_stream_error="frame") for path in deaf]
-        eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 5)
+        eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 50)
         time.sleep(0.3)  # so that every server watches its callers
         with ThreadPoolExecutor(len(callers)) as pool:
             reading = {name: pool.submit(caller.read) for name, caller in callers.items()}
@@ -79,7 +79,7 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
     finally:
         server.stop()
     with contextlib.suppress(AssertionError):
-        eventually(lambda: upstream.open_exchanges == 0, 2)
+        eventually(lambda: upstream.open_exchanges == 0, 20)
     yield Stop(server_name, answers, seconds, server.log(), upstream.open_exchanges)
     for caller in Caller.open:
         caller.leave()
@@ -163,7 +163,7 @@ def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
         for _ in range(10):
             caller.read(b"data: ")
         caller.leave()
-        eventually(lambda: server.process.poll() is not None, 5)
+        eventually(lambda: server.process.poll() is not None, 50)
         assert upstream.open_exchanges == 0
     finally:
         server.stop()

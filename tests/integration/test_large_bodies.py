@@ -27,7 +27,7 @@ class Sink:
 
     def __exit__(self, *exc: object) -> None:
         self._listening.close()
-        self._thread.join(5)
+        self._thread.join(50)
 
     def _serve(self) -> None:
         with self._listening.accept()[0] as connection:

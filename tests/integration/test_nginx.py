@@ -41,7 +41,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path
     nginx = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
     server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
     try:
-        eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 10)
+        eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 60)
         yield server, folder
     finally:
         server.stop()

@@ -91,7 +91,7 @@ def running_nginx(folder: Path, app: Server) -> Iterator[int]:
     process = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
     try:
         with httpx.Client() as client:
-            eventually(lambda: is_up(client, port), 20)
+            eventually(lambda: is_up(client, port), 60)
         yield port
     finally:
         process.terminate()
@@ -148,7 +148,7 @@ def test_open_stream_arrives_at_once_and_a_disconnect_ends_it(front: Front) -> N
     with front.client() as client, client.stream("GET", "/api/events") as response:
         assert next(response.iter_raw()) == b"data: one\n\n"
         assert front.upstream.open_exchanges == 1
-    eventually(lambda: front.upstream.open_exchanges == 0, 10)
+    eventually(lambda: front.upstream.open_exchanges == 0, 60)
 
 
 def test_truncated_body_is_truncated_for_the_caller(front: Front) -> None:

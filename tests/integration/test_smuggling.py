@@ -559,7 +559,7 @@ def key_of(name: str) -> bytes:
 def send(server: Server, data: bytes) -> bytes:
     """All that comes until the connection is closed, or the server waits for more."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.settimeout(QUIET)
         with contextlib.suppress(OSError):
             connection.sendall(data)
@@ -597,7 +597,7 @@ def aftermath(server_name: str, recorder: Recorder) -> Iterator[Aftermath]:
         with ThreadPoolExecutor(8) as pool:
             outcomes = dict(zip(names, pool.map(lambda n: attack(server, n), names), strict=True))
         with contextlib.suppress(AssertionError):
-            eventually(lambda: recorder.busy == 0, 5)
+            eventually(lambda: recorder.busy == 0, 50)
         yield Aftermath(outcomes, recorder.connections.copy(), recorder.busy)
     finally:
         server.stop()

@@ -88,7 +88,7 @@ def listening(
             assert process.poll() is None, log.read_text(errors="replace")
             return _listens(port)
 
-        eventually(answers, 30)
+        eventually(answers, 60)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):

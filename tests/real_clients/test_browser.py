@@ -89,7 +89,7 @@ def test_fetch_sends_a_form_with_a_file(page: Page) -> None:
 
 
 def test_fetch_that_is_aborted_frees_the_upstream(page: Page, upstreams: Upstreams) -> None:
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
     name = run(
         page,
         """
@@ -100,7 +100,7 @@ def test_fetch_that_is_aborted_frees_the_upstream(page: Page, upstreams: Upstrea
         """,
     )
     assert name == "AbortError"
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
 
 
 @pytest.mark.parametrize("path", ["/web/breaks", "/web/breaks?length"])
@@ -127,9 +127,9 @@ EVENT_SOURCE = """
 def test_an_event_source_gets_events_and_frees_the_upstream_when_closed(
     page: Page, upstreams: Upstreams
 ) -> None:
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
     assert run(page, EVENT_SOURCE % "/web/events") == [1, 2, 3, 4, 5, 6]
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
 
 
 def test_an_event_source_goes_on_after_the_last_event_that_it_got(page: Page) -> None:

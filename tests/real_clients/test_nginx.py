@@ -160,7 +160,7 @@ def test_an_upload_through_nginx_in_front_arrives_whole(
 
 
 def test_events_pass_nginx_in_front_as_they_come(front: int) -> None:
-    with socket.create_connection(("127.0.0.1", front), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", front), timeout=60) as connection:
         connection.sendall(b"GET /web/events?count=3&holds HTTP/1.1\r\nhost: a\r\n\r\n")
         data = b""
         while b'"number": 3' not in data:  # behind which the upstream is silent
@@ -172,16 +172,16 @@ def test_events_pass_nginx_in_front_as_they_come(front: int) -> None:
 def test_a_caller_of_nginx_in_front_who_leaves_frees_the_upstream(
     front: int, upstreams: Upstreams
 ) -> None:
-    eventually(lambda: upstreams.open == 0, 5)
-    with socket.create_connection(("127.0.0.1", front), timeout=10) as connection:
+    eventually(lambda: upstreams.open == 0, 50)
+    with socket.create_connection(("127.0.0.1", front), timeout=60) as connection:
         connection.sendall(b"GET /web/silent HTTP/1.1\r\nhost: a\r\n\r\n")
-        eventually(lambda: upstreams.open == 1, 5)
-    eventually(lambda: upstreams.open == 0, 5)
+        eventually(lambda: upstreams.open == 1, 50)
+    eventually(lambda: upstreams.open == 0, 50)
 
 
 @pytest.mark.parametrize("path", ["/web/breaks", "/web/breaks?length"])
 def test_a_body_that_broke_off_is_cut_by_nginx_in_front_too(front: int, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", front), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", front), timeout=60) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
         answer = Answer(until_the_end(connection))
     assert (answer.status, answer.complete) == (200, False)

@@ -270,9 +270,9 @@ def test_lines_arrive_while_the_upstream_has_not_ended(client: Client) -> None:
 def test_a_client_that_reads_no_more_frees_the_upstream(
     client: Client, upstreams: Upstreams
 ) -> None:
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
     assert client.read_and_leave("/web/pour")
-    eventually(lambda: upstreams.open == 0, 5)
+    eventually(lambda: upstreams.open == 0, 50)
     assert client.ask("GET", "/web/echo").status == 200
 
 

@@ -249,7 +249,7 @@ def test_a_caller_who_names_no_host_is_answered(
         (f"GET {path} HTTP/1.0\r\n\r\n", 200),
         (f"MOVE {path}a HTTP/1.0\r\ndestination: http://127.0.0.1/dav/b\r\n\r\n", 502),
     ):
-        with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as connection:
             connection.sendall(request.encode())
             assert Answer(until_the_end(connection)).status == status
 

@@ -105,7 +105,7 @@ class Server:
             start_new_session=True,  # a group of its own, to end its workers with it
         )
         try:
-            eventually(self._answers, 30)
+            eventually(self._answers, 60)
         except BaseException:
             self._kill()
             raise AssertionError(self.log()) from None
@@ -164,7 +164,7 @@ class Caller:
         body: bytes = b"",
         **options: Any,
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         head = f"{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n"
         head += f"x-options: {json.dumps(options)}\r\n{fields}\r\n"
         self.socket.sendall(head.encode() + body)

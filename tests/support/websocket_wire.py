@@ -36,7 +36,7 @@ class End:
 
     def __init__(self, connection: socket.socket, *, masks: bool) -> None:
         self.socket, self._masks = connection, masks
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.head = b""
         self._data = b""
 
@@ -153,7 +153,7 @@ class Listener:
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self._socket.settimeout(10)
+        self._socket.settimeout(60)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.address = self.url.removeprefix("http://").encode()
         self.ends: list[End] = []
@@ -173,7 +173,7 @@ class Listener:
         except TimeoutError:
             return True
         finally:
-            self._socket.settimeout(10)
+            self._socket.settimeout(60)
         return False
 
     def call(self, server: Server, target: str = "/forward/x", *fields: str) -> End:

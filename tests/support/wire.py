@@ -90,7 +90,7 @@ class Wire:
         for connection in list(self.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(60)
 
     @property
     def url(self) -> str:
@@ -115,7 +115,7 @@ class Wire:
                 thread.start()
                 serving.append(thread)
         for thread in serving:
-            thread.join(5)
+            thread.join(50)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -196,7 +196,7 @@ def _read_body(seen: Seen, reader: io.BufferedReader) -> None:
 
 
 def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def until_the_end(connection: socket.socket) -> bytes:

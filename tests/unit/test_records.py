@@ -91,7 +91,7 @@ class Observed:
     async def call(self, app: ASGIApp, caller: Caller | None = None) -> Caller:
         """The caller, when its exchange is over, whatever that raised; nothing is open then."""
         caller = caller or Caller()
-        with anyio.fail_after(10), contextlib.suppress(Exception):
+        with anyio.fail_after(60), contextlib.suppress(Exception):
             await caller.call(app)
         await self.is_at_rest()
         return caller

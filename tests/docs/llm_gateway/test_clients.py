@@ -298,7 +298,7 @@ def test_a_caller_who_leaves_while_it_sends_its_request_is_no_failure(
     gateway: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = httpx.URL(gateway)
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as caller:
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as caller:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-length: 9\r\n"
         caller.sendall(f"{head}authorization: Bearer key-of-ann\r\n\r\n{{".encode())
         until(lambda: CALLERS["key-of-ann"].at_once == 1)

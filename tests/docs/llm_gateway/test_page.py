@@ -278,7 +278,7 @@ def test_the_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> Non
     page.get_by_label("Message").focus()
     page.keyboard.type("Go on")
     page.keyboard.press("Enter")
-    until(lambda: upstream.at_work(DEEP) == 1, 15)
+    until(lambda: upstream.at_work(DEEP) == 1, 60)
     for _ in range(10):
         if page.evaluate("document.activeElement.id") == "stop":
             break

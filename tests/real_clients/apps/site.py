@@ -73,7 +73,7 @@ class Application:
         assert self._process is not None
         assert self._process.poll() is None
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.sendall(b"GET %s HTTP/1.0\r\n\r\n" % self.recipe.ready.encode())
             return sock.recv(5) == b"HTTP/"
         return False
@@ -118,7 +118,7 @@ class Site:
         return self._server.log()
 
     def wait_until_idle(self) -> None:
-        eventually(lambda: self.open_exchanges == 0, 10)
+        eventually(lambda: self.open_exchanges == 0, 60)
 
     @contextmanager
     def visitor(self) -> Iterator["Visitor"]:

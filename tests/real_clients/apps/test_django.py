@@ -214,4 +214,4 @@ def test_closed_tab_ends_the_stream_of_the_server(visitor: Visitor, site: Site) 
     assert site.open_exchanges == 1
     page.close()
     site.wait_until_idle()
-    eventually(abandoned.exists, 10)
+    eventually(abandoned.exists, 60)

@@ -119,7 +119,7 @@ def test_closed_tab_ends_the_function_that_streams(visitor: Visitor, site: Site)
     assert site.open_exchanges > 0
     page.close()
     site.wait_until_idle()
-    eventually(ended.exists, 10)
+    eventually(ended.exists, 60)
 
 
 def test_page_works_again_after_a_restart(visitor: Visitor, site: Site) -> None:

@@ -113,7 +113,7 @@ def test_closed_tab_frees_the_kernels_websocket(visitor: Visitor) -> None:
 
     assert connections() == 1
     page.close()
-    eventually(lambda: connections() == 0, 10)
+    eventually(lambda: connections() == 0, 60)
 
 
 def test_terminal_echoes_what_is_typed(visitor: Visitor) -> None:

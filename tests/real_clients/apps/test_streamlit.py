@@ -139,7 +139,7 @@ def test_closed_tab_ends_the_script(visitor: Visitor, site: Site) -> None:
     assert site.open_exchanges == 1
     page.close()
     site.wait_until_idle()
-    eventually(ended.exists, 30)
+    eventually(ended.exists, 60)
 
 
 def test_page_connects_again_after_a_restart(visitor: Visitor, site: Site) -> None:

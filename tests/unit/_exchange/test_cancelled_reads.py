@@ -118,7 +118,7 @@ async def call(
     )
     caller = Caller()
     try:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await caller.call(response)
     finally:
         assert upstream.open == 0
@@ -221,7 +221,7 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
 
     upstream = Upstream(answer)
     client = upstream.client()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await caller.call(
             StreamedResponse(client, client.build_request("GET", "/"), transform=transform)
         )

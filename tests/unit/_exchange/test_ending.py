@@ -91,7 +91,7 @@ async def test_a_caller_who_takes_no_error_frame_holds_a_cancellation_up_for_a_m
 
     monkeypatch.setattr(exchange_module, "ERROR_CHUNK_TIMEOUT", 0.05)
     caller = Deaf()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await cancelled(caller, lambda exc: b"frame")
     assert not caller.complete
 

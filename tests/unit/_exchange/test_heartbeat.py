@@ -111,7 +111,7 @@ class Gated(AsyncIterator[bytes]):
 
 
 async def beaten(*steps: bytes | int) -> bytes:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         return b"".join([chunk async for chunk in HeartbeatBody(Gated(*steps), BEAT)])
 
 
@@ -156,7 +156,7 @@ async def call(
     )
     caller = Caller(method)
     try:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await caller.call(response)
     finally:
         assert upstream.open == 0
@@ -284,7 +284,7 @@ async def test_caller_who_disconnects_ends_the_heartbeat() -> None:
     client = upstream.client()
     response = StreamedResponse(client, client.build_request("GET", "/"), heartbeat=BEAT)
     caller = Caller(leaves_at_body=True)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await caller.call(response)
     assert upstream.open == 0
     assert set(caller.body.split(b"\n\n")) == {b": heartbeat", b""}

@@ -44,7 +44,7 @@ def make_caller(
 
 
 async def call(caller: Caller, app: Any) -> Caller:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         return await caller.call(app)
 
 

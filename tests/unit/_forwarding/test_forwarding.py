@@ -84,7 +84,7 @@ def values(request: httpx.Request, name: bytes) -> list[bytes]:
 
 
 async def called(caller: Caller, app: ASGIApp) -> Caller:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         return await caller.call(app)
 
 

@@ -58,7 +58,7 @@ def calling(app: StreamedResponse) -> httpx.AsyncClient:
 
 def leave_open(url: str) -> None:
     """A caller who stays until all is over."""
-    sock = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=60)
     sock.sendall(b"GET /never HTTP/1.1\r\nhost: app\r\n\r\n")
     left_open.append(sock)
 
@@ -93,4 +93,4 @@ def tested(request: pytest.FixtureRequest, upstream: Upstream) -> Iterator[TestC
     with request.param(make_app(upstream.url)) as caller:
         yield caller
         while threads:  # a test client that is closed in the middle of a call may hang
-            threads.pop().join(10)
+            threads.pop().join(60)

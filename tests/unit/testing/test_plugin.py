@@ -315,7 +315,7 @@ def test_last():
 def test_clean_tests_pass_with_warnings_as_errors(run: Run) -> None:
     run(
         """# preamble
-pytestmark = [pytest.mark.process, pytest.mark.no_leaks]
+pytestmark = pytest.mark.no_leaks
 
 @pytest.fixture(scope="module")
 def shared():  # a client that is first used in a test, and closed after all

@@ -33,7 +33,7 @@ def client(upstream: Upstream) -> Iterator[httpx.Client]:
 
 def until_the_end(upstream: Upstream, data: bytes) -> tuple[bytes, bool]:
     """What comes for some bytes, and whether the end is a reset."""
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(data)
         got = b""
         try:
@@ -104,7 +104,7 @@ def test_one_who_reads_without_end_keeps_nobody_waiting(
 ) -> None:
     upstream.get("/pour").chunks(b"p", forever=True)
     upstream.get("/item").json(1)
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(b"GET /pour HTTP/1.1\r\n\r\n")
 
         def read() -> None:
@@ -118,7 +118,7 @@ def test_one_who_reads_without_end_keeps_nobody_waiting(
             assert client.get("/item").json() == 1
         finally:
             sock.shutdown(socket.SHUT_RDWR)
-            reading.join(10)
+            reading.join(60)
 
 
 def test_events_are_an_event_stream(upstream: Upstream, client: httpx.Client) -> None:
@@ -323,7 +323,7 @@ def test_requests_are_recorded_byte_for_byte(upstream: Upstream) -> None:
     )
     head = head.replace(b"/up%2F", b"/up")
     framed = b"3;ext=1\r\nabc\r\n2\r\nde\r\n0\r\nx-trailer: 1\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(head + framed)
         assert sock.recv(65536) == b"HTTP/1.1 204 No Content\r\n\r\n"
     (request,) = upstream.requests
@@ -338,7 +338,7 @@ def test_requests_are_recorded_byte_for_byte(upstream: Upstream) -> None:
 
 def test_an_upload_that_breaks_off_is_recorded_as_far_as_it_came(upstream: Upstream) -> None:
     head = b"POST /up HTTP/1.1\r\ncontent-length: 10\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(head + b"abc")
         eventually(lambda: upstream.requests and upstream.requests[0].body == b"abc")
         assert upstream.open_exchanges == 1
@@ -370,7 +370,7 @@ def test_connections_and_exchanges_are_counted(upstream: Upstream, client: httpx
 
 def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
     upstream.post("/up").echo()
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(b"POST /up HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
         assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"ok")
@@ -382,7 +382,7 @@ def test_an_early_answer_does_not_wait_for_the_body_which_may_still_come(
 ) -> None:
     upstream.post("/up").status(413).respond_early().then.echo()
     head = b"POST /up HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock:
         sock.sendall(head)
         assert b"HTTP/1.1 413 " in sock.recv(65536)
         assert not upstream.requests[0].complete
@@ -412,7 +412,7 @@ def test_it_serves_https(tmp_path: object) -> None:
 def test_it_stops_with_exchanges_open() -> None:
     with Upstream() as upstream:
         upstream.get("/never").stall()
-        sock = socket.create_connection(("127.0.0.1", upstream.port), timeout=10)
+        sock = socket.create_connection(("127.0.0.1", upstream.port), timeout=60)
         sock.sendall(b"GET /never HTTP/1.1\r\n\r\n")
         eventually(lambda: upstream.open_exchanges == 1)
     with sock:

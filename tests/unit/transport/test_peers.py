@@ -146,7 +146,7 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[str]:
             return False
 
     try:
-        eventually(answers, 30)
+        eventually(answers, 60)
         yield url
     finally:
         process.terminate()

@@ -596,7 +596,7 @@ async def test_several_tasks_may_write_to_a_connection_that_switched_protocols()
         c.stream("GET", "/", headers={"connection": "upgrade", "upgrade": "x"}) as response,
     ):
         stream = response.extensions["network_stream"]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(stream.write(bytes(10 << 20)) for _ in range(3)))
 
 
@@ -974,7 +974,7 @@ async def test_a_long_upload_reaches_an_upstream_that_answers_meanwhile_whole() 
     scope = Caller("POST", headers=fields).scope
     async with Upstream(echoing) as upstream, client(upstream) as c:
         request = forward_request(c, Request(scope, receive))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await StreamedResponse(c, request)(scope, receive, send)
     assert answer == expected
 
@@ -1006,7 +1006,7 @@ async def test_an_early_answer_is_delivered_at_once_and_ends_the_connection(
     fields = {"content-length": length} if length else {}
     async with Upstream(refuse) as upstream, client(upstream) as c:
         for number in (1, 2):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 response = await c.post("/", content=endless(), headers=fields)
             assert (response.status_code, response.text) == (413, "big")
             await eventually(lambda: not upstream.open)
@@ -1022,7 +1022,7 @@ async def test_a_body_whose_maker_was_cancelled_is_cancelled_and_nothing_stays_o
 
     async with Upstream() as upstream, client(upstream) as c:
         with pytest.raises(asyncio.CancelledError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await c.post("/", content=content())
         await eventually(lambda: not upstream.open)
         assert (await c.get("/")).text == "ok"
