@@ -57,11 +57,13 @@ class UploadStream(ByteStreamBase):
         return not self.finished and self._iterator is not None and self._iterator() is not None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        watch = _EarlyResponseWatch(EarlyResponseDetector(self._client, self._url, self))
+        detector = EarlyResponseDetector(self._client, self._url, self)
+        watch = _EarlyResponseWatch(detector) if detector.can_detect else None
         self._chunks = aiter(self._body)
         iterator = _UploadIterator(self, self._chunks, watch)
         self._iterator = weakref.ref(iterator)
-        self.scope.poll(POLL_INTERVAL, watch.check)
+        if watch is not None:
+            self.scope.poll(POLL_INTERVAL, watch.check)
         return iterator
 
     async def close_body(self) -> None:
@@ -81,7 +83,10 @@ class _UploadIterator(AsyncIterator[bytes]):
     """One pass over the body. It is an object, because transports leave generators unclosed."""
 
     def __init__(
-        self, stream: UploadStream, chunks: AsyncIterator[bytes], watch: "_EarlyResponseWatch"
+        self,
+        stream: UploadStream,
+        chunks: AsyncIterator[bytes],
+        watch: "_EarlyResponseWatch | None",
     ) -> None:
         self._stream = stream
         self._chunks = chunks
@@ -90,17 +95,26 @@ class _UploadIterator(AsyncIterator[bytes]):
     async def __anext__(self) -> bytes:
         stream = self._stream
         try:
-            chunk = await self._watch.read(self._chunks)
+            if self._watch is None:
+                chunk = await anext(self._chunks, None)
+            else:
+                chunk = await self._watch.read(self._chunks)
         except BaseException:
-            stream.finished = self._watch.stopped = True
+            self._finish()
             raise
         if chunk is None:
-            stream.read_completely = stream.finished = self._watch.stopped = True
+            self._finish()
+            stream.read_completely = True
             stream.scope.start_listening()
             raise StopAsyncIteration
         if stream.recorder is not None:
             stream.recorder.sent += len(chunk)
         return chunk
+
+    def _finish(self) -> None:
+        self._stream.finished = True
+        if self._watch is not None:
+            self._watch.stopped = True
 
 
 class _EarlyResponseWatch:

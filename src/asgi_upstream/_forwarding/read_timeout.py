@@ -22,6 +22,7 @@ class ReadTimeout:
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._deadline = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None  # only while a read is in progress
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
@@ -34,11 +35,13 @@ class ReadTimeout:
         """
         if self._seconds is None:
             return await read
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio
-            with anyio.fail_after(self._seconds):
-                return await read
+        loop = self._loop
+        if loop is None:
+            try:
+                loop = self._loop = asyncio.get_running_loop()
+            except RuntimeError:  # trio
+                with anyio.fail_after(self._seconds):
+                    return await read
         task = self._task = asyncio.current_task(loop)
         assert task is not None
         cancelling = task.cancelling()

@@ -211,6 +211,11 @@ class EarlyResponseDetector:
         except (OSError, ValueError):  # anyio asks the socket for its names, and it is gone
             return
 
+    @property
+    def can_detect(self) -> bool:
+        """Whether the request is on a connection of httpcore, which does not read by itself."""
+        return self._socket is not None
+
     def available(self) -> bool:
         """Return whether the upstream has answered with 300 or more, or has closed the connection.
 
