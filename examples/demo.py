@@ -63,7 +63,7 @@ class Server:
 async def run_server(app: str, log: Path, **environment: str) -> AsyncIterator[Server]:
     """Serve `app` on a free port. The process always ends with the block."""
     process = start(app, log, environment)
-    # There is no await between start() and try, so a cancellation cannot leave the process behind.
+    # Nothing is awaited before `try`, so a cancellation cannot leave the process behind.
     try:
         port = await wait_for_port(process, log)
         yield Server(process, f"http://127.0.0.1:{port}", port, log)

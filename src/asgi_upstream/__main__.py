@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def report_lines() -> Iterator[str]:
-    """Yield a line for Python, for the platform and for each package that matters."""
+    """Yield a line each for Python, the platform and the packages that matter."""
     yield _format_row("Python", sys.version)
     yield _format_row("platform", platform.platform())
     for group in PACKAGES:

@@ -47,7 +47,7 @@ class UpstreamError(HTTPException):
 
 
 class UpstreamConnectError(UpstreamError):
-    """There is no connection: refused, unresolvable, or a TLS or proxy failure. 502.
+    """The connection failed: refused, unresolvable, or a TLS or proxy failure. 502.
 
     Cause and fix: [docs/errors.md][the-upstream-cannot-be-reached].
     """

@@ -155,7 +155,7 @@ def validate_request(name: str, client: object, request: Any) -> None:
     """Refuse arguments that are not an async client and a request with a host.
 
     Arguments:
-        name: The class or function that was called, for the message.
+        name: The class or function that was called. Messages name it.
         client: The argument `client`.
         request: The argument `request`.
 

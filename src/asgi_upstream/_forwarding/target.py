@@ -118,6 +118,15 @@ def _resolve_url(
     return parsed, path, query if question_mark else None
 
 
+# Servers disagree on the server's own root path. `GET /api/a` to a mount at `/api`, behind a proxy
+# that removes `/gw`:
+#
+#     server and option                   raw_path    root_path
+#     uvicorn --root-path /gw             /gw/api/a   /gw/api
+#     hypercorn --root-path /gw           /api/a      /gw/api
+#     granian --url-path-prefix /gw       /api/a      /gw/api
+#     httpx.ASGITransport(root_path=...)  /api/a      /gw/api
+#     TestClient(root_path=...)           /api/a      /gw/api
 def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     """Split the raw path into the mount and the rest.
 
@@ -127,15 +136,6 @@ def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
         HTTPException: 400 if the path does not start with a slash.
         PrefixMismatch: If the path does not start with the prefix.
     """
-    # Servers disagree on the server's own root path. `GET /api/a` to a mount at `/api`, behind a
-    # proxy that removes `/gw`:
-    #
-    #     server and option                   raw_path    root_path
-    #     uvicorn --root-path /gw             /gw/api/a   /gw/api
-    #     hypercorn --root-path /gw           /api/a      /gw/api
-    #     granian --url-path-prefix /gw       /api/a      /gw/api
-    #     httpx.ASGITransport(root_path=...)  /api/a      /gw/api
-    #     TestClient(root_path=...)           /api/a      /gw/api
     raw = get_raw_path(scope)
     root_path: str = scope.get("root_path") or ""
     server_root: str = (scope.get("app_root_path", root_path) or "").rstrip("/")
@@ -156,8 +156,8 @@ def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
         raise HTTPException(400, _PATH_REJECTED)
     raise PrefixMismatch(
         f"the path {raw!r} does not start with the prefix "
-        f"{own_prefix.decode(errors='replace')!r}: give "
-        f"prefix= as the part of the path that is your app's own"
+        f"{own_prefix.decode(errors='replace')!r}: give prefix= as the part of the path that is "
+        f"your app's own"
     )
 
 

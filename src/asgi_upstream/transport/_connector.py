@@ -16,7 +16,7 @@ class Connector:
     """Opens connections, with the same options as httpx's transport.
 
     Arguments:
-        library: httpx or httpx2, for its exceptions.
+        library: httpx or httpx2, whose exceptions are raised.
         tls: The TLS settings for https origins.
         uds: The path of a Unix socket, which replaces host and port.
         local_address: The address to connect from.

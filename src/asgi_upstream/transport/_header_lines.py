@@ -3,7 +3,7 @@
 import re
 from typing import cast
 
-from .._headers import TOKEN
+from .._headers import TOKEN, VALUE_BYTES
 
 MAX_CACHED = 256
 """Entries in a cache. It starts again when it is full."""
@@ -12,7 +12,6 @@ MAX_CACHED_LINE_SIZE = 256
 MAX_CACHED_NAME_SIZE = 64
 
 _NAME = re.compile(rb"%b+" % TOKEN)
-_VALUE_BYTES = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FRAMING_HEADERS = frozenset(b"connection content-length keep-alive transfer-encoding".split())
@@ -67,7 +66,7 @@ def _split_lines(data: bytes) -> list[ParsedLine] | None:
 def _parse_line(line: bytes) -> ParsedLine | None:
     name, colon, value = line.partition(b":")
     traits = _names.get(name) or _find_traits(name)
-    if traits is None or not colon or value.translate(None, _VALUE_BYTES):
+    if traits is None or not colon or value.translate(None, VALUE_BYTES):
         return None
     parsed = (name, value.strip(b" \t")), *traits
     if traits[1] and len(line) <= MAX_CACHED_LINE_SIZE:

@@ -95,7 +95,7 @@ class IdleConnections:
         """Return for how many seconds a connection may be idle. None means without limit."""
         if (announced := connection.keep_alive_timeout) is None:
             return self._expiry
-        # One second earlier than the upstream closes it, for the request's way there.
+        # One second earlier than the upstream closes it, because a request takes time to arrive.
         return announced - 1 if self._expiry is None else min(announced - 1, self._expiry)
 
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -48,7 +48,7 @@ class ResponseStream(ByteStreamBase):
 
 
 class UpgradedStream:
-    """The raw connection, for the protocol that it was upgraded to (RFC 9110 7.8)."""
+    """The raw connection after an upgrade to another protocol (RFC 9110 7.8)."""
 
     httpcore: ClassVar[Any]
 
