@@ -311,8 +311,6 @@ def test_sync_clients_page_maps_errors(upstream: Upstream, call: Call) -> None:
     caller = call(run_page("docs/sync-clients.md", p9000=upstream.url)["app"])
     upstream.get("/item").json(1).then.status(404).then.close()
     assert [caller.get("/item").status_code for _ in range(3)] == [200, 502, 502]
-    upstream.get("/events").events("one")
-    assert caller.get("/events").text == "data: one\n\n"
 
 
 def test_several_upstreams_page_merges(upstream: Upstream, call: Call) -> None:
