@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> P
 def caller(folder: Path, ports: dict[str, str]) -> Iterator[httpx.Client]:
     """Calls the app, which runs like the upstream by the commands of the page."""
     processes = []
-    for command in re.findall(r"^uvicorn .*$", COMMANDS, re.M):
+    for command in re.findall(r"^uvicorn [^#\n]*", COMMANDS, re.M):
         command += " --port 8000" if "--port" not in command else ""
         for old, new in ports.items():
             command = command.replace(old, new)
