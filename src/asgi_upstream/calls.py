@@ -1,6 +1,5 @@
 """Calls of your own: `fetch` reads one upstream, `cancel_on_disconnect` bounds several calls."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -9,11 +8,10 @@ from types import TracebackType
 from typing import Any, cast, overload
 
 import anyio
-import anyio.lowlevel
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from . import errors
 from ._clients import get_client_state
@@ -22,6 +20,7 @@ from ._exchange.closing import close_upstream
 from ._exchange.decoding import accept_decodable, content_encodings
 from ._exchange.disconnect import wait_for_disconnect
 from ._exchange.downstream import CLIENT_CLOSED_REQUEST
+from ._exchange.inbox import Inbox
 from ._exchange.options import SupportsSend
 from ._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from ._exchange.sending import send_request, validate_head
@@ -32,12 +31,6 @@ from ._httpx.requests import copy_with_headers
 from ._httpx.workarounds import holds_pool_place
 from .records import Observer, Outcome
 from .responses import validate_max_bytes, validate_request, validate_values
-
-MAX_READ_AHEAD = 1024 * 1024
-"""Bytes of the caller's messages that `cancel_on_disconnect` keeps for the endpoint."""
-
-_MESSAGE_DELAY = 20
-"""Turns of the event loop that a message may take through middleware."""
 
 
 @overload
@@ -299,7 +292,7 @@ class _CancelOnDisconnect(AbstractAsyncContextManager[None]):
             self._scope.deadline = anyio.current_time() + self._deadline
         connection: Any = self.connection
         self._receive: Receive = connection._receive
-        self._inbox = _Inbox(self._receive)
+        self._inbox = Inbox(self._receive)
         self._scope.__enter__()
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
@@ -367,77 +360,6 @@ class _CancelOnDisconnect(AbstractAsyncContextManager[None]):
             self._scope.__exit__(None, None, None)
             return False
         return bool(self._scope.__exit__(type(error), error, error.__traceback__))
-
-
-class _Inbox:
-    """Receives the caller's messages ahead of the endpoint, and keeps them for it."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._messages: deque[Message] = deque()
-        self._size = 0
-        self._listening = True
-        self._receiving = self._stopping = False
-        self._body_complete = False
-        self._changed = anyio.Event()
-
-    async def stop_gently(self) -> None:
-        """Let a message arrive that is on its way, because a cancelled `receive` may lose it.
-
-        BaseHTTPMiddleware's does. After the body's end there is only the disconnect to lose.
-        """
-        self._stopping = True
-        for _ in range(_MESSAGE_DELAY):
-            if not self._receiving or self._body_complete:
-                break
-            await anyio.lowlevel.checkpoint()
-
-    def release(self, connection: Any) -> None:
-        """Give `receive` back, unless there are messages that the endpoint has not read yet."""
-        if not self._messages and connection._receive == self.receive:
-            connection._receive = self._receive
-
-    def stop(self) -> None:
-        """From here on the endpoint receives what comes after the messages that are kept."""
-        self._listening = False
-        self._notify()
-
-    async def receive_ahead(self) -> Message:
-        """Receive the next message and keep it."""
-        while self._size > MAX_READ_AHEAD or self._stopping:
-            await self._changed.wait()
-        self._receiving = True
-        try:
-            message = await self._receive()
-        finally:
-            self._receiving = False
-        if message["type"] == "http.request":
-            self._body_complete = not message.get("more_body", False)
-        self._messages.append(message)
-        self._size += _size(message)
-        self._notify()
-        return message
-
-    async def receive(self) -> Message:
-        """Return the next message to the endpoint."""
-        while not self._messages:
-            if not self._listening:
-                return await self._receive()
-            await self._changed.wait()
-        if self._messages[0]["type"].endswith(".disconnect"):
-            return self._messages[0]  # servers repeat it
-        message = self._messages.popleft()
-        self._size -= _size(message)
-        self._notify()
-        return message
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
-
-
-def _size(message: Message) -> int:
-    return sum(len(message.get(key) or "") for key in ("body", "bytes", "text"))
 
 
 _current_block: ContextVar[_CancelOnDisconnect | None] = ContextVar(

@@ -1,0 +1,85 @@
+"""Receives the caller's messages ahead of the endpoint, to notice a disconnect."""
+
+from collections import deque
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from starlette.types import Message, Receive
+
+MAX_READ_AHEAD = 1024 * 1024
+"""Bytes of the caller's messages that are kept for the endpoint."""
+
+_MESSAGE_DELAY = 20
+"""Turns of the event loop that a message may take through middleware."""
+
+
+class Inbox:
+    """Receives the caller's messages ahead of the endpoint, and keeps them for it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: deque[Message] = deque()
+        self._size = 0
+        self._listening = True
+        self._receiving = self._stopping = False
+        self._body_complete = False
+        self._changed = anyio.Event()
+
+    async def stop_gently(self) -> None:
+        """Let a message arrive that is on its way, because a cancelled `receive` may lose it.
+
+        BaseHTTPMiddleware's does. After the body's end there is only the disconnect to lose.
+        """
+        self._stopping = True
+        for _ in range(_MESSAGE_DELAY):
+            if not self._receiving or self._body_complete:
+                break
+            await anyio.lowlevel.checkpoint()
+
+    def release(self, connection: Any) -> None:
+        """Give `receive` back, unless there are messages that the endpoint has not read yet."""
+        if not self._messages and connection._receive == self.receive:
+            connection._receive = self._receive
+
+    def stop(self) -> None:
+        """From here on the endpoint receives what comes after the messages that are kept."""
+        self._listening = False
+        self._notify()
+
+    async def receive_ahead(self) -> Message:
+        """Receive the next message and keep it."""
+        while self._size > MAX_READ_AHEAD or self._stopping:
+            await self._changed.wait()
+        self._receiving = True
+        try:
+            message = await self._receive()
+        finally:
+            self._receiving = False
+        if message["type"] == "http.request":
+            self._body_complete = not message.get("more_body", False)
+        self._messages.append(message)
+        self._size += _size(message)
+        self._notify()
+        return message
+
+    async def receive(self) -> Message:
+        """Return the next message to the endpoint."""
+        while not self._messages:
+            if not self._listening:
+                return await self._receive()
+            await self._changed.wait()
+        if self._messages[0]["type"].endswith(".disconnect"):
+            return self._messages[0]  # servers repeat it
+        message = self._messages.popleft()
+        self._size -= _size(message)
+        self._notify()
+        return message
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+
+def _size(message: Message) -> int:
+    return sum(len(message.get(key) or "") for key in ("body", "bytes", "text"))
