@@ -8,7 +8,7 @@ from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
 from .._httpx.interfaces import HTTPXModule
 from .._httpx.requests import ForwardedRequest
-from .._httpx.workarounds import clean_up_pool
+from .._httpx.workarounds import clean_up_pool, make_target_absolute
 from .options import SupportsSend
 from .response_head import validate_status
 
@@ -34,6 +34,7 @@ async def send_request(
     """
     if isinstance(request, ForwardedRequest):
         await request.resolve_body()
+    make_target_absolute(client, request)
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.

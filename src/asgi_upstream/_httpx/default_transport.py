@@ -21,6 +21,10 @@ SHARED_OPTIONS = ("verify", "cert", "trust_env", "limits")
 
 _PROXY_VARIABLES = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY", "all": "ALL_PROXY"}
 
+_GIVEN = "transport= is given"
+_OTHER_FACTORY = "the factory is not httpx.AsyncClient or httpx2.AsyncClient itself"
+_OTHER_TRANSPORTS = {_GIVEN: "the given transport", _OTHER_FACTORY: "the factory's transport"}
+
 
 @dataclass(frozen=True, slots=True)
 class TransportChoice:
@@ -37,7 +41,9 @@ class TransportChoice:
     @property
     def transport(self) -> str:
         """The transport, as the log names it."""
-        return "AsyncioTransport" if self.is_fast else "httpx's transport or the one given"
+        if self.is_fast:
+            return "AsyncioTransport"
+        return _OTHER_TRANSPORTS.get(self.reason, "httpx's transport")
 
 
 def choose_transport(
@@ -56,9 +62,9 @@ def choose_transport(
     """
     reason = None
     if options.get("transport") is not None:
-        reason = "transport= is given"
+        reason = _GIVEN
     elif not is_library_client(factory):
-        reason = "the factory is not httpx.AsyncClient or httpx2.AsyncClient itself"
+        reason = _OTHER_FACTORY
     elif async_library != "asyncio":
         reason = f"the event loop is {async_library}"
     elif options.get("http2"):

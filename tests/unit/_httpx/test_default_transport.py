@@ -13,8 +13,11 @@ import anyio
 import httpx
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Route
 
-from asgi_upstream import client_lifespan
+from asgi_upstream import StreamedResponse, client_lifespan, forward_request, get_client
 from asgi_upstream._httpx.default_transport import (
     choose_transport,
     find_env_proxy,
@@ -162,9 +165,11 @@ def test_transport_is_logged_once_at_debug(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.DEBUG, "asgi_upstream")
     asyncio.run(start())
     asyncio.run(start(http2=True))
+    asyncio.run(start(transport=httpx.AsyncHTTPTransport()))
     assert [record.getMessage() for record in caplog.records if record.name == "asgi_upstream"] == [
         "client 'client' uses AsyncioTransport: no option needs httpx's transport",
-        "client 'client' uses httpx's transport or the one given: http2=True",
+        "client 'client' uses httpx's transport: http2=True",
+        "client 'client' uses the given transport: transport= is given",
     ]
 
 
@@ -208,10 +213,56 @@ def test_keepalive_is_enabled_on_httpx_transports() -> None:
 
 
 @pytest.mark.process
-def test_report_names_the_default_transport() -> None:
+def test_report_names_the_default_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "asgi_upstream"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "AsyncioTransport by default" in report
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "httpx's transport by default: HTTPS_PROXY is set" in report
+
+
+@pytest.mark.parametrize("how", ["environment", "proxy=", "transport="])
+def test_app_behind_a_proxy_reaches_the_upstream(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split(b"\r\n")[0])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        writer.close()
+
+    async def forward(request: Request) -> StreamedResponse:
+        client = await get_client(request)
+        return StreamedResponse(client, forward_request(client, request, prefix="/f"))
+
+    async def build(request: Request) -> StreamedResponse:
+        client = await get_client(request)
+        return StreamedResponse(client, client.build_request("GET", "/b"))
+
+    async def call() -> None:
+        options: dict[str, Any] = {}
+        server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            if how == "environment":
+                monkeypatch.setenv("HTTP_PROXY", url)
+            elif how == "proxy=":
+                options["proxy"] = url
+            else:
+                options["transport"] = httpx.AsyncHTTPTransport(proxy=url)
+            app = Starlette(routes=[Route("/f/{path}", forward), Route("/b", build)])
+            lifespan = client_lifespan(base_url="http://upstream.invalid:81", **options)
+            asgi = httpx.ASGITransport(app)
+            async with lifespan(app), httpx.AsyncClient(transport=asgi) as caller:
+                assert (await caller.get("http://app/f/x?y")).text == "ok"
+                assert (await caller.get("http://app/b")).text == "ok"
+
+    asyncio.run(call())
+    assert asked == [
+        b"GET http://upstream.invalid:81/x?y HTTP/1.1",
+        b"GET http://upstream.invalid:81/b HTTP/1.1",
+    ]
 
 
 def test_lookup_does_not_wait_for_to_thread_work() -> None:
