@@ -124,15 +124,13 @@ EVENT_SOURCE = """
 """
 
 
-def test_an_event_source_gets_events_and_frees_the_upstream_when_closed(
-    page: Page, upstreams: Upstreams
-) -> None:
+def test_event_source_that_closes_frees_the_upstream(page: Page, upstreams: Upstreams) -> None:
     eventually(lambda: upstreams.open == 0, 50)
     assert run(page, EVENT_SOURCE % "/web/events") == [1, 2, 3, 4, 5, 6]
     eventually(lambda: upstreams.open == 0, 50)
 
 
-def test_an_event_source_goes_on_after_the_last_event_that_it_got(page: Page) -> None:
+def test_event_source_continues_after_the_last_event(page: Page) -> None:
     # Each stream ends after two. The browser asks again, with Last-Event-ID.
     assert run(page, EVENT_SOURCE % "/web/events?count=2") == [1, 2, 3, 4, 5, 6]
 

@@ -157,9 +157,7 @@ def test_curl_that_gives_up_frees_the_upstream(curl: Curl, upstreams: Upstreams)
 
 
 @pytest.mark.parametrize("said", ["NTLM ann", "negotiate ann"])
-def test_a_connection_that_one_caller_authenticated_is_no_other_callers(
-    curl: Curl, said: str
-) -> None:
+def test_authenticated_connection_is_not_shared(curl: Curl, said: str) -> None:
     assert curl("-H", f"Authorization: {said}", "/web/who") == b"ann"
     assert [curl("/web/who") for _ in range(3)] == [b"nobody"] * 3
     assert curl("-H", "Authorization: Basic bm9ib2R5", "/web/who") == b"nobody"
@@ -213,7 +211,7 @@ def test_curl_resumes_a_download_by_http_2(curl2: Curl) -> None:
     assert part.read_bytes() == DATA
 
 
-def test_curl_gets_many_files_at_once_on_one_connection_of_http_2(curl2: Curl) -> None:
+def test_curl_gets_many_files_on_one_http2_connection(curl2: Curl) -> None:
     files = [curl2.home / str(number) for number in range(10)]
     out = curl2(
         "--parallel",

@@ -140,7 +140,7 @@ def fields_of(answer: Answer) -> list[list[str]]:
     return fields
 
 
-def test_through_nginx_in_front_the_caller_is_known_where_it_is_trusted(front: int) -> None:
+def test_trusted_nginx_in_front_names_the_caller(front: int) -> None:
     fields = fields_of(ask(front, "GET", "/trusting/echo", X_Forwarded_For="9.9.9.9"))
     assert ["x-forwarded-proto", "https"] in fields
     assert ["x-forwarded-for", "9.9.9.9, 127.0.0.1, 127.0.0.1"] in fields
@@ -169,7 +169,7 @@ def test_events_pass_nginx_in_front_as_they_come(front: int) -> None:
             data += part
 
 
-def test_a_caller_of_nginx_in_front_who_leaves_frees_the_upstream(
+def test_disconnect_from_nginx_in_front_frees_the_upstream(
     front: int, upstreams: Upstreams
 ) -> None:
     eventually(lambda: upstreams.open == 0, 50)

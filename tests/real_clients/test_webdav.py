@@ -231,7 +231,7 @@ def test_a_destination_elsewhere_is_refused(
     assert ask(relay, "MOVE", f"/dav/{name}/big", Destination=f"{url}/dav/{name}/x") == 201
 
 
-def test_without_a_setting_a_listing_is_empty_and_a_move_is_refused(
+def test_webdav_without_settings_lists_and_moves_nothing(
     relay: Server, rclone: Rclone, url: str, stored: Path, name: str
 ) -> None:
     rclone.url = f"{url}/webdav/dav"  # whose files say of themselves that they are under `/dav`

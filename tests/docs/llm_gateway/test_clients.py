@@ -80,7 +80,7 @@ def newest_ended(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("usage", [False, True], ids=["without-usage", "with-usage"])
-def test_each_token_arrives_while_the_upstream_is_still_at_work(
+def test_token_arrives_while_the_upstream_is_still_at_work(
     ann: OpenAI, upstream: Upstream, usage: bool
 ) -> None:
     before = upstream.made(SWIFT)
@@ -94,20 +94,20 @@ def test_each_token_arrives_while_the_upstream_is_still_at_work(
         assert upstream.made(SWIFT) - before < ENDLESS
 
 
-def test_a_whole_stream_arrives_and_ends_as_streams_do(ann: OpenAI) -> None:
+def test_stream_arrives_whole_and_ends_with_stop(ann: OpenAI) -> None:
     chunks = list(streamed(ann, max_tokens=10))
     assert "".join(map(text_of, chunks)).split() == WORDS[:10]
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_an_answer_that_is_not_streamed_arrives_whole_with_its_usage(ann: OpenAI) -> None:
+def test_whole_completion_arrives_with_its_usage(ann: OpenAI) -> None:
     answer = ann.chat.completions.create(model="swift-1", messages=MESSAGES, max_tokens=5)
     assert (answer.choices[0].message.content or "").split() == WORDS[:5]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 5)
 
 
-def test_the_model_chooses_the_upstream_and_its_key(ann: OpenAI, upstream: Upstream) -> None:
+def test_model_chooses_the_upstream_and_its_key(ann: OpenAI, upstream: Upstream) -> None:
     before = upstream.made(SWIFT), upstream.made(DEEP)
     list(streamed(ann, "swift-1", max_tokens=3))
     assert (upstream.made(SWIFT), upstream.made(DEEP)) == (before[0] + 3, before[1])
@@ -115,7 +115,7 @@ def test_the_model_chooses_the_upstream_and_its_key(ann: OpenAI, upstream: Upstr
     assert (upstream.made(SWIFT), upstream.made(DEEP)) == (before[0] + 3, before[1] + 2)
 
 
-def test_the_models_of_all_upstreams_are_listed(ann: OpenAI) -> None:
+def test_models_of_all_openai_upstreams_are_listed(ann: OpenAI) -> None:
     owners = {model.id: model.owned_by for model in ann.models.list()}
     assert (owners["swift-1"], owners["deep-1"]) == ("swift", "deep")
 
@@ -123,7 +123,7 @@ def test_the_models_of_all_upstreams_are_listed(ann: OpenAI) -> None:
 # Stop
 
 
-def test_the_upstream_stops_when_the_caller_stops(
+def test_upstream_stops_when_the_caller_closes_a_stream(
     ann: OpenAI, gateway: str, upstream: Upstream
 ) -> None:
     before = upstream.made(SWIFT)
@@ -139,7 +139,7 @@ def test_the_upstream_stops_when_the_caller_stops(
     assert 6 <= ended["tokens"] <= upstream.made(SWIFT) - before
 
 
-def test_the_upstream_stops_when_a_caller_leaves_an_answer_that_is_not_streamed(
+def test_upstream_stops_when_a_whole_completion_is_abandoned(
     call: Call, gateway: str, upstream: Upstream
 ) -> None:
     before = upstream.made(SWIFT)
@@ -152,7 +152,7 @@ def test_the_upstream_stops_when_a_caller_leaves_an_answer_that_is_not_streamed(
     assert newest_ended(gateway)["outcome"] == "caller_disconnected_before_headers"
 
 
-def test_a_caller_who_leaves_before_the_first_token_is_made_pays_for_none(
+def test_disconnect_before_the_first_token_costs_no_tokens(
     call: Call, gateway: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(THINKS, "slow", 1.5)
@@ -164,9 +164,7 @@ def test_a_caller_who_leaves_before_the_first_token_is_made_pays_for_none(
     assert upstream.made(SWIFT) == before
 
 
-def test_the_upstream_stops_when_the_task_of_an_async_caller_is_cancelled(
-    gateway: str, upstream: Upstream
-) -> None:
+def test_upstream_stops_when_an_async_caller_is_cancelled(gateway: str, upstream: Upstream) -> None:
     async def read(begun: asyncio.Event) -> None:
         http = openai.DefaultAsyncHttpxClient(trust_env=False)
         url = f"{gateway}/v1"
@@ -193,7 +191,7 @@ def test_the_upstream_stops_when_the_task_of_an_async_caller_is_cancelled(
 
 
 @pytest.mark.parametrize("key", ["key-of-nobody", next(iter(KEYS))])
-def test_a_key_that_nobody_has_is_an_authentication_error(call: Call, key: str) -> None:
+def test_unknown_key_is_an_authentication_error(call: Call, key: str) -> None:
     with pytest.raises(openai.AuthenticationError, match="unknown key"):
         streamed(call(key))
     with pytest.raises(openai.AuthenticationError):
@@ -201,31 +199,29 @@ def test_a_key_that_nobody_has_is_an_authentication_error(call: Call, key: str) 
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/exchanges"])
-def test_a_request_without_a_key_is_401(gateway: str, path: str) -> None:
+def test_request_without_a_key_is_401(gateway: str, path: str) -> None:
     response = httpx.get(gateway + path, trust_env=False)
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
 
 
-def test_a_model_that_is_not_here_is_not_found(ann: OpenAI) -> None:
+def test_unknown_model_is_not_found(ann: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="unknown model"):
         streamed(ann, "gpt-1")
 
 
-def test_what_the_upstream_refuses_is_refused_in_its_words(ann: OpenAI) -> None:
+def test_refusal_of_the_upstream_is_relayed(ann: OpenAI) -> None:
     for stream in (True, False):
         with pytest.raises(openai.RateLimitError, match="overloaded") as refused:
             ann.chat.completions.create(model="refuses", messages=MESSAGES, stream=stream)
         assert refused.value.response.headers["retry-after"] == "1"
 
 
-def test_what_the_upstream_finds_wrong_with_a_request_is_a_bad_request(ann: OpenAI) -> None:
+def test_validation_error_of_the_upstream_is_relayed(ann: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="max_tokens: "):
         streamed(ann, extra_body={"max_tokens": "many"})
 
 
-def test_an_upstream_that_dies_mid_stream_is_an_api_error_after_its_tokens(
-    ann: OpenAI, gateway: str
-) -> None:
+def test_broken_chat_stream_ends_in_an_error_after_its_tokens(ann: OpenAI, gateway: str) -> None:
     words: list[str] = []
     with pytest.raises(openai.APIError, match="broke off in the middle") as died:
         words.extend(map(text_of, streamed(ann, "dies")))
@@ -235,13 +231,13 @@ def test_an_upstream_that_dies_mid_stream_is_an_api_error_after_its_tokens(
     assert (listed["outcome"], listed["tokens"]) == ("body_failed", DIES_AFTER)
 
 
-def test_an_upstream_that_fails_before_a_whole_answer_is_the_error_it_answers(ann: OpenAI) -> None:
+def test_upstream_error_before_the_answer_is_relayed(ann: OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as failed:
         ann.chat.completions.create(model="dies", messages=MESSAGES)
     assert failed.value.status_code == 500
 
 
-def test_one_upstream_that_is_down_is_502_and_the_other_answers(call: Call, serve: Serve) -> None:
+def test_upstream_that_is_down_is_502_and_the_other_answers(call: Call, serve: Serve) -> None:
     client = call(url=serve(SWIFT_URL=f"http://127.0.0.1:{free_port()}/v1"))
     with pytest.raises(openai.InternalServerError) as failed:
         streamed(client, "swift-1")
@@ -250,7 +246,7 @@ def test_one_upstream_that_is_down_is_502_and_the_other_answers(call: Call, serv
     assert len(list(streamed(client, "deep-1", max_tokens=1))) == 2
 
 
-def test_an_answer_past_the_deadline_ends_in_an_error_and_stops_the_upstream(
+def test_late_chat_stream_ends_in_an_error_and_stops_the_model(
     call: Call, serve: Serve, upstream: Upstream
 ) -> None:
     client = call(url=serve(DEADLINE="1"))
@@ -262,7 +258,7 @@ def test_an_answer_past_the_deadline_ends_in_an_error_and_stops_the_upstream(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve, stream: bool) -> None:
+def test_deadline_before_the_first_token_is_504(call: Call, serve: Serve, stream: bool) -> None:
     client = call(url=serve(DEADLINE="1"))
     with pytest.raises(openai.InternalServerError) as late:
         client.chat.completions.create(model="slow", messages=MESSAGES, stream=stream)
@@ -283,7 +279,7 @@ def test_a_deadline_before_the_first_token_is_504(call: Call, serve: Serve, stre
     ],
     ids=["cut", "list", "model", "long", "deep", "nan", "surrogate", "options"],
 )
-def test_a_request_that_is_none_is_an_error_as_openai_says_it(
+def test_invalid_request_is_an_error_in_openai_format(
     gateway: str, body: bytes, status: int
 ) -> None:
     headers = {"authorization": "Bearer key-of-ann"}
@@ -294,7 +290,7 @@ def test_a_request_that_is_none_is_an_error_as_openai_says_it(
     until(lambda: all(listed["outcome"] for listed in exchanges(gateway)))  # none is left live
 
 
-def test_a_caller_who_leaves_while_it_sends_its_request_is_no_failure(
+def test_disconnect_during_the_request_logs_no_failure(
     gateway: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = httpx.URL(gateway)
@@ -308,9 +304,7 @@ def test_a_caller_who_leaves_while_it_sends_its_request_is_no_failure(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_upstream_that_answers_with_a_page_is_no_success(
-    call: Call, serve: Serve, stream: bool
-) -> None:
+def test_html_page_of_the_upstream_is_502(call: Call, serve: Serve, stream: bool) -> None:
     with ScriptedUpstream() as proxy:
         proxy.any().text("<html>all is well</html>", headers={"content-type": "text/html"})
         client = call(url=serve(SWIFT_URL=f"{proxy.url}/v1"))
@@ -322,7 +316,7 @@ def test_an_upstream_that_answers_with_a_page_is_no_success(
 # Keys
 
 
-def test_the_gateways_keys_and_account_never_reach_a_caller_or_the_log(
+def test_upstream_keys_never_reach_a_caller_or_the_log(
     gateway: str, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("", "httpx", "httpcore.http11"):  # others may have set theirs
@@ -346,7 +340,7 @@ def test_the_gateways_keys_and_account_never_reach_a_caller_or_the_log(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_an_upstream_that_cites_the_gateways_key_is_not_cited(
+def test_upstream_error_that_quotes_the_key_is_hidden(
     call: Call, serve: Serve, status: int
 ) -> None:
     with ScriptedUpstream() as refusing:
@@ -362,7 +356,7 @@ def test_an_upstream_that_cites_the_gateways_key_is_not_cited(
         assert {sent.headers["authorization"] for sent in refusing.requests} == {"Bearer sk-cited"}
 
 
-def test_a_callers_key_is_compared_in_a_time_that_tells_nothing_of_it(
+def test_caller_key_is_compared_in_constant_time(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
@@ -380,7 +374,7 @@ def test_a_callers_key_is_compared_in_a_time_that_tells_nothing_of_it(
 # Usage, limits, metrics
 
 
-def test_the_usage_is_in_the_stream_for_a_caller_who_asks_for_it_and_only_then(
+def test_usage_is_in_the_stream_only_if_the_caller_asks(
     ann: OpenAI,
 ) -> None:
     options = {"include_usage": True}
@@ -391,7 +385,7 @@ def test_the_usage_is_in_the_stream_for_a_caller_who_asks_for_it_and_only_then(
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
 
 
-def test_the_tokens_of_every_answer_are_counted_for_its_caller(call: Call, gateway: str) -> None:
+def test_tokens_are_counted_for_the_caller(call: Call, gateway: str) -> None:
     def counted(model: str, kind: str) -> float:
         return metric(gateway, "llm_gateway_tokens_total", caller="bob", model=model, kind=kind)
 
@@ -408,9 +402,7 @@ def test_the_tokens_of_every_answer_are_counted_for_its_caller(call: Call, gatew
     until(lambda: counted("dies", "completion") == DIES_AFTER)
 
 
-def test_a_caller_gets_so_many_answers_at_once_and_takes_none_of_anothers(
-    call: Call, upstream: Upstream
-) -> None:
+def test_concurrent_requests_are_limited_per_caller(call: Call, upstream: Upstream) -> None:
     ann, bob = call(), call("key-of-bob")
     with streamed(ann, max_tokens=ENDLESS), streamed(ann, max_tokens=ENDLESS):
         with pytest.raises(openai.RateLimitError, match="too many concurrent requests"):
@@ -424,9 +416,7 @@ def test_a_caller_gets_so_many_answers_at_once_and_takes_none_of_anothers(
         until(lambda: CALLERS["key-of-ann"].at_once == 0)
 
 
-def test_a_caller_who_has_used_up_its_tokens_gets_no_more(
-    ann: OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_caller_without_tokens_is_429(ann: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CALLERS["key-of-ann"], "tokens_left", 5)
     list(streamed(ann, max_tokens=3))  # 4 of the prompt, and these
     until(lambda: CALLERS["key-of-ann"].tokens_left < 0)
@@ -434,7 +424,7 @@ def test_a_caller_who_has_used_up_its_tokens_gets_no_more(
         streamed(ann)
 
 
-def test_metrics_tell_how_exchanges_ended_at_each_upstream(ann: OpenAI, gateway: str) -> None:
+def test_metrics_count_outcomes_per_upstream(ann: OpenAI, gateway: str) -> None:
     def ended(outcome: str) -> float:
         return metric(gateway, "asgi_upstream_exchanges_total", client="deep", outcome=outcome)
 
@@ -447,7 +437,7 @@ def test_metrics_tell_how_exchanges_ended_at_each_upstream(ann: OpenAI, gateway:
     until(lambda: ended("body_failed") > before[0] and ended("completed") > before[1])
 
 
-def test_a_caller_sees_its_own_exchanges_alone_and_sees_them_live(call: Call, gateway: str) -> None:
+def test_caller_sees_only_its_own_exchanges_live(call: Call, gateway: str) -> None:
     with streamed(call(), "deep-1", max_tokens=ENDLESS) as stream:
         next(stream)
         live = exchanges(gateway)[0]
@@ -470,7 +460,7 @@ def metric(url: str, name: str, **labels: str) -> float:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
-def test_usage_is_read_from_events_however_they_are_cut(size: int, end: bytes) -> None:
+def test_usage_is_read_from_events_cut_anywhere(size: int, end: bytes) -> None:
     piece = b'data: {"choices": [{"delta": {"content": "one"}}], "usage": null}'
     usage = b'data: {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 9}}'
     events = [b": a comment", piece, piece, usage, b"data: [DONE]"]
@@ -507,7 +497,7 @@ def test_usage_is_read_from_events_however_they_are_cut(size: int, end: bytes) -
         ({}, 0),
     ],
 )
-def test_each_part_that_says_something_is_a_token_where_no_usage_is_told(
+def test_chunk_with_content_counts_as_a_token_without_usage(
     delta: dict[str, Any], tokens: int
 ) -> None:
     async def chunks() -> Any:
@@ -536,7 +526,7 @@ def test_each_part_that_says_something_is_a_token_where_no_usage_is_told(
         b"[" * 200_000,
     ],
 )
-def test_an_odd_event_is_passed_on_and_counts_for_nothing(odd: bytes) -> None:
+def test_odd_event_is_relayed_and_counts_nothing(odd: bytes) -> None:
     piece = b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n'
     body = piece + b"data: " + odd + b"\n\n" + piece
 
@@ -552,7 +542,7 @@ def test_an_odd_event_is_passed_on_and_counts_for_nothing(odd: bytes) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens) == (0, 2)
 
 
-def test_an_event_without_end_is_a_failure_and_fills_no_memory() -> None:
+def test_event_without_end_fails_before_it_fills_memory() -> None:
     async def chunks() -> Any:
         while True:
             yield b"data: " + b"x" * 65536
@@ -584,6 +574,5 @@ def test_code_of_the_docs_page_is_the_code_of_the_example() -> None:
     code = (ROOT / "examples/llm_gateway/app.py").read_text()
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs/llm-gateway.md").read_text(), re.S)
     own = [block for block in shown if "import" not in block]
-    assert len(own) == 2
-    for block in own:
-        assert block in code
+    [block] = own
+    assert block in code

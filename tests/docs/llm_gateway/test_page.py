@@ -55,7 +55,7 @@ def chat(open_page: Open) -> Chat:
 # Tokens
 
 
-def test_tokens_appear_one_by_one(chat: Chat, upstream: Upstream) -> None:
+def test_page_shows_tokens_one_by_one(chat: Chat, upstream: Upstream) -> None:
     chat.page.evaluate(
         """() => {
             window.seen = [];
@@ -73,7 +73,7 @@ def test_tokens_appear_one_by_one(chat: Chat, upstream: Upstream) -> None:
     chat.stop()
 
 
-def test_a_whole_answer_appears_with_its_pace(chat: Chat) -> None:
+def test_page_shows_a_whole_answer_with_its_pace(chat: Chat) -> None:
     chat.ask("swift-1")
     chat.wait_until_over()
     assert chat.answer().split() == WORDS
@@ -83,7 +83,7 @@ def test_a_whole_answer_appears_with_its_pace(chat: Chat) -> None:
     assert int(count) == len(WORDS)
 
 
-def test_the_conversation_is_sent_on_with_each_message(chat: Chat, gateway: str) -> None:
+def test_page_sends_the_conversation_with_each_message(chat: Chat, gateway: str) -> None:
     bodies: list[Any] = []
     chat.page.on(
         "request",
@@ -96,7 +96,7 @@ def test_the_conversation_is_sent_on_with_each_message(chat: Chat, gateway: str)
     assert roles == [["user"], ["user", "assistant", "user"]]
 
 
-def test_what_a_model_says_is_text_and_no_markup(chat: Chat) -> None:
+def test_page_shows_markup_of_a_model_as_text(chat: Chat) -> None:
     chat.ask("swift-1", "<img src=x onerror=alert(1)>")
     chat.wait_until_over()
     assert chat.page.locator(".said.own .words").text_content() == "<img src=x onerror=alert(1)>"
@@ -105,7 +105,7 @@ def test_what_a_model_says_is_text_and_no_markup(chat: Chat) -> None:
 # Stop
 
 
-def test_stop_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
+def test_stop_button_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
     before = upstream.made(DEEP)
     chat.lengthen_answers(LONG)
     chat.ask("deep-1")
@@ -120,7 +120,9 @@ def test_stop_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
     assert chat.page.get_by_role("button", name="Stop").is_disabled()
 
 
-def test_stop_before_the_first_token_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
+def test_stop_button_before_the_first_token_stops_the_upstream(
+    chat: Chat, upstream: Upstream
+) -> None:
     chat.ask("slow")
     until(lambda: chat.outcomes()[:1] == ["Live"])
     chat.stop()
@@ -128,7 +130,7 @@ def test_stop_before_the_first_token_stops_the_upstream(chat: Chat, upstream: Up
     assert chat.answer() == ""
 
 
-def test_closing_the_page_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
+def test_closed_page_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
     chat.lengthen_answers(LONG)
     chat.ask("deep-1")
     until(lambda: upstream.at_work(DEEP) == 1)
@@ -139,7 +141,7 @@ def test_closing_the_page_stops_the_upstream(chat: Chat, upstream: Upstream) -> 
 # Failures
 
 
-def test_an_upstream_that_dies_shows_a_message_below_what_it_said(chat: Chat) -> None:
+def test_page_shows_an_error_below_a_broken_answer(chat: Chat) -> None:
     chat.ask("dies")
     alert = chat.page.get_by_role("alert")
     alert.wait_for()
@@ -151,21 +153,21 @@ def test_an_upstream_that_dies_shows_a_message_below_what_it_said(chat: Chat) ->
     assert chat.answer().split() == WORDS
 
 
-def test_an_answer_past_the_deadline_shows_a_message(open_page: Open, serve: Serve) -> None:
+def test_page_shows_an_error_below_a_late_answer(open_page: Open, serve: Serve) -> None:
     chat = open_page(url=serve(DEADLINE="1"))
     chat.ask("deep-1")
     chat.page.get_by_role("alert").get_by_text("took too long").wait_for()
     until(lambda: chat.outcomes()[:1] == ["Took too long"])
 
 
-def test_what_the_upstream_refuses_is_shown_in_its_words(open_page: Open) -> None:
+def test_page_shows_a_refusal_of_the_upstream(open_page: Open) -> None:
     chat = open_page(may_say="status of 429")  # Chromium's own line for each such answer
     chat.ask("refuses")
     chat.page.get_by_role("alert").get_by_text("The model is overloaded").wait_for()
     until(lambda: chat.outcomes()[:1] == ["Answered 429"])
 
 
-def test_a_caller_past_its_limit_is_told_so(
+def test_page_shows_that_no_tokens_are_left(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CALLERS["key-of-ann"], "tokens_left", 0)
@@ -174,7 +176,7 @@ def test_a_caller_past_its_limit_is_told_so(
     chat.page.get_by_role("alert").get_by_text("no tokens left").wait_for()
 
 
-def test_a_key_that_nobody_has_is_not_accepted_and_nothing_can_be_asked(open_page: Open) -> None:
+def test_page_disables_send_for_an_unknown_key(open_page: Open) -> None:
     chat = open_page(key="key-of-nobody", may_say="status of 401")
     chat.page.get_by_text("Not accepted: unknown key").wait_for()
     assert chat.page.get_by_role("button", name="Send").is_disabled()
@@ -186,7 +188,7 @@ def test_a_key_that_nobody_has_is_not_accepted_and_nothing_can_be_asked(open_pag
 # The list
 
 
-def test_the_list_shows_what_is_live_and_each_caller_its_own(open_page: Open) -> None:
+def test_page_lists_own_live_exchanges(open_page: Open) -> None:
     ann, bob = open_page(), open_page(key="key-of-bob")
     bob_had = bob.outcomes()
     ann.lengthen_answers(LONG)
@@ -215,7 +217,7 @@ def test_the_list_shows_what_is_live_and_each_caller_its_own(open_page: Open) ->
         pytest.param((320, 568), True, id="tiny-dark", marks=pytest.mark.slow),
     ],
 )
-def test_the_page_fits_and_can_be_read(open_page: Open, size: tuple[int, int], dark: bool) -> None:
+def test_page_fits_and_has_contrast(open_page: Open, size: tuple[int, int], dark: bool) -> None:
     chat = open_page(size=size, dark=dark)
     chat.ask("dies", "x" * 300)
     chat.wait_until_over()
@@ -271,7 +273,7 @@ LOOKS = """() => {
 }"""
 
 
-def test_the_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> None:
+def test_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> None:
     chat.lengthen_answers(LONG)
     page = chat.page
     page.get_by_label("Model").select_option("deep-1")
@@ -289,7 +291,7 @@ def test_the_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> Non
     assert page.evaluate("document.activeElement.id") == "prompt"
 
 
-def test_everything_on_the_page_has_a_name_for_those_who_do_not_see_it(chat: Chat) -> None:
+def test_page_names_every_control_for_screen_readers(chat: Chat) -> None:
     chat.ask("swift-1")
     chat.wait_until_over()
     tree = chat.page.locator("body").aria_snapshot()
@@ -306,7 +308,7 @@ def test_everything_on_the_page_has_a_name_for_those_who_do_not_see_it(chat: Cha
         assert part in tree, tree
 
 
-def test_the_page_may_load_nothing_from_elsewhere(gateway: str) -> None:
+def test_page_policy_allows_no_other_origin(gateway: str) -> None:
     policy = httpx.get(gateway, trust_env=False).headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
