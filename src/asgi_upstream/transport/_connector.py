@@ -1,8 +1,10 @@
 """Opens connections to upstreams: TCP or a Unix socket, TLS, retries."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from .._httpx.default_transport import keepalive_socket_options
@@ -10,6 +12,7 @@ from .._httpx.interfaces import HTTPXModule
 from ._connect import SocketOption, connect_tcp
 from ._connection import ConnectionOwner, HTTP11Connection
 from ._pool_state import Origin
+from ._tracing import ConnectedStream, trace_connect
 
 
 class Connector:
@@ -86,10 +89,21 @@ class Connector:
             return HTTP11Connection(owner, loop, self._library)
 
         if self._uds is None:
-            sock = await connect_tcp(host, port, self._local_address, self._tcp_options)
-            _, connection = await loop.create_connection(protocol, sock=sock, **tls)
+            address = {"host": host, "port": port, "local_address": self._local_address}
+            async with trace_connect("connect_tcp", **address) as result:
+                sock = await connect_tcp(host, port, self._local_address, self._tcp_options)
+                result["return_value"] = ConnectedStream(partial(_get_socket_info, sock))
+            if not tls:
+                _, connection = await loop.create_connection(protocol, sock=sock)
+                return connection
+            names = {"ssl_context": self._tls, "server_hostname": sni or host}
+            async with trace_connect("start_tls", **names) as result:
+                _, connection = await loop.create_connection(protocol, sock=sock, **tls)
+                result["return_value"] = ConnectedStream(connection.get_extra_info)
             return connection
-        transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
+        async with trace_connect("connect_unix_socket", path=self._uds) as result:
+            transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
+            result["return_value"] = ConnectedStream(connection.get_extra_info)
         try:
             for option in self._socket_options:
                 transport.get_extra_info("socket").setsockopt(*option)
@@ -97,3 +111,9 @@ class Connector:
             transport.abort()  # the pool does not know of it yet
             raise
         return connection
+
+
+def _get_socket_info(sock: socket.socket, name: str) -> Any:
+    if name == "peername":
+        return sock.getpeername()
+    return sock.getsockname() if name == "sockname" else sock if name == "socket" else None

@@ -11,12 +11,15 @@ from .._httpx.interfaces import HTTPXModule
 from ._connection import HTTP11Connection
 from ._pool_state import Origin
 from ._serializer import OutgoingRequest, serialize_request
-from ._streams import ResponseStream, UpgradedStream
+from ._streams import ResponseStream, TracedResponseStream, UpgradedStream
+from ._tracing import Tracer, TraceSettings
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 
 Extensions = Mapping[str, Any]
-SendRequest = Callable[[Origin, OutgoingRequest, Extensions], Awaitable[HTTP11Connection]]
+SendRequest = Callable[
+    [Origin, OutgoingRequest, Extensions, Tracer | None], Awaitable[HTTP11Connection]
+]
 
 
 class Flavor:
@@ -33,7 +36,9 @@ class Flavor:
         self.all_methods = MethodGuard(
             (library.AsyncHTTPTransport, "handle_async_request"), *core_methods
         )
+        self.tracing = TraceSettings(core.__name__)
         self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
+        self._traced_stream = subclass_for(TracedResponseStream, library.AsyncByteStream)
         self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
         self._network_stream.httpcore = core
         self.pool_class: type[InterceptedPool] = subclass_for(
@@ -41,8 +46,12 @@ class Flavor:
         )
         self.response_class: type[httpcore.Response] = core.Response
 
-    def make_stream(self, connection: HTTP11Connection) -> ResponseStream:
+    def make_stream(
+        self, connection: HTTP11Connection, tracer: Tracer | None = None
+    ) -> ResponseStream:
         """Return the stream of the response body on a connection."""
+        if tracer is not None:
+            return self._traced_stream(self._network_stream, connection, tracer)
         return self._stream(self._network_stream, connection)
 
 
@@ -66,7 +75,10 @@ else:
 
 
 class InterceptedPool(_Pool):
-    """Takes the requests that come through httpx's transport because it is wrapped or mocked."""
+    """Takes the requests that come through httpx's transport, because it is wrapped or mocked.
+
+    Those with a `trace` come here too, because the trace needs httpcore's request.
+    """
 
     def __init__(self, flavor: Flavor, send: SendRequest, **options: Any) -> None:
         super().__init__(**options)
@@ -87,7 +99,10 @@ class InterceptedPool(_Pool):
             flavor.library,
         )
         origin = get_origin(flavor.library, url.scheme, url.host, url.port)
-        body = flavor.make_stream(await self._send(origin, out, extensions))
+        tracer = None
+        if flavor.tracing.is_traced(extensions):
+            tracer = Tracer(request, flavor.tracing.loggers)
+        body = flavor.make_stream(await self._send(origin, out, extensions, tracer), tracer)
         return flavor.response_class(
             body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
         )

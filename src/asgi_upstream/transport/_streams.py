@@ -11,6 +11,7 @@ from .._httpx.exceptions import is_httpx_error
 from .._httpx.flavors import ByteStreamBase
 from ._connection import HTTP11Connection
 from ._response_head import ResponseHead
+from ._tracing import Tracer
 
 
 class ResponseStream(ByteStreamBase):
@@ -33,18 +34,44 @@ class ResponseStream(ByteStreamBase):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            # After an upgrade, the bytes belong to the network stream.
-            while self._connection is not None and not self._is_upgraded:
-                if not (chunk := self._connection.read_nowait() or await self._connection.read()):
-                    break
+            while chunk := await self._read():
                 yield chunk
         finally:
             await self.aclose()  # like httpcore, for callers that do not close the response
+
+    async def _read(self) -> bytes:
+        if self._connection is None or self._is_upgraded:
+            return b""  # After an upgrade, the bytes belong to the network stream.
+        return self._connection.read_nowait() or await self._connection.read()
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aclose()
+
+
+class TracedResponseStream(ResponseStream):
+    """Reports when the body starts and ends, and when it is closed."""
+
+    def __init__(
+        self, network_stream: type[Any], connection: HTTP11Connection, tracer: Tracer
+    ) -> None:
+        super().__init__(network_stream, connection)
+        self._tracer = tracer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            name, request = "http11.receive_response_body", self._tracer.request
+            async with self._tracer.event(name, request=request):
+                while chunk := await self._read():
+                    yield chunk
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            async with self._tracer.event("http11.response_closed"):
+                await super().aclose()
 
 
 class UpgradedStream:

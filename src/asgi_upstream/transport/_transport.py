@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import httpcore
@@ -18,8 +19,9 @@ from ._flavor import Extensions, Flavor, get_origin
 from ._pool import Pool
 from ._pool_state import Origin, PoolState
 from ._serializer import OutgoingRequest, serialize_request
-from ._tracing import send_traced
+from ._tracing import Tracer
 
+_UNTRACED = nullcontext()
 # The methods that may be sent twice (RFC 9110 9.2.2).
 _IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
@@ -111,6 +113,7 @@ class AsyncioTransportMixin(_Transport):
             or "handle_async_request" in vars(self)
             or not flavor.all_methods.is_intact()
             or get_library(type(request)) is not flavor.library
+            or flavor.tracing.is_traced(request.extensions)
         ):
             return None
         extensions = request.extensions
@@ -141,7 +144,11 @@ class AsyncioTransportMixin(_Transport):
         return get_origin(self._flavor.library, url.raw_scheme, url.raw_host, url.port)
 
     async def _send(
-        self, origin: Origin, out: OutgoingRequest, extensions: Extensions
+        self,
+        origin: Origin,
+        out: OutgoingRequest,
+        extensions: Extensions,
+        tracer: Tracer | None = None,
     ) -> HTTP11Connection:
         if threading.get_ident() != self._thread or not self._loop.is_running():
             self._bind_loop()
@@ -153,12 +160,13 @@ class AsyncioTransportMixin(_Transport):
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
             if connection is None:
                 timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
-                connection = await self._asyncio_pool.acquire(
-                    origin, timeouts.get("pool"), timeouts.get("connect")
-                )
+                with _UNTRACED if tracer is None else tracer.cover_connect():
+                    connection = await self._asyncio_pool.acquire(
+                        origin, timeouts.get("pool"), timeouts.get("connect")
+                    )
             try:
-                if "trace" in extensions:
-                    await send_traced(connection, out, extensions["trace"])
+                if tracer is not None:
+                    await tracer.send(connection, out)
                 else:
                     connection.send(out)
                     while not connection.has_head:

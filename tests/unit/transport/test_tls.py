@@ -1,10 +1,12 @@
 """TLS for real, with certificates that trustme makes, on asyncio's own loop and on uvloop."""
 
 import asyncio
+import contextlib
 import datetime
 import os
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import trustme
 
 from asgi_upstream.transport import AsyncioTransport
+from tests.unit.transport.test_tracing import trace_events
 from tests.unit.transport.test_transport import OK, Serve, Upstream, eventually, read_request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
@@ -341,3 +344,66 @@ async def test_bytes_behind_the_answer_end_the_connection(
         for number in (1, 2):
             assert (await c.get("/")).text == "ok"
             assert len(upstream.peers) == number
+
+
+async def test_trace_has_the_events_of_a_handshake(
+    authority: trustme.CA, trust: ssl.SSLContext
+) -> None:
+    async with Upstream(tls=certified(authority, "127.0.0.1")) as upstream:
+        expected, seen = [
+            await trace_events(cls(verify=trust), upstream.url)
+            for cls in (httpx.AsyncHTTPTransport, AsyncioTransport)
+        ]
+    assert [name for name, _ in seen] == [name for name, _ in expected]
+    assert "connection.start_tls.complete" in dict(seen)
+    assert dict(seen)["connection.start_tls.started"]["server_hostname"] == "127.0.0.1"
+
+
+# A connection may end, or bytes may come, while it is idle and the event loop is busy.
+BYTES_WHILE_IDLE = {"bytes": b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", "end": b""}
+
+
+@pytest.mark.parametrize("kind", BYTES_WHILE_IDLE)
+async def test_idle_connection_with_unread_tls_data_is_not_reused(
+    authority: trustme.CA, trust: ssl.SSLContext, kind: str
+) -> None:
+    """The upstream is in a thread, so that it can send while the event loop is blocked."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(10)
+    idle, served, connections = threading.Event(), threading.Event(), list[ssl.SSLSocket]()
+    context = certified(authority, "127.0.0.1")
+
+    def respond() -> ssl.SSLSocket:
+        sock, _ = listener.accept()
+        sock.settimeout(10)
+        tls = context.wrap_socket(sock, server_side=True)
+        connections.append(tls)
+        tls.recv(65536)
+        tls.sendall(OK)
+        return tls
+
+    def serve() -> None:
+        first = respond()
+        idle.wait(10)
+        if data := BYTES_WHILE_IDLE[kind]:
+            first.sendall(data)
+        else:
+            first.settimeout(0.1)
+            with contextlib.suppress(OSError):
+                first.unwrap()  # sends close_notify, and waits for the answer
+        served.set()
+        respond()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    with listener:
+        async with httpx.AsyncClient(transport=AsyncioTransport(verify=trust), timeout=10) as c:
+            assert (await c.get(url)).text == "ok"
+            idle.set()
+            assert served.wait(10)  # It blocks the event loop.
+            assert (await c.post(url, content=b"x")).text == "ok"
+        thread.join(10)
+    assert len(connections) == 2
+    for connection in connections:
+        connection.close()

@@ -487,30 +487,6 @@ async def test_the_target_is_sent_as_it_is() -> None:
         assert lines == [b"OPTIONS * HTTP/1.1", b"GET /%2e/a//b?c%20d HTTP/1.1"]
 
 
-async def test_the_trace_tells_of_the_exchange() -> None:
-    events: list[tuple[str, dict[str, Any]]] = []
-
-    async def trace(name: str, info: dict[str, Any]) -> None:
-        events.append((name, info))
-
-    async with Upstream() as upstream, client(upstream) as c:
-        await c.get("/", extensions={"trace": trace})
-        assert [name for name, _ in events] == [
-            "http11.send_request_headers.started",
-            "http11.send_request_headers.complete",
-            "http11.receive_response_headers.started",
-            "http11.receive_response_headers.complete",
-        ]
-        version, status, reason, fields = events[-1][1]["return_value"]
-        assert (version, status, reason) == (b"HTTP/1.1", 200, b"OK")
-        assert fields == [(b"content-length", b"2")]
-    async with Upstream(BROKEN["closed at once"]) as upstream, client(upstream) as c:
-        with pytest.raises(httpx.RemoteProtocolError) as caught:
-            await c.get("/", extensions={"trace": trace})
-        assert events[-1][0] == "http11.receive_response_headers.failed"
-        assert events[-1][1] == {"exception": caught.value}
-
-
 async def test_a_trace_that_fails_leaves_nothing_open() -> None:
     async def trace(name: str, info: dict[str, Any]) -> None:
         raise ZeroDivisionError

@@ -1,0 +1,119 @@
+"""The `trace` extension and the DEBUG log are the same as on httpx's transport."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpcore
+import httpx
+import pytest
+
+from asgi_upstream import StreamedResponse, client_lifespan
+from asgi_upstream.transport import AsyncioTransport
+from tests.support.asgi import Caller
+from tests.unit.transport.test_transport import BROKEN, Upstream
+
+pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
+
+Event = tuple[str, dict[str, Any]]
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    yield b"first"
+    yield b"second"
+
+
+async def trace_events(
+    transport: httpx.AsyncHTTPTransport, url: str, *, content: Any = None, times: int = 1
+) -> list[Event]:
+    events: list[Event] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name == "connection.connect_tcp.complete":
+            info["address"] = info["return_value"].get_extra_info("server_addr")
+        events.append((name, info))
+
+    async with httpx.AsyncClient(transport=transport, base_url=url) as client:
+        for _ in range(times):
+            body = None if content is None else content()
+            await client.post("/", content=body, extensions={"trace": trace})
+    return events
+
+
+@pytest.mark.parametrize("content", [None, lambda: b"whole", _chunks])
+async def test_trace_has_the_events_of_httpx(content: Callable[[], object] | None) -> None:
+    async with Upstream() as upstream:
+        expected, seen = [
+            await trace_events(cls(), upstream.url, content=content, times=2)
+            for cls in (httpx.AsyncHTTPTransport, AsyncioTransport)
+        ]
+    # Here the response may be awaited while the body is sent.
+    assert sorted(name for name, _ in seen) == sorted(name for name, _ in expected)
+    assert {name: set(info) - {"timeout", "socket_options"} for name, info in seen} == {
+        name: set(info) - {"timeout", "socket_options"} for name, info in expected
+    }
+    infos = dict(seen)
+    assert isinstance(infos["http11.send_request_headers.started"]["request"], httpcore.Request)
+    version, status, reason, headers = infos["http11.receive_response_headers.complete"][
+        "return_value"
+    ]
+    assert (version, status, reason) == (b"HTTP/1.1", 200, b"OK")
+    assert headers == [(b"content-length", b"2")]
+    assert infos["connection.connect_tcp.complete"]["address"][0] == "127.0.0.1"
+
+
+async def test_trace_of_a_failure_has_the_exception() -> None:
+    events: list[Event] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        events.append((name, info))
+
+    async with (
+        Upstream(BROKEN["closed at once"]) as upstream,
+        httpx.AsyncClient(transport=AsyncioTransport()) as client,
+    ):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(upstream.url, extensions={"trace": trace})
+        assert "http11.receive_response_headers.failed" in dict(events)
+        name, info = next(event for event in events if event[0].endswith(".failed"))
+        assert isinstance(info["exception"], httpx.RemoteProtocolError)
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://127.0.0.1:1", extensions={"trace": trace})
+        name, info = events[-1]
+        assert name == "connection.connect_tcp.failed"
+        assert isinstance(info["exception"], OSError)
+
+
+async def test_trace_of_a_relayed_request_is_complete() -> None:
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    async with Upstream() as upstream, client_lifespan(base_url=upstream.url)(None) as state:
+        client: Any = state["client"]
+        request = client.build_request("GET", "/", extensions={"trace": trace})
+        caller = await Caller().call(StreamedResponse(client, request))
+    assert caller.body == b"ok"
+    assert "connection.connect_tcp.complete" in names
+    assert names[-3:] == [
+        "http11.receive_response_body.complete",
+        "http11.response_closed.started",
+        "http11.response_closed.complete",
+    ]
+
+
+async def test_debug_log_has_the_lines_of_httpx(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "httpcore")
+    lines = []
+    async with Upstream() as upstream:
+        for cls in (httpx.AsyncHTTPTransport, AsyncioTransport):
+            caplog.clear()
+            async with httpx.AsyncClient(transport=cls()) as client:
+                await client.get(upstream.url)
+            lines.append([(r.name, r.getMessage().split(" ")[0]) for r in caplog.records])
+    expected, seen = ([line for line in each if line[1][:6] != "close."] for each in lines)
+    assert [line for line in expected if line[0] != "httpx"] == [
+        line for line in seen if line[0] != "httpx"
+    ]
+    assert ("httpcore.connection", "connect_tcp.complete") in seen
