@@ -24,6 +24,7 @@ from ._exchange.inbox import Inbox
 from ._exchange.options import SupportsSend
 from ._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from ._exchange.sending import send_request, validate_head
+from ._exchange.undelimited import check_end
 from ._httpx.exceptions import is_httpx_error
 from ._httpx.flavors import describe_type, match_library
 from ._httpx.interfaces import AnyClient, HTTPXModule, RequestT, ResponseT
@@ -207,7 +208,7 @@ class _Call:
                 raise errors.UpstreamBodyTooLarge
             return content
         stream = aiter(cast(httpx.AsyncByteStream, upstream.stream))
-        body = stream
+        body = check_end(upstream, stream, self._library)
         if self._recorder is not None:
             body = CountedBody(body, self._recorder.bytes_received)
         codings = content_encodings(upstream)

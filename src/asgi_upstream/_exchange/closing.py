@@ -8,9 +8,10 @@ import anyio
 import httpx
 
 from .._httpx.cancellation import defer_cancellation
-from .._httpx.workarounds import clean_up_after, discard_trailing_data
+from .._httpx.workarounds import clean_up_after, end_connection_if_unusable
 from .._logging import logger
 from .body import ResumableBody
+from .undelimited import find_delimiting_tls
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing an upstream response may take."""
@@ -52,7 +53,7 @@ async def close_generator(generator: AsyncGenerator[bytes]) -> None:
 
 
 async def _close_response(upstream: httpx.Response) -> None:
-    discard_trailing_data(upstream)
+    end_connection_if_unusable(upstream, has_ended=find_delimiting_tls(upstream) is not None)
     await _close_resource(upstream.aclose)
 
 

@@ -40,6 +40,7 @@ from .response_head import (
     has_no_content,
 )
 from .scope import ExchangeScope
+from .undelimited import check_end
 
 
 class ResponseRelay:
@@ -268,6 +269,7 @@ class ResponseRelay:
         if upstream.is_stream_consumed or upstream.is_closed:
             return self._get_read_content(upstream), bool(content_encodings(upstream))
         body = self._track_iterator(cast(httpx.AsyncByteStream, upstream.stream))
+        body = check_end(upstream, body, self._options.library)
         if start_task is not None:
             body = self._track_iterator(ResumableBody(body, start_task, self._options.library))
         if self.recorder is not None:

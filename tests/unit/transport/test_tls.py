@@ -15,7 +15,15 @@ import httpx
 import pytest
 import trustme
 
+from asgi_upstream import (
+    BufferedResponse,
+    StreamedResponse,
+    UpstreamProtocolError,
+    client_lifespan,
+    fetch,
+)
 from asgi_upstream.transport import AsyncioTransport
+from tests.support.asgi import Caller
 from tests.unit.transport.test_tracing import trace_events
 from tests.unit.transport.test_transport import OK, Serve, Upstream, eventually, read_request
 
@@ -197,7 +205,7 @@ async def test_a_body_that_is_cut_off_is_an_error(
 async def test_body_until_close_without_close_notify_is_an_error(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
-    """RFC 9112 9.8. httpx's transport takes the body as complete."""
+    """RFC 9112 9.8. httpx's transport itself takes the body as complete."""
     tls = certified(authority, "127.0.0.1")
     async with Upstream(without_notice(HEAD + b"\r\nhalf"), tls=tls) as upstream:
         got: list[bytes] = []
@@ -208,6 +216,36 @@ async def test_body_until_close_without_close_notify_is_an_error(
         stock = httpx.AsyncHTTPTransport(verify=trust, trust_env=False)
         async with httpx.AsyncClient(transport=stock, timeout=10) as c:
             assert (await c.get(upstream.url)).text == "half"
+
+
+@pytest.mark.parametrize("transport", [AsyncioTransport, httpx.AsyncHTTPTransport])
+@pytest.mark.parametrize("notice", [False, True])
+async def test_relayed_body_until_close_needs_close_notify(
+    authority: trustme.CA, trust: ssl.SSLContext, transport: Any, notice: bool
+) -> None:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(HEAD + b"\r\nhalf")
+        writer.close()
+        await writer.wait_closed()
+
+    serve = closing if notice else without_notice(HEAD + b"\r\nhalf")
+    async with Upstream(serve, tls=certified(authority, "127.0.0.1")) as upstream:
+        lifespan = client_lifespan(transport=transport(verify=trust), base_url=upstream.url)
+        async with lifespan(None) as state:
+            client: Any = state["client"]
+            request = client.build_request("GET", "/")
+            if notice:
+                assert (await Caller().call(StreamedResponse(client, request))).body == b"half"
+                assert (await fetch(client, request)).text == "half"
+                return
+            with pytest.raises(UpstreamProtocolError):
+                await Caller().call(StreamedResponse(client, request))
+            with pytest.raises(UpstreamProtocolError):
+                await Caller().call(BufferedResponse(client, request))
+            with pytest.raises(UpstreamProtocolError):
+                await fetch(client, request)
+            assert (await fetch(client, client.build_request("HEAD", "/"))).text == ""
 
 
 async def test_a_body_until_the_close_ends_with_the_notice(
