@@ -1,11 +1,13 @@
 """Workarounds for faults of httpcore 1.0.9 that only its private attributes can fix.
 
-If a version of httpcore has other attributes, these functions do nothing and a test fails.
+If a version of httpcore has other attributes, these functions do nothing, a WARNING is logged once
+and a test fails.
 """
 
 import socket
 import sys
 from contextlib import suppress
+from functools import cache
 from traceback import walk_tb
 from typing import Any
 
@@ -20,7 +22,21 @@ MAX_CLOSING_TURNS = 50
 CLEAN_UP_TIMEOUT = 5.0
 """Seconds that the clean-up of a pool may take."""
 
+_POOL_IS_LOST = "cancelled requests may use up the pool"
 _CANCEL = 8  # the error code for a stream that is no longer needed (RFC 9113 7)
+
+
+def is_of_httpcore(instance: object) -> bool:
+    return type(instance).__module__.partition(".")[0] in ("httpcore", "httpcore2")
+
+
+@cache
+def warn_of_unknown_httpcore(consequence: str) -> None:
+    """Log once that a workaround does nothing, because httpcore has changed."""
+    logger.warning(
+        "this version of httpcore is unknown: %s; use AsyncioTransport, or another httpcore",
+        consequence,
+    )
 
 
 def _find_pool(client: Any, url: object) -> Any:
@@ -41,8 +57,13 @@ def _find_pool(client: Any, url: object) -> Any:
 def _find_pool_stream(response: Any) -> Any:
     """Return httpcore's stream of a response, which holds the place in the pool, or None."""
     stream: Any = response.stream
-    while stream is not None and not hasattr(stream, "_pool_request"):
-        stream = getattr(stream, "_stream", getattr(stream, "_httpcore_stream", None))
+    while not hasattr(stream, "_pool_request"):
+        inner = getattr(stream, "_stream", getattr(stream, "_httpcore_stream", None))
+        if inner is None:
+            if is_of_httpcore(stream):
+                warn_of_unknown_httpcore(_POOL_IS_LOST)
+            return None
+        stream = inner
     return stream
 
 
@@ -87,7 +108,8 @@ def holds_pool_place(response: Any) -> bool:
     try:
         pool = stream._pool
         return stream._pool_request in pool._requests or bool(_find_stranded(pool))
-    except AttributeError:  # another version
+    except AttributeError:
+        warn_of_unknown_httpcore(_POOL_IS_LOST)
         return False
 
 
@@ -135,26 +157,33 @@ async def close_stranded_connections(pool: Any) -> None:
         for connection in stranded:
             pool._connections.remove(connection)
         closing = [*stranded, *pool._assign_requests_to_connections()]
-    except AttributeError:  # another transport, or another version
+    except AttributeError:
+        if is_of_httpcore(pool):
+            warn_of_unknown_httpcore(_POOL_IS_LOST)
         return
     for connection in closing:
         await connection.aclose()
 
 
-def discard_trailing_data(upstream: Any) -> None:
-    """Close a connection that has bytes after the response body (RFC 9112 6.3).
+def end_connection_if_unusable(upstream: Any, *, has_ended: bool) -> None:
+    """Close a connection that has bytes after the response body, or that TLS has ended.
 
-    Otherwise httpcore 1.0.9 takes them for the next response. Delete this when httpcore checks
-    h11's `trailing_data` before it keeps a connection.
+    httpcore 1.0.9 takes such bytes for the next response (RFC 9112 6.3), and sends the next request
+    after a close_notify. Delete this when httpcore checks h11's `trailing_data` and the end of a
+    body without a length before it keeps a connection.
     """
     stream = upstream.stream
     while (
         inner := getattr(stream, "_stream", getattr(stream, "_httpcore_stream", None))
     ) is not None:
         stream = inner
-    state = getattr(getattr(stream, "_connection", None), "_h11_state", None)
-    if state is not None and state.trailing_data[0]:
-        state.send_failed()  # h11 now reports an error, so httpcore closes the connection
+    connection = getattr(stream, "_connection", None)
+    state = getattr(connection, "_h11_state", None)
+    if state is not None:
+        if state.trailing_data[0] or has_ended:
+            state.send_failed()  # h11 now reports an error, so httpcore closes the connection
+    elif is_of_httpcore(stream) and not hasattr(connection, "_h2_state"):
+        warn_of_unknown_httpcore("bytes after a response are not detected")
 
 
 async def reset_abandoned_streams(pool: Any) -> None:
@@ -168,7 +197,10 @@ async def reset_abandoned_streams(pool: Any) -> None:
         for connection in [c._connection for c in pool._connections]:
             if connection is not None and hasattr(connection, "_h2_state"):
                 await _reset_streams_of(connection)
-    except Exception:  # another transport, another version, or a closed connection
+    except AttributeError:
+        if is_of_httpcore(pool):
+            warn_of_unknown_httpcore("HTTP/2 streams are not reset")
+    except Exception:  # a closed connection
         logger.debug("HTTP/2 streams could not be reset", exc_info=True)
 
 
