@@ -40,10 +40,15 @@ http {{
 APP = """
 from asgi_upstream import ReverseProxy, client_lifespan, combine_lifespans
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
 
 app = Starlette(
-    routes=[Mount("/ws", ReverseProxy("ws")), Mount("/api", ReverseProxy())],
+    routes=[
+        Route("/headers", lambda request: JSONResponse(dict(request.headers))),
+        Mount("/ws", ReverseProxy("ws")),
+        Mount("/api", ReverseProxy()),
+    ],
     lifespan=combine_lifespans(
         client_lifespan(base_url="http://127.0.0.1:9000", timeout=60),
         client_lifespan(name="ws", base_url="WS_URL"),
@@ -180,6 +185,15 @@ def test_upload_reaches_the_app_only_when_it_is_complete(front: Front) -> None:
 def test_body_above_the_limit_is_413(front: Front) -> None:
     with front.client() as client:
         assert client.post("/api/upload", content=bytes(21 << 20)).status_code == 413
+
+
+def test_upgrade_to_h2c_does_not_reach_the_app(front: Front) -> None:
+    """An app that speaks h2c would then read requests that nginx never saw."""
+    upgrade = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAA"}
+    with front.client() as client:
+        received = client.get("/headers", headers=upgrade).json()
+    assert "upgrade" not in received
+    assert "connection" not in received
 
 
 def test_websocket_is_relayed(front: Front) -> None:
