@@ -39,7 +39,11 @@ async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]
         if scope.cancelled_caught:
             logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
-    await defer_cancellation(close())
+    try:
+        await defer_cancellation(close())
+    finally:
+        # The stream of httpx's client refers to the response, which would be a cycle.
+        upstream.stream = httpx.AsyncByteStream()
 
 
 async def close_generator(generator: AsyncGenerator[bytes]) -> None:

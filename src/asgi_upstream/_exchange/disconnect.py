@@ -82,7 +82,12 @@ class DisconnectListener:
         if self._sent > LISTEN_AFTER_BYTES and self.started:
             self.start_task()
 
-    def cancel_timer(self) -> None:
+    def detach(self) -> None:
+        """Start no task any more, and call `on_disconnect` no more.
+
+        Its reference to the owner of this object would be a cycle.
+        """
+        self._on_disconnect = _ignore
         if self._timer is not None:
             self._timer.discard(self)
 
@@ -103,6 +108,10 @@ class DisconnectListener:
         if await wait_for_disconnect(self._receive, pause):
             self.disconnected = True
             self._on_disconnect()
+
+
+def _ignore() -> None:
+    pass
 
 
 async def wait_for_disconnect(receive: Receive, pause: float = 0) -> bool:

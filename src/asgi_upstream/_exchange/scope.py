@@ -39,7 +39,7 @@ class ExchangeScope:
     _loop: asyncio.AbstractEventLoop | None = None  # None on trio
     _host_task: asyncio.Task[Any] | None = None  # cancelled if there is no anyio scope
     _initial_cancelling = 0
-    _cancelled = _ended = False
+    _cancelled = False
     _stack: AsyncExitStack | None = None
     _group: TaskGroup | None = None  # on trio
     _deadline_handle: asyncio.TimerHandle | None = None
@@ -107,14 +107,15 @@ class ExchangeScope:
             while callback():  # noqa: ASYNC110  A socket has no event for this.
                 await anyio.sleep(interval)
 
-        def tick() -> None:
-            if callback():
-                self._poll_handle = asyncio.get_running_loop().call_later(interval, tick)
-
         if self._group is not None:
             self._group.start_soon(poll)
         else:
-            tick()
+            self._tick(interval, callback)
+
+    def _tick(self, interval: float, callback: Callable[[], bool]) -> None:
+        if callback():
+            loop = asyncio.get_running_loop()
+            self._poll_handle = loop.call_later(interval, self._tick, interval, callback)
 
     def count_sent(self, count: int) -> None:
         """Count the bytes that were sent to the caller."""
@@ -144,8 +145,6 @@ class ExchangeScope:
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._ended:
-            return  # A `receive` may turn its own cancellation into a disconnect.
         if self._scope is not None:
             self._scope.cancel()
         elif self._host_task is not None and not self._cancelled:
@@ -157,8 +156,7 @@ class ExchangeScope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._ended = True
-        self._listener.cancel_timer()
+        self._listener.detach()  # A `receive` may turn its own cancellation into a disconnect.
         if self._deadline_handle is not None:
             self._deadline_handle.cancel()
         if self._poll_handle is not None:

@@ -1,0 +1,51 @@
+"""An exchange is freed when it is over, without the garbage collector."""
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from asgi_upstream import client_lifespan
+from asgi_upstream.transport import AsyncioTransport
+from tests.support.steps import LoopbackUpstream
+from tests.unit.test_cancelled_at_each_step import KINDS
+
+# The others cancel tasks of anyio or asyncio, whose exceptions refer to themselves.
+FREED = ["streamed", "streamed_with_deadline", "buffered", "forwarded", "fetched"]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.asyncio
+@pytest.mark.parametrize("transport", [AsyncioTransport, httpx.AsyncHTTPTransport])
+@pytest.mark.parametrize("kind", FREED)
+async def test_exchange_leaves_no_reference_cycle(kind: str, transport: Any) -> None:
+    upstream = LoopbackUpstream()
+    lifespan = client_lifespan(transport=transport(), base_url="http://upstream")
+    async with upstream.serve(), lifespan(None) as state:
+        client: Any = state["client"]
+        client.base_url = upstream.url
+        await KINDS[kind].run(client, KINDS[kind].caller())  # connects, and fills caches
+        await asyncio.sleep(0.01)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        for _ in range(3):
+            await KINDS[kind].run(client, KINDS[kind].caller())
+        await asyncio.sleep(0.01)
+        gc.collect()
+        names = Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.garbage)
+        ours = [n for n in names if n.startswith(("asgi_upstream", "httpx", "httpcore"))]
+        assert not ours, names
