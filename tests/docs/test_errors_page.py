@@ -31,7 +31,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def names(entry: str, message: str) -> bool:
-    is_prefix = len(entry) >= LONG_ENOUGH and message.startswith(entry.rstrip("…"))
+    is_prefix = len(entry) >= LONG_ENOUGH and message.startswith(entry.rstrip(" …"))
     return entry == message or is_prefix
 
 

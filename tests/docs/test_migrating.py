@@ -53,16 +53,6 @@ def test_an_app_with_a_lifespan_runs_no_on_event_handlers(serve_page: Serve) -> 
     assert "has no attribute 'client'" in server.log()
 
 
-def test_a_client_for_each_request_opens_a_connection_for_each(
-    serve_page: Serve, upstream: Upstream
-) -> None:
-    for name, opened in (("each_before.py", 5), ("each_after.py", 1)):
-        server, before = serve_page(CODE[name]), upstream.total_connections
-        for _ in range(5):
-            assert ask(server, "/api/item").status == 200
-        assert upstream.total_connections - before == opened
-
-
 def test_client_per_request_costs_more_than_a_shared_one(upstream: Upstream) -> None:
     async def main() -> tuple[float, float]:
         start = time.process_time()
