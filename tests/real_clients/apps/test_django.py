@@ -1,9 +1,10 @@
 """Django's admin: login, CSRF, redirects, upload, and a stream that its caller abandons."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from tests.real_clients.apps.site import (
     HOST,
@@ -14,8 +15,10 @@ from tests.real_clients.apps.site import (
     bin_folder,
     download,
     run,
+    serve,
     skip_without,
 )
+from tests.real_clients.conftest import ASYNCIO
 from tests.support.servers import eventually
 
 pytestmark = skip_without("django")
@@ -215,3 +218,15 @@ def test_closed_tab_ends_the_stream_of_the_server(visitor: Visitor, site: Site) 
     page.close()
     site.wait_until_idle()
     eventually(abandoned.exists, 60)
+
+
+def test_login_without_preserve_host_fails_csrf(browser: Browser, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    manage = tmp_path / "manage.py"
+    manage.write_text(manage.read_text().replace('["apps.example"]', '["*"]'))
+    with serve(replace(RECIPE, options={}), tmp_path, ASYNCIO) as site:
+        site.use(browser)
+        with site.visitor() as visitor:
+            visitor.expected = ("403 POST",)
+            page = log_in(visitor)
+            page.get_by_text("Origin checking failed").wait_for()

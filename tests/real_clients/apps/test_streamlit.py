@@ -1,12 +1,22 @@
 """Streamlit: an upload, pictures and other media, and a large element by WebSocket."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
-from tests.real_clients.apps.site import Recipe, Site, Visitor, download, run, skip_without
+from tests.real_clients.apps.site import (
+    Recipe,
+    Site,
+    Visitor,
+    download,
+    run,
+    serve,
+    skip_without,
+)
+from tests.real_clients.conftest import ASYNCIO
 from tests.support.servers import eventually
 
 pytestmark = skip_without("streamlit")
@@ -159,3 +169,13 @@ def test_short_addresses_lead_to_the_app(visitor: Visitor, path: str) -> None:
     page = visitor.open(path)
     page.get_by_text("Pressed").wait_for()
     assert page.url == f"{visitor.site.url}/"
+
+
+def test_handshake_without_preserve_host_is_refused(browser: Browser, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    with serve(replace(RECIPE, options={}), tmp_path, ASYNCIO) as site:
+        site.use(browser)
+        page = browser.new_page()
+        page.goto(f"{site.url}/")
+        eventually(lambda: "use preserve_host=True" in site.proxy_log(), 60)
+        page.close()
