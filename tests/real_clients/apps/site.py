@@ -25,6 +25,7 @@ FLAGS = [
     *("--disable-component-update", "--host-resolver-rules=MAP *.example 127.0.0.1"),
 ]
 PATIENCE = 60.0  # seconds that a page may take on a busy machine
+STARTUP_TIMEOUT = 300.0  # MLflow takes 20 seconds on an idle machine
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Application:
                 start_new_session=True,
             )
         try:
-            eventually(self._listens, PATIENCE)
+            eventually(self._listens, STARTUP_TIMEOUT)
         except BaseException:
             self.stop()
             raise AssertionError(self.log()) from None

@@ -68,7 +68,7 @@ def log_run(site: Site, name: str) -> tuple[str, str]:
         | {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     experiment, run_id = done.stdout.splitlines()[-1].split()

@@ -66,7 +66,7 @@ serve.run(Gateway.bind())
 print("ready", flush=True)
 threading.Event().wait()
 """
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 @pytest.fixture(scope="module")
