@@ -1,42 +1,67 @@
 """The relays that are compared: each is an ASGI app for any path, alone in its process.
 
-`WAY` names the one to serve, `UPSTREAM_URL` what is behind it. No way has a limit of connections,
-and each waits for a minute.
+`WAY` names the one to serve, `UPSTREAM_URL` the upstream, `FRAMEWORK` Starlette or FastAPI. No way
+has a limit of connections, and each waits for a minute.
 """
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import Any, cast
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import httpx
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_upstream import (
     BufferedResponse,
+    ReverseProxy,
     StreamedResponse,
     client_lifespan,
     forward_request,
     get_client,
 )
-from asgi_upstream.transport import AsyncioTransport
 
 UPSTREAM = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9")
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 WAIT = 60.0
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request, Any], Awaitable[Response]]
+Find = Callable[[Request], Awaitable[Any]]
 
 
-def starlette(endpoint: Endpoint, lifespan: Any) -> Starlette:
-    routes = [Route("/{path:path}", endpoint, methods=["GET", "POST"])]
+async def from_state(request: Request) -> Any:
+    """Find a peer's client, as `get_client` finds this library's."""
+    return request.state.client
+
+
+def app_with(endpoint: Endpoint, lifespan: Any, find: Find = from_state) -> ASGIApp:
+    """Return an app of either framework whose endpoint gets the request and the client."""
+    methods = ["GET", "POST"]
+    if os.environ.get("FRAMEWORK") == "fastapi":
+        fastapi = import_module("fastapi")
+
+        async def dependent(
+            request: Request, client: Annotated[Any, fastapi.Depends(find)]
+        ) -> Response:
+            return await endpoint(request, client)
+
+        app: Any = fastapi.FastAPI(lifespan=lifespan)
+        app.add_api_route("/{path:path}", dependent, methods=methods, response_model=None)
+        return cast(ASGIApp, app)
+
+    async def plain(request: Request) -> Response:
+        return await endpoint(request, await find(request))
+
+    routes = [Route("/{path:path}", plain, methods=methods)]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
@@ -53,7 +78,8 @@ def bare_build_request() -> ASGIApp:
 
 def _bare(client: httpx.AsyncClient | None) -> ASGIApp:
     idle: list[BareConnection] = []
-    host, port = UPSTREAM.removeprefix("http://").split(":")
+    scheme, host, port = UPSTREAM.replace("/", "").split(":")
+    tls = ssl.create_default_context() if scheme == "https" else None
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +91,7 @@ def _bare(client: httpx.AsyncClient | None) -> ASGIApp:
             connection = idle.pop()
         else:
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(BareConnection, host, int(port))
+            _, connection = await loop.create_connection(BareConnection, host, int(port), ssl=tls)
         if scope["method"] == "POST":
             length = int(path[len(b"/upload/") :])
             connection.write(
@@ -167,20 +193,30 @@ class BareConnection(asyncio.Protocol):
 
 
 def alone() -> ASGIApp:
-    """No relay at all: what the server and the framework cost."""
+    """No relay at all: the cost of the server and the framework."""
 
-    async def endpoint(request: Request) -> Response:
+    async def endpoint(request: Request, client: Any) -> Response:
         return PlainTextResponse(b"x" * 1024)
 
-    return starlette(endpoint, None)
+    async def find(request: Request) -> None:
+        return None
+
+    return app_with(endpoint, None, find)
 
 
 def _library(answer: Callable[[httpx.AsyncClient, Request], Response], **options: Any) -> ASGIApp:
-    async def endpoint(request: Request) -> Response:
-        return answer(await get_client(request), request)
+    async def endpoint(request: Request, client: Any) -> Response:
+        return answer(client, request)
 
-    lifespan = client_lifespan(base_url=UPSTREAM, timeout=WAIT, **options)
-    return starlette(endpoint, lifespan)
+    return app_with(endpoint, _lifespan(**options), get_client)
+
+
+def _lifespan(**options: Any) -> Any:
+    return client_lifespan(base_url=UPSTREAM, timeout=WAIT, **(options or {"limits": LIMITS}))
+
+
+def _on_httpx() -> dict[str, Any]:
+    return {"transport": httpx.AsyncHTTPTransport(limits=LIMITS)}
 
 
 def _streamed(client: httpx.AsyncClient, request: Request) -> Response:
@@ -198,27 +234,31 @@ def _forwarded(client: httpx.AsyncClient, request: Request) -> Response:
 
 
 def streamed() -> ASGIApp:
-    return _library(_streamed, transport=AsyncioTransport(limits=LIMITS))
+    return _library(_streamed)
 
 
 def buffered() -> ASGIApp:
-    return _library(_buffered, transport=AsyncioTransport(limits=LIMITS))
+    return _library(_buffered)
 
 
 def forwarded() -> ASGIApp:
-    return _library(_forwarded, transport=AsyncioTransport(limits=LIMITS))
+    return _library(_forwarded)
+
+
+def mounted() -> ASGIApp:
+    return Starlette(routes=[Mount("/", ReverseProxy())], lifespan=_lifespan())
 
 
 def stock_streamed() -> ASGIApp:
-    return _library(_streamed, limits=LIMITS)
+    return _library(_streamed, **_on_httpx())
 
 
 def stock_buffered() -> ASGIApp:
-    return _library(_buffered, limits=LIMITS)
+    return _library(_buffered, **_on_httpx())
 
 
 def stock_forwarded() -> ASGIApp:
-    return _library(_forwarded, limits=LIMITS)
+    return _library(_forwarded, **_on_httpx())
 
 
 # What a route would be written with otherwise.
@@ -242,13 +282,15 @@ def httpx_aiohttp() -> ASGIApp:
 
 
 def pyreqwest() -> ASGIApp:
-    transport = import_module("pyreqwest.compatibility.httpx").HttpxTransport()
+    builder = import_module("pyreqwest.client").ClientBuilder()
+    if authority := os.environ.get("SSL_CERT_FILE"):  # which it does not read itself
+        builder = builder.add_root_certificate_pem(Path(authority).read_bytes())
+    transport = import_module("pyreqwest.compatibility.httpx").HttpxTransport(builder.build())
     return _by_the_idiom(httpx.AsyncClient, transport=transport)
 
 
 def _by_the_idiom(factory: Any, **options: Any) -> ASGIApp:
-    async def endpoint(request: Request) -> Response:
-        client = request.state.client
+    async def endpoint(request: Request, client: Any) -> Response:
         url = UPSTREAM + request.scope["path"]
         if request.method == "POST":
             length = {"content-length": request.headers["content-length"]}
@@ -268,14 +310,13 @@ def _by_the_idiom(factory: Any, **options: Any) -> ASGIApp:
         async with factory(timeout=WAIT, **options) as client:
             yield {"client": client}
 
-    return starlette(endpoint, lifespan)
+    return app_with(endpoint, lifespan)
 
 
 def aiohttp() -> ASGIApp:
     module = import_module("aiohttp")
 
-    async def endpoint(request: Request) -> Response:
-        session = request.state.session
+    async def endpoint(request: Request, session: Any) -> Response:
         url = UPSTREAM + request.scope["path"]
         if request.method == "POST":
             length = {"content-length": request.headers["content-length"]}
@@ -300,9 +341,9 @@ def aiohttp() -> ASGIApp:
         async with module.ClientSession(
             connector=connector, timeout=timeout, auto_decompress=False
         ) as session:
-            yield {"session": session}
+            yield {"client": session}
 
-    return starlette(endpoint, lifespan)
+    return app_with(endpoint, lifespan)
 
 
 def fastapi_proxy_lib() -> ASGIApp:
@@ -311,16 +352,16 @@ def fastapi_proxy_lib() -> ASGIApp:
         client, base_url=UPSTREAM + "/"
     )
 
-    async def endpoint(request: Request) -> Response:
+    async def endpoint(request: Request, client: Any) -> Response:
         response: Response = await proxy.proxy(request=request, path=request.path_params["path"])
         return response
 
     @asynccontextmanager
-    async def lifespan(app: object) -> AsyncIterator[None]:
-        yield
+    async def lifespan(app: object) -> AsyncIterator[dict[str, object]]:
+        yield {"client": client}
         await proxy.aclose()
 
-    return starlette(endpoint, lifespan)
+    return app_with(endpoint, lifespan)
 
 
 NEEDS = {

@@ -214,6 +214,77 @@ async def memory(relay: Relay, streams: int, most: float = 10) -> float:
     return grown / streams
 
 
+def idle(relay: Relay) -> tuple[float, float]:
+    """Seconds of processor time until the app listens, and the resident bytes then."""
+    return relay.seconds(), relay.resident()
+
+
+async def latency(
+    relay: Relay, path: str, rate: float, connections: int = 50, seconds: float = 1.5
+) -> tuple[float, float]:
+    """Return seconds of latency, the median and the 99th percentile, at `rate` requests a second.
+
+    Requests are sent at fixed times, whether or not the last one was answered, and wait for a free
+    connection. The wait counts.
+    """
+    await small(relay, path, 10, 200)  # warms up
+    loop = asyncio.get_running_loop()
+    took: list[float] = []
+    free: asyncio.Queue[_Paced] = asyncio.Queue()
+    opened = [
+        (await loop.create_connection(lambda: _Paced(path, free, took), "127.0.0.1", relay.port))[1]
+        for _ in range(connections)
+    ]
+    for connection in opened:
+        free.put_nowait(connection)
+    start, sent = time.perf_counter(), 0
+    try:
+        async with asyncio.timeout(seconds * 10):
+            while sent < rate * seconds:
+                due = start + sent / rate
+                if (pause := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(pause)
+                (await free.get()).ask(due)
+                sent += 1
+            for _ in opened:  # all are free when all have answered
+                await free.get()
+    except TimeoutError:
+        raise Failed(f"is too slow for {rate:.0f} requests a second") from None
+    finally:
+        for connection in opened:
+            connection.close()
+    took.sort()
+    return took[len(took) // 2], took[int(len(took) * 0.99)]
+
+
+class _Paced(asyncio.Protocol):
+    """Sends a request when it is told to, and notes how long the answer took."""
+
+    def __init__(self, path: str, free: "asyncio.Queue[_Paced]", took: list[float]) -> None:
+        self._request = f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+        self._size = int(path[1:])
+        self._free, self._took = free, took
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def ask(self, due: float) -> None:
+        self._due = due
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        body = self._received.partition(b"\r\n\r\n")[2]
+        if len(body) >= self._size and (len(body) == self._size or body.endswith(b"0\r\n\r\n")):
+            self._received = b""
+            self._took.append(time.perf_counter() - self._due)
+            self._free.put_nowait(self)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+
 def body(relay: Relay, size: int) -> float:
     """Seconds of processor time for a body of so many bytes."""
     with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as caller:

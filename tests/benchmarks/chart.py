@@ -1,20 +1,22 @@
-"""The chart of README.md, from the figures of docs/performance.md."""
+"""The chart of README.md and docs/performance.md, from the table of that page."""
 
 from html import escape
 
-from .page import PAGE, PLOT
+from tests.support.servers import ROOT
 
-CHART = PLOT.parent / "images" / "cost.svg"
-ROWS = {  # of that page, as the chart calls them
-    "1 KB, 10 concurrent, us": "1 KB, 10 at a time",
-    "100 event streams of 20 a second, an event, us": "an event, of 100 streams",
-    "body of 1 GB, s": "a body of 1 GB",
+from .page import PAGE
+
+CHART = ROOT / "docs" / "images" / "cost.svg"
+ROWS = {  # of the table, and their names in the chart
+    "1 KB, 10 at a time": "a body of 1 KB",
+    "an event, of 100 streams": "a server-sent event",
+    "body of 1 GB": "a body of 1 GB",
 }
 WAYS = {
     "bare": "the least possible",
-    "AsyncioTransport": "AsyncioTransport",
-    "aiohttp by hand": "aiohttp by hand",
-    "idiom": "httpx by hand",
+    "asgi-upstream": "asgi-upstream",
+    "aiohttp": "aiohttp by hand",
+    "httpx": "httpx by hand",
 }
 
 STYLE = """
@@ -30,60 +32,56 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 WIDTH, LINE, NAMES, BARS = 480, 20, 200, 180
 
 
-def figures() -> dict[str, dict[str, str]]:
-    """The cells of the page, such as "113 us", by row and by way."""
-    table = [
-        [cell.strip(" *") for cell in line.strip("|").split(" | ")]
-        for line in PAGE.read_text().splitlines()
-        if line.startswith("| ")
-    ]
-    start = next(at for at, row in enumerate(table) if row[:2] == ["work", "bare"])
-    ways = table[start]
-    found: dict[str, dict[str, str]] = {}
-    for row in table[start + 1 :]:
-        if row[0] in ROWS and row[0] not in found:
-            unit = row[0].rsplit(" ", 1)[1]
-            cells = zip(ways, row, strict=True)
-            found[row[0]] = {
-                way: f"{cell.partition(' ')[0].strip('*')} {unit}" for way, cell in cells
-            }
+def figures() -> dict[str, dict[str, float]]:
+    """Return the ratios to the bare relay, by row and column."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
+    table = [[cell.strip(" *") for cell in line[1:-1].split("|")] for line in lines]
+    start = next(index for index, row in enumerate(table) if row[:2] == ["work", "bare"])
+    names = table[start][1:]
+    found: dict[str, dict[str, float]] = {}
+    for title, *cells in table[start + 1 :]:
+        if title in ROWS:
+            found[title] = {name: _ratio(cell) for name, cell in zip(names, cells, strict=True)}
     return found
+
+
+def _ratio(cell: str) -> float:
+    """Return the number of a cell. The bare relay's has a unit."""
+    return float(cell) if cell.replace(".", "").isdigit() else 1.0
 
 
 def svg() -> str:
     parts: list[str] = []
     y = 30
-    parts.append(f'<text class="h" x="16" y="{y}">Processor time of a relay: less is better</text>')
-    for row, cells in figures().items():
+    title = "Processor time of a relay, in times of the least possible"
+    parts.append(f'<text class="h" x="16" y="{y}">{title}</text>')
+    for row, ratios in figures().items():
         y += 34
         parts.append(f'<text class="s" x="16" y="{y}">{escape(ROWS[row])}</text>')
-        most = max(_number(cells[way]) for way in WAYS)
+        largest = max(ratios[way] for way in WAYS)
         for way, name in WAYS.items():
             y += LINE
-            kind = {"bare": "least", "AsyncioTransport": "ours"}.get(way, "theirs")
-            width = BARS * _number(cells[way]) / most
+            kind = {"bare": "least", "asgi-upstream": "ours"}.get(way, "theirs")
+            width = BARS * ratios[way] / largest
             bar = f'x="{NAMES}" y="{y - 11}" width="{width:.1f}" height="13" rx="2"'
+            digits = 0 if ratios[way] >= 10 else 1
             parts += [
                 f'<text x="{NAMES - 8}" y="{y}" text-anchor="end">{escape(name)}</text>',
                 f'<rect class="{kind}" {bar}/>',
-                f'<text x="{NAMES + width + 6:.1f}" y="{y}">{cells[way]}</text>',
+                f'<text x="{NAMES + width + 6:.1f}" y="{y}">{ratios[way]:.{digits}f}</text>',
             ]
     height = y + 20
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
             f'width="{WIDTH}" height="{height}" role="img">',
-            "<title>Processor time of a relay</title>",
+            f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             f'<rect class="ground" width="{WIDTH}" height="{height}" rx="8"/>',
             *parts,
             "</svg>\n",
         )
     )
-
-
-def _number(cell: str) -> float:
-    return float(cell.split(" ")[0].replace(",", ""))
 
 
 def write() -> None:

@@ -42,7 +42,12 @@ class Relay:
     """One way in a process of its own."""
 
     def __init__(
-        self, way: str, upstream_url: str, log: IO[bytes], app: str = "tests.benchmarks.app:app"
+        self,
+        way: str,
+        upstream_url: str,
+        log: IO[bytes],
+        app: str = "tests.benchmarks.app:app",
+        **variables: str,
     ) -> None:
         self.port = free_port()
         self._folder = TemporaryDirectory()
@@ -53,7 +58,9 @@ class Relay:
         self._process = subprocess.Popen(
             self._program(way, upstream_url) or [sys.executable, *UVICORN, *address, app],
             cwd=ROOT,
-            env=environment | {"WAY": way, "UPSTREAM_URL": upstream_url, "GOMAXPROCS": "1"},
+            env=environment
+            | {"WAY": way, "UPSTREAM_URL": upstream_url, "GOMAXPROCS": "1"}
+            | variables,
             stdout=log,
             stderr=log,
         )
@@ -99,16 +106,17 @@ class Relay:
 class Relays:
     """The relays of some ways behind one upstream."""
 
-    def __init__(self, upstream_url: str, log: IO[bytes]) -> None:
+    def __init__(self, upstream_url: str, log: IO[bytes], **variables: str) -> None:
         self._upstream_url = upstream_url
         self._log = log
+        self._variables = variables
         self._running: dict[str, Relay] = {}
 
     def start(self, ways: list[str]) -> None:
         """Start what is not running, all at once."""
         for way in ways:
             if way not in self._running:
-                self._running[way] = Relay(way, self._upstream_url, self._log)
+                self._running[way] = Relay(way, self._upstream_url, self._log, **self._variables)
         for way in ways:
             self._running[way].wait_until_ready()
 

@@ -1,8 +1,12 @@
-"""What is behind the relays: nginx for bodies, and a small server for events and uploads."""
+"""The servers behind the relays: nginx for bodies, a small server for events and uploads.
+
+Both speak TLS if they get a certificate.
+"""
 
 import asyncio
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -10,8 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
+import trustme
 import uvloop
 
 from tests.support.servers import ROOT, eventually, free_port
@@ -25,14 +30,33 @@ http {{
     default_type application/octet-stream;
     client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
     uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-    server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}; }}
+    server {{ listen 127.0.0.1:{port} backlog=4096 {tls}; root {folder}; }}
 }}
 """
 
 
+class Certificates(NamedTuple):
+    """Files: a certificate for 127.0.0.1 with its key, and the authority to trust."""
+
+    server: Path
+    authority: Path
+
+
 @contextmanager
-def nginx(sizes: tuple[int, ...]) -> Iterator[str]:
-    """Its URL; it serves a file of each size, named by its size."""
+def certificates() -> Iterator[Certificates]:
+    authority = trustme.CA()
+    with tempfile.TemporaryDirectory() as name:
+        files = Certificates(Path(name) / "server.pem", Path(name) / "authority.pem")
+        authority.cert_pem.write_to_path(str(files.authority))
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+            str(files.server)
+        )
+        yield files
+
+
+@contextmanager
+def nginx(sizes: tuple[int, ...], certificate: Path | None = None) -> Iterator[str]:
+    """Yield the URL of an nginx that serves a file of each size, named by its size."""
     if NGINX is None:
         raise SystemExit("the benchmark needs nginx as its upstream; install it and try again")
     with tempfile.TemporaryDirectory() as name:
@@ -41,28 +65,40 @@ def nginx(sizes: tuple[int, ...]) -> Iterator[str]:
         for size in sizes:
             with (folder / str(size)).open("wb") as file:
                 file.truncate(size)
-        (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port))
+        tls, scheme = "", "http"
+        if certificate is not None:
+            tls, scheme = (
+                f"ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}",
+                "https",
+            )
+        (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port, tls=tls))
         process = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
         try:
             eventually((folder / "pid").exists, 10)
-            yield f"http://127.0.0.1:{port}"
+            yield f"{scheme}://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()
 
 
 @contextmanager
-def small_server() -> Iterator[str]:
-    """The URL of `Exchange` below, in a process of its own."""
+def small_server(certificate: Path | None = None) -> Iterator[str]:
+    """Yield the URL of `Exchange` below, in a process of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.upstreams"],
+        [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.upstreams",
+            *([certificate] if certificate else []),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        scheme = "https" if certificate else "http"
+        yield f"{scheme}://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.terminate()
         process.wait()
@@ -138,11 +174,17 @@ class Exchange(asyncio.Protocol):
             self._transport.write(b"0\r\n\r\n")
 
 
-async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Exchange, "127.0.0.1", 0, backlog=4096)
+async def serve(certificate: str | None = None) -> None:
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+    server = await asyncio.get_running_loop().create_server(
+        Exchange, "127.0.0.1", 0, backlog=4096, ssl=tls
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve(*sys.argv[1:]))

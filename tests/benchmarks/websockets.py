@@ -23,7 +23,6 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosedError
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from asgi_upstream.transport import AsyncioTransport
 
 from .relays import Relay
 
@@ -39,11 +38,11 @@ def forward_app(transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
 
 
 def stock() -> ASGIApp:
-    return forward_app()
+    return forward_app(httpx.AsyncHTTPTransport())
 
 
 def fast() -> ASGIApp:
-    return forward_app(AsyncioTransport())
+    return forward_app()
 
 
 def fastapi_proxy_lib() -> ASGIApp:
@@ -77,7 +76,7 @@ def no_relay() -> ASGIApp:
 
 WAYS = {
     "no_relay": "the server alone",
-    "stock": "ReverseProxy, stock httpx",
+    "stock": "ReverseProxy, httpx's transport",
     "fast": "ReverseProxy, AsyncioTransport",
     "fastapi_proxy_lib": "fastapi-proxy-lib",
 }

@@ -105,6 +105,8 @@ class ChunkedDecoder:
                 return start
             body.append(data[start:end])
             position = end + 2
+            if position == len(data):
+                return position
 
     def _read_end(self, data: bytes, position: int) -> int | None:
         """Read the end of a chunk or of the body, and return its end. None if it is incomplete."""
