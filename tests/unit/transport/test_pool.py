@@ -443,6 +443,19 @@ async def test_who_is_left_with_a_connect_that_was_given_up_gets_the_failure_of_
     c.assert_empty()
 
 
+async def test_waiter_gets_the_failure_of_the_connect_it_took_over() -> None:
+    c = Connects(most=2)
+    first, second = c.taking(A), c.taking(A)
+    await settle()
+    connection = c.complete(1)  # that of the second waiter
+    assert await first is connection
+    c.fail(httpx.ConnectError("refused"))
+    with pytest.raises(httpx.ConnectError, match="refused"):
+        await asyncio.wait_for(second, 10)
+    connection.close()
+    c.assert_empty()
+
+
 async def test_what_was_given_to_a_task_that_is_cancelled_goes_to_the_next() -> None:
     c = Connects(most=1)
     connection = await c.taken(A)
