@@ -1079,3 +1079,27 @@ async def test_transport_keeps_no_url_with_a_secret(secret: str) -> None:
             request = forward_request(c, Request(scope), url=target and httpx.URL(target))
             await Caller().call(StreamedResponse(c, request))
             assert (cast(Any, c)._transport._shared_url is not None) is kept
+
+
+async def test_upload_stops_when_its_refusal_arrives() -> None:
+    """Before the response is read or closed, so that the caller's body is free to be drained."""
+    stopped, refused = asyncio.Event(), asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\n\r\n")
+        await refused.wait()
+
+    async def content() -> AsyncIterator[bytes]:
+        try:
+            yield b"x"
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with Upstream(refuse) as upstream, client(upstream) as c:
+        response = await c.send(c.build_request("POST", "/", content=content()), stream=True)
+        assert response.status_code == 413
+        await asyncio.wait_for(stopped.wait(), 10)
+        await response.aclose()
+        refused.set()
