@@ -57,7 +57,7 @@ test-serial: $(DEV) $(filter-out go,$(PROGRAMS))
 	@$(RUN) pytest -m "serial and not slow" $(SERIAL_FILES)
 
 # Of the tests that run on httpx2 too, those that tell most in least time; and all of them.
-TELLING := $(addprefix tests/unit/test_,corners.py errors.py lifespan.py responses.py)
+TELLING := $(wildcard $(addprefix tests/unit/test_,corners.py errors.py lifespan.py responses*.py))
 
 test-flavor: $(DEV)
 	@TESTED_LIBRARY=httpx2 $(PARALLEL) -q $(TELLING)

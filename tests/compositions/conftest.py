@@ -9,7 +9,7 @@ import pytest
 
 from asgi_upstream._clients import iter_registered
 from tests.compositions.upstream import arrivals
-from tests.docs.test_examples import imported, served
+from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

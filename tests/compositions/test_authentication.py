@@ -10,7 +10,7 @@ import pytest
 
 from examples.upstream import app as upstream_of_examples
 from tests.compositions.upstream import Tokens, tokens
-from tests.docs.test_examples import imported, served
+from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

@@ -13,7 +13,7 @@ from purgatory.domain.model import OpenedState
 from examples.compositions import circuit_breaking as example
 from tests.compositions.conftest import leave_when
 from tests.compositions.upstream import arrivals
-from tests.docs.test_examples import imported, served
+from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

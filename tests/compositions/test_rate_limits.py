@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from asgi_upstream import ReverseProxy, client_lifespan
 from tests.compositions.conftest import Serve
-from tests.docs.test_examples import imported, served
+from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

@@ -15,19 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
 import asgi_upstream
-from asgi_upstream import testing
+from tests.support.example_apps import ROOT, Serve, imported, open_at, served, until
 from tests.support.pages import files
-
-ROOT = Path(__file__).parents[2]
-served, until = testing.serve, testing.eventually
-Serve = Callable[..., httpx.Client]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +39,6 @@ def upstream(upstream_url: str) -> Iterator[httpx.Client]:
         until(lambda: open_at(client) == 0)
 
 
-def open_at(upstream: httpx.Client) -> int:
-    count: int = upstream.get("/open").json()["open"]
-    return count
-
-
 @pytest.fixture(scope="module")
 def url_of(upstream_url: str) -> Iterator[Callable[..., str]]:
     """Serves an example by its name, with the environment given, once for all tests."""
@@ -59,14 +49,6 @@ def url_of(upstream_url: str) -> Iterator[Callable[..., str]]:
             return stack.enter_context(served(imported(name, upstream_url, **environment)))
 
         yield url
-
-
-def imported(name: str, upstream_url: str, **environment: str) -> Any:
-    """The app of an example, which reads the environment when it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {"UPSTREAM_URL": upstream_url, **environment}.items():
-            patch.setenv(key, value)
-        return importlib.reload(importlib.import_module(f"examples.{name}")).app
 
 
 @pytest.fixture

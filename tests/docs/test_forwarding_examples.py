@@ -22,7 +22,7 @@ from asgi_upstream import (
     forward_request,
     get_client,
 )
-from tests.docs.test_examples import imported, open_at, served, until
+from tests.support.example_apps import imported, open_at, served, until
 
 Call = Callable[..., httpx.Client]
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.docs import test_examples
-from tests.docs.test_examples import ROOT, Serve, open_at, served, until
+from tests.support.example_apps import ROOT, Serve, open_at, served, until
 
 upstream_url, upstream = test_examples.upstream_url, test_examples.upstream
 url_of, serve = test_examples.url_of, test_examples.serve

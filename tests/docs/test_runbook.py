@@ -17,7 +17,7 @@ from asgi_upstream.errors import map_exception
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
 from asgi_upstream.transport import AsyncioTransport
-from tests.docs.test_examples import ROOT
+from tests.support.example_apps import ROOT
 from tests.support.upstream import Upstream
 
 PAGE = (ROOT / "docs/runbook.md").read_text()

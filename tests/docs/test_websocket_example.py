@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from tests.docs.test_examples import ROOT, imported, served
+from tests.support.example_apps import ROOT, imported, served
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from asgi_upstream import (
     upstream_errors,
 )
 from tests.support.asgi import Caller, Upstream, answering
-from tests.unit.test_responses import (
+from tests.support.responses import (
     AnyClass,
     answer_of,
     both,

@@ -50,8 +50,8 @@ from asgi_upstream import (
 from asgi_upstream.instrumentation.logs import log_observer
 from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
-from tests.docs.test_examples import ROOT, served, until
 from tests.support.asgi import Caller, answering
+from tests.support.example_apps import ROOT, served, until
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
 

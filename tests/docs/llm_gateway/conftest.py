@@ -12,7 +12,7 @@ import pytest
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.upstream import app as upstream_app
-from tests.docs.test_examples import served, until
+from tests.support.example_apps import served, until
 
 Serve = Callable[..., str]
 SWIFT, DEEP, WISE = "swift", "deep", "wise"

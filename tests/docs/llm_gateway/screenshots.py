@@ -7,7 +7,7 @@ from playwright.sync_api import Browser
 from examples.llm_gateway.upstream import app as upstream_app
 from tests.docs.llm_gateway.browser import WIDE, Chat, chromium
 from tests.docs.llm_gateway.conftest import gateway_with
-from tests.docs.test_examples import ROOT, served, until
+from tests.support.example_apps import ROOT, served, until
 
 FOLDER = ROOT / "docs/images"
 

@@ -12,7 +12,7 @@ from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
 from tests.docs.llm_gateway.browser import CHROMIUM, NARROW, WIDE, Chat, chromium
 from tests.docs.llm_gateway.conftest import DEEP, Serve, Upstream
-from tests.docs.test_examples import until
+from tests.support.example_apps import until
 
 pytestmark = [
     pytest.mark.chromium,

@@ -10,7 +10,7 @@ from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
 from tests.docs.llm_gateway.conftest import SWIFT, Serve, Upstream
-from tests.docs.test_examples import until
+from tests.support.example_apps import until
 
 ENDLESS = 1_000
 INPUT = "Why stop the model?"

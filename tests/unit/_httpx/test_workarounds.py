@@ -20,8 +20,8 @@ from asgi_upstream._httpx.workarounds import (
 )
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.responses import AnyClass, both
 from tests.support.upstream import Upstream
-from tests.unit.test_responses import AnyClass, both
 
 
 @types.coroutine

@@ -13,7 +13,7 @@ from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
 
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
-from tests.docs.test_examples import ROOT
+from tests.support.example_apps import ROOT
 from tests.unit.instrumentation.made import Busy, failure, open_clients_are, record
 from tests.unit.instrumentation.test_prometheus import scrape
 

@@ -25,7 +25,7 @@ from asgi_upstream.instrumentation.opentelemetry import opentelemetry_observer
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Observer
 from asgi_upstream.transport import AsyncioTransport
-from tests.docs.test_examples import ROOT, served, until
+from tests.support.example_apps import ROOT, served, until
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
 from tests.unit.instrumentation.test_opentelemetry import Metrics

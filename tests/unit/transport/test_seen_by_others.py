@@ -26,7 +26,7 @@ from asgi_upstream._httpx.fast_path import direct_transport
 from asgi_upstream.errors import UpstreamConnectError
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
-from tests.unit.transport.test_transport import Upstream
+from tests.support.raw_upstream import Upstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 

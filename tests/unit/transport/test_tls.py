@@ -22,10 +22,11 @@ from asgi_upstream import (
     client_lifespan,
     fetch,
 )
+from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.raw_upstream import OK, Serve, Upstream, read_request
 from tests.unit.transport.test_tracing import trace_events
-from tests.unit.transport.test_transport import OK, Serve, Upstream, eventually, read_request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -109,7 +110,7 @@ async def test_an_upstream_that_speaks_no_tls_is_a_connect_error(trust: ssl.SSLC
     async with Upstream(plain) as upstream, client(upstream, trust) as c:
         with pytest.raises(httpx.ConnectError):
             await c.get(f"https://127.0.0.1:{upstream.port}/")
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 async def test_an_upstream_that_closes_in_the_handshake_is_a_connect_error(
@@ -134,7 +135,7 @@ async def test_a_handshake_that_stalls_is_a_connect_timeout(trust: ssl.SSLContex
             with pytest.raises(httpx.ConnectTimeout) as caught:
                 await c.get(url, timeout=httpx.Timeout(10, connect=0.2))
             assert str(caught.value.request.url) == url
-            await eventually(lambda: not upstream.open)
+            await aeventually(lambda: not upstream.open)
         assert len(upstream.peers) == 2
 
 
@@ -145,11 +146,11 @@ async def test_a_cancelled_handshake_leaves_nothing_open(trust: ssl.SSLContext) 
     async with Upstream(stalling) as upstream:
         async with client(upstream, trust) as c:
             getting = asyncio.create_task(c.get(f"https://127.0.0.1:{upstream.port}/"))
-            await eventually(lambda: upstream.open == 1)
+            await aeventually(lambda: upstream.open == 1)
             getting.cancel()
             await asyncio.wait([getting])
             assert getting.cancelled()
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 # Closed in the midst of a body, without TLS's own notice (close_notify): anybody on the way can

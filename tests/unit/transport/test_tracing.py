@@ -11,7 +11,7 @@ import pytest
 from asgi_upstream import StreamedResponse, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
-from tests.unit.transport.test_transport import BROKEN, Upstream
+from tests.support.raw_upstream import BROKEN, Upstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 

@@ -1,0 +1,167 @@
+"""Timeouts and errors of AsyncioTransport, compared with those of the transport of httpx."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.support.raw_upstream import (
+    BROKEN,
+    OK,
+    Serve,
+    Upstream,
+    client,
+    eventually,
+    read_request,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def silent_after_the_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(OK[:-1])
+    await reader.read()
+
+
+@pytest.mark.parametrize("serve", [silent, silent_after_the_head])
+async def test_an_upstream_that_is_silent_for_too_long_is_a_read_timeout(serve: Serve) -> None:
+    async with Upstream(serve) as upstream, client(upstream) as c:
+        with pytest.raises(httpx.ReadTimeout) as caught:
+            await c.get("/", timeout=httpx.Timeout(10, read=0.1))
+        assert caught.value.request.url == upstream.url + "/"
+        await eventually(lambda: not upstream.open)
+
+
+async def test_each_read_has_the_whole_read_timeout() -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n")
+        for _ in range(8):
+            await asyncio.sleep(0.2)
+            writer.write(b"x")
+
+    async with Upstream(slow) as upstream, client(upstream) as c:
+        response = await c.get("/", timeout=httpx.Timeout(10, read=1.2))
+        assert response.text == "xxxxxxxx"
+
+
+async def test_an_upload_that_is_not_taken_for_too_long_is_a_write_timeout() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(deaf) as upstream, client(upstream, limits=limits) as c:
+        with pytest.raises(httpx.WriteTimeout) as caught:
+            await c.post("/", content=parts(), timeout=httpx.Timeout(10, write=0.2))
+        assert caught.value.request.method == "POST"
+        async with Upstream() as other:  # there is room again
+            assert (await c.get(other.url)).text == "ok"
+
+
+async def test_who_waits_too_long_for_a_connection_has_a_pool_timeout() -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(silent) as upstream, client(upstream, limits=limits) as c:
+        first = asyncio.create_task(c.get("/"))
+        await eventually(lambda: upstream.open == 1)
+        with pytest.raises(httpx.PoolTimeout) as caught:
+            await c.get("/second", timeout=httpx.Timeout(10, pool=0.1))
+        assert caught.value.request.url.path == "/second"
+        first.cancel()
+        await asyncio.wait([first])
+
+
+async def test_a_connect_that_is_never_answered_is_a_connect_timeout() -> None:
+    # A full backlog: what Linux does with one more is to say nothing.
+    with socket.socket() as full, contextlib.ExitStack() as filling:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):
+            sock = filling.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        async with client() as c:
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            with pytest.raises(httpx.ConnectTimeout) as caught:
+                await c.get(url, timeout=httpx.Timeout(10, connect=0.2))
+            assert caught.value.request.url.port == full.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_an_upstream_that_breaks_is_the_error_of_the_stock_transport(name: str) -> None:
+    seen = []
+    async with Upstream(BROKEN[name]) as upstream:
+        stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False, timeout=10)
+        for one in (client(upstream), stock):
+            async with one as c:
+                with pytest.raises(httpx.TransportError) as caught:
+                    await c.post("/x", content=b"a body")
+                seen.append((type(caught.value), caught.value.request.url.path))
+        assert seen[0] == seen[1]
+        await eventually(lambda: not upstream.open)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/",
+        "http://no-such-host.invalid/",
+        "http://[::1]:1/",
+        "ftp://127.0.0.1/",
+        "//127.0.0.1/",
+        "/",
+        "http://" + "a" * 64 + ".example/",
+    ],
+)
+async def test_what_cannot_be_connected_to_is_the_error_of_the_stock_transport(url: str) -> None:
+    seen = []
+    for one in (client(), httpx.AsyncClient(trust_env=False)):
+        async with one as c:
+            with pytest.raises(httpx.HTTPError) as caught:
+                await c.get(url)
+            seen.append((type(caught.value), str(caught.value.request.url)))
+    assert seen[0] == seen[1]
+
+
+async def test_an_error_of_the_body_is_raised_as_it_is_and_nothing_stays_open() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise ZeroDivisionError
+
+    async with Upstream() as upstream, client(upstream) as c:
+        with pytest.raises(ZeroDivisionError):
+            await c.post("/", content=broken())
+        await eventually(lambda: not upstream.open)
+        assert (await c.get("/")).text == "ok"
+
+
+async def read_all(response: httpx.Response) -> None:
+    async for _ in response.aiter_raw():
+        pass
+
+
+async def test_a_body_that_fails_or_is_cancelled_frees_its_connection_without_aclose() -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with Upstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
+        responses = []
+        for read, error in ((0.1, httpx.ReadTimeout), (10, TimeoutError)):
+            timeout = httpx.Timeout(10, read=read)
+            request = c.build_request("GET", "/", timeout=timeout)
+            responses.append(await c.send(request, stream=True))
+            with pytest.raises(error):
+                await asyncio.wait_for(read_all(responses[-1]), 1)
+            await eventually(lambda: not upstream.open)
+        for response in responses:
+            await response.aclose()
