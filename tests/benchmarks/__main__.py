@@ -150,8 +150,10 @@ def measured(row: Row, ways: list[str], rounds: int, log: IO[bytes]) -> dict[str
     failed: dict[str, str] = {}
     relays = Relays(row.upstream, log, **row.variables)
     try:
-        for _ in range(rounds):
+        for number in range(rounds):
             going = [way for way in values if way not in failed]
+            first = number % max(len(going), 1)
+            going = going[first:] + going[:first]  # another way is the first in each round
             relays.start(going)
             for way in going:
                 try:
