@@ -24,17 +24,15 @@ PAGE = (ROOT / "docs/runbook.md").read_text()
 LINE = re.compile(r"upstream (\S+) failed: (\w+)(?:: (.*\S))? \((\w+) (\S+)\)")
 
 
-def rows(title: str) -> list[list[str]]:
-    """The rows of the table whose head begins so, a list of cells each."""
-    lines = PAGE.split(f"| {title} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    return [line.strip("| ").split(" | ") for line in lines]
-
-
 def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-STATUS = {name: int(row[0]) for row in rows("status") for name in names(row[1])}
+STATUS = {
+    name: int(status)
+    for status, listed in re.findall(r"(?m)^- \*\*(\d{3}) (.*?)\*\*", PAGE)
+    for name in names(listed)
+}
 
 
 @pytest.fixture(params=["stock", "asyncio"])

@@ -1,4 +1,4 @@
-"""The table of docs/graceful-shutdown.md: what a stop does to open exchanges, on each server."""
+"""The list of docs/graceful-shutdown.md: what a stop does to open exchanges, on each server."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""The table of docs/failures.md, each row on each server."""
+"""The lists of docs/failures.md, each line on each server."""
 
 import json
 import threading
