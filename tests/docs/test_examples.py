@@ -34,7 +34,7 @@ def upstream_url() -> Iterator[str]:
 @pytest.fixture
 def upstream(upstream_url: str) -> Iterator[httpx.Client]:
     """Talks to the upstream itself, and fails where a test leaves an exchange open there."""
-    with httpx.Client(base_url=upstream_url, trust_env=False) as client:
+    with httpx.Client(base_url=upstream_url, trust_env=False, timeout=60) as client:
         yield client
         until(lambda: open_at(client) == 0)
 
@@ -58,7 +58,7 @@ def serve(url_of: Callable[..., str], upstream: httpx.Client) -> Iterator[Serve]
 
         def start(name: str, **environment: str) -> httpx.Client:
             url = url_of(name, **environment)
-            return stack.enter_context(httpx.Client(base_url=url, trust_env=False))
+            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=60))
 
         yield start
 
@@ -103,7 +103,7 @@ def test_the_upstream_does_not_take_a_caller_who_got_all_for_one_who_left(
 ) -> None:
     before = upstream.get("/open").json()["left_count"]
     for path in ("/item", "/text", "/gzip", "/events?count=1", "/file?size=1", "/status/204"):
-        with httpx.Client(base_url=upstream.base_url, trust_env=False) as once:
+        with httpx.Client(base_url=upstream.base_url, trust_env=False, timeout=60) as once:
             assert once.get(path).is_success
     assert upstream.get("/open").json()["left_count"] == before
 
@@ -467,7 +467,7 @@ def test_the_tutorials_code_runs_and_its_tests_pass(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(asgi_upstream.__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "4 passed" in run.stdout

@@ -36,7 +36,7 @@ def upstream_url() -> Iterator[str]:
 @pytest.fixture
 def upstream(upstream_url: str) -> Iterator[httpx.Client]:
     """Talks to the upstream itself, and fails where a test leaves an exchange open there."""
-    with httpx.Client(base_url=upstream_url, trust_env=False) as client:
+    with httpx.Client(base_url=upstream_url, trust_env=False, timeout=60) as client:
         yield client
         until(lambda: open_at(client) == 0)
 
@@ -50,7 +50,7 @@ def call(upstream: httpx.Client) -> Iterator[Call]:
             if isinstance(app, str):
                 app = imported(app, str(upstream.base_url), **environment)
             url = stack.enter_context(served(app))
-            return stack.enter_context(httpx.Client(base_url=url, trust_env=False))
+            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=60))
 
         yield start
 

@@ -556,11 +556,11 @@ def key_of(name: str) -> bytes:
     return b"%04d" % list(ATTACKS).index(name)
 
 
-def send(server: Server, data: bytes) -> bytes:
+def send(server: Server, data: bytes, quiet: float) -> bytes:
     """All that comes until the connection is closed, or the server waits for more."""
     answer = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        connection.settimeout(QUIET)
+        connection.settimeout(quiet)
         with contextlib.suppress(OSError):
             connection.sendall(data)
         with contextlib.suppress(OSError):
@@ -572,12 +572,12 @@ def send(server: Server, data: bytes) -> bytes:
 def attack(server: Server, name: str) -> Outcome:
     """The attack, and on another connection a request of somebody else's."""
     key = key_of(name)
-    answers = send(server, (ATTACKS[name] + LAST).replace(b"KKKK", key))
+    answers = send(server, (ATTACKS[name] + LAST).replace(b"KKKK", key), QUIET)
     victim = LAST.replace(b"KKKK/last", key + b"/victim")
     # Under load granian now and then closes a new connection without a word; that is no answer.
     for pause in (0, 0.1, 0.5, 1, 2):
         time.sleep(pause)
-        if answer := send(server, victim):
+        if answer := send(server, victim, 60):
             break
     return Outcome(answers, answer)
 

@@ -134,6 +134,7 @@ RECYCLES = {
 }
 
 
+@pytest.mark.serial
 @pytest.mark.servers(*RECYCLES, fast=RECYCLES)
 @pytest.mark.slow
 def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_started(
@@ -149,6 +150,7 @@ def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_star
     check(load)
 
 
+@pytest.mark.serial
 @pytest.mark.servers(
     "uvicorn-httptools",
     "granian",
@@ -173,6 +175,7 @@ def test_a_stop_of_several_workers_finishes_a_short_answer(
         assert reading.result().endswith(b"chunk-14;\r\n0\r\n\r\n")
 
 
+@pytest.mark.serial
 @pytest.mark.servers(*WITH_WORKERS, fast=("uvicorn-httptools",))
 def test_a_reload_by_sighup_loses_no_answer_that_had_started(
     upstream: Upstream, server_name: str
@@ -185,7 +188,7 @@ def test_a_reload_by_sighup_loses_no_answer_that_had_started(
             old = set(workers_of(upstream.requests[before:]))
             os.kill(server.process.pid, signal.SIGHUP)
             mark = len(upstream.requests)
-            eventually(lambda: len(set(workers_of(upstream.requests[mark:])) - old) >= 1, 60)
+            eventually(lambda: len(set(workers_of(upstream.requests[mark:])) - old) >= 1, 200)
             more = len(load.answers) + 60
             eventually(lambda: len(load.answers) > more, 60)
         finally:

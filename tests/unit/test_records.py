@@ -1186,7 +1186,10 @@ def test_the_page_has_each_outcome_and_each_field() -> None:
 
 
 def test_the_documented_observer_counts_outcomes(documented: dict[str, Any]) -> None:
-    with served(documented["app"]) as url, httpx.Client(base_url=url, trust_env=False) as caller:
+    with (
+        served(documented["app"]) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as caller,
+    ):
         assert caller.get("/api/item").status_code == 200
         with pytest.raises(httpx.RemoteProtocolError):
             caller.get("/api/dies")

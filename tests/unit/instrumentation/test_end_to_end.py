@@ -99,7 +99,7 @@ def counted(upstream: Upstream, transport: str) -> Iterator[httpx.Client]:
     registry = CollectorRegistry()
     app = make_app(upstream.url, transport, prometheus_observer(registry))
     app.mount("/metrics", make_asgi_app(registry))
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False) as caller:
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as caller:
         yield caller
 
 

@@ -27,7 +27,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def client(upstream: Upstream) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=upstream.url, trust_env=False) as client:
+    with httpx.Client(base_url=upstream.url, trust_env=False, timeout=60) as client:
         yield client
 
 
