@@ -555,12 +555,11 @@ def test_event_without_end_fails_before_it_fills_memory() -> None:
         asyncio.run(read())
 
 
-@pytest.mark.parametrize(("client", "model"), [("openai", "deep-1"), ("anthropic", "wise-1")])
 def test_client_of_the_docs_page_prints_an_answer(
-    gateway: str, capsys: pytest.CaptureFixture[str], client: str, model: str
+    gateway: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = next(b.code for b in blocks("docs/llm-gateway.md") if f"from {client}" in b.code)
-    assert model in code
+    code = next(b.code for b in blocks("docs/llm-gateway.md") if "from openai" in b.code)
+    assert "deep-1" in code
     code = code.replace("http://127.0.0.1:8000", gateway).replace("deep-1", "swift-1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "*")

@@ -30,7 +30,7 @@ STARTUP_TIMEOUT = 300.0  # MLflow takes 20 seconds on an idle machine
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to run an application behind the proxy: a row of docs/reverse-proxy-apps.md."""
+    """How to run an application behind the proxy: a line of docs/reverse-proxy-apps.md."""
 
     name: str  # of the virtual environment
     mount: str

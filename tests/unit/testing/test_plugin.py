@@ -547,5 +547,5 @@ def test_the_code_of_the_docs_runs_as_it_stands(
 
 
 def test_the_docs_name_every_broken_message() -> None:
-    (row,) = re.findall(r"^\| .*`\.broken\(kind\)`: (.*) \|$", PAGE.read_text(), re.M)
+    (row,) = re.findall(r"^- .*`\.broken\(kind\)`: (.*)\.$", PAGE.read_text(), re.M)
     assert re.findall("`([^`]+)`", row) == list(MALFORMED)
