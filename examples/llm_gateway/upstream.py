@@ -10,7 +10,7 @@ account, and how many responses are open. Some of its models fail like real ones
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -220,7 +220,7 @@ def usage(asked: Asked, prompt: str, completion: str, count: int) -> dict[str, i
     return {prompt: tokens, completion: count, "total_tokens": tokens + count}
 
 
-def event(data: dict[str, object]) -> str:
+def event(data: Mapping[str, object]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
