@@ -241,6 +241,11 @@ def _validate_callables(**functions: object) -> None:
             raise TypeError(f"{argument}={value!r}: give a function")
 
 
+# Python names this function if an argument is unexpected, and users know this class.
+_UpstreamResponse.__init__.__qualname__ = "StreamedResponse.__init__"
+_OPTION_NAMES = frozenset(ResponseOptions.__annotations__)
+
+
 class StreamedResponse(_UpstreamResponse):
     """Answers with the upstream's response, chunk by chunk as it arrives.
 
@@ -330,6 +335,11 @@ class BufferedResponse(_UpstreamResponse):
         max_bytes: int = 10 * 1024 * 1024,
         **options: Any,
     ) -> None:
+        if not _OPTION_NAMES.issuperset(options):
+            name = next(name for name in options if name not in _OPTION_NAMES)
+            raise TypeError(
+                f"BufferedResponse.__init__() got an unexpected keyword argument {name!r}"
+            )
         if options.get("on_stream_error") is not None:
             raise TypeError(
                 "BufferedResponse has no on_stream_error, because it sends nothing before the "

@@ -503,3 +503,14 @@ async def test_hook_reads_a_response_that_was_never_streamed(
         request = client.build_request("GET", "/")
         caller = await Caller().call(BufferedResponse(client, request, on_response=hook))
     assert caller.body == (b'{"seen":{"a":1}}' if replaces else b'{"a":1}')
+
+
+@pytest.mark.parametrize("response_class", [StreamedResponse, BufferedResponse])
+def test_unexpected_argument_names_the_class(response_class: Any) -> None:
+    client = httpx.AsyncClient()
+    request = client.build_request("GET", "http://upstream.example/")
+    name = response_class.__name__
+    with pytest.raises(
+        TypeError, match=rf"^{name}\.__init__\(\) .* keyword argument 'error_frame'"
+    ):
+        response_class(client, request, error_frame=None)
