@@ -35,7 +35,9 @@ class URLCachingClient(_Client):
             self._upstream_base, self._upstream_urls = self.base_url, {}
         merged = self._upstream_urls.get(url)
         request = super().build_request(method, url if merged is None else merged, **options)
-        if merged is None and _is_harmless(url) and _is_merged(request.url):
+        # `params={}` drops the query of `base_url`, which the next request needs.
+        remember = merged is None and options.get("params") is None
+        if remember and _is_harmless(url) and _is_merged(request.url):
             if len(self._upstream_urls) >= MAX_URLS:
                 self._upstream_urls.clear()
             self._upstream_urls[url] = request.url

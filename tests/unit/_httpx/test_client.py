@@ -136,3 +136,10 @@ async def test_fast_path_sees_a_method_replaced_in_httpx(monkeypatch: pytest.Mon
         client: Any = state["client"]
         monkeypatch.setattr(httpx.AsyncClient, "send", lambda *args, **kwargs: None)
         assert direct_transport(client, client.build_request("GET", "/x")) is None
+
+
+def test_url_is_not_remembered_if_params_are_empty() -> None:
+    """`params={}` drops the query of `base_url`."""
+    client = client_class(httpx.AsyncClient)(base_url="http://a.example/x?y=1")
+    assert client.build_request("GET", "", params={}).url == "http://a.example/x"
+    assert client.build_request("GET", "").url.query == b"y=1/"
