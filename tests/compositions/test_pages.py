@@ -31,6 +31,6 @@ def test_each_example_has_its_page_and_is_in_the_list_of_examples() -> None:
     examples = set((ROOT / "examples/compositions").glob("*.py"))
     assert {example_of(page) for page in PAGES} == examples
     listed = re.findall(
-        r"^\| \[`compositions/(\w+)\.py`\]", (ROOT / "docs/examples.md").read_text(), re.M
+        r"^- \[`compositions/(\w+)\.py`\]", (ROOT / "docs/examples.md").read_text(), re.M
     )
     assert sorted(listed) == sorted(example_of(page).stem for page in PAGES)

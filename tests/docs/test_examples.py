@@ -453,7 +453,7 @@ def test_an_example_says_what_it_shows_and_how_to_run_it(path: Path) -> None:
 
 
 def test_the_list_of_examples_is_whole() -> None:
-    listed = re.findall(r"^\| \[`(\w+)\.py`\]", (ROOT / "docs/examples.md").read_text(), re.M)
+    listed = re.findall(r"^- \[`(\w+)\.py`\]", (ROOT / "docs/examples.md").read_text(), re.M)
     assert sorted(listed) == [path.stem for path in examples()]
 
 

@@ -46,12 +46,12 @@ async def test_the_transport_on_httpx2_is_that_of_a_client_of_httpx2(upstream: U
         assert state["client"]._transport.pool_state().idle == 1
 
 
-def test_the_transport_of_its_page_is_the_apps(upstream: Upstream) -> None:
+@pytest.mark.asyncio
+async def test_the_transport_of_its_page_is_the_clients(upstream: Upstream) -> None:
     names = run("docs/transport.md", upstream)
     assert isinstance(names["transport"], of_httpx.AsyncioTransport)
-    with TestClient(names["app"]) as caller:
-        transport = caller.app_state["client"]._transport
-        assert isinstance(transport, of_httpx.AsyncioTransport)
+    async with names["lifespan"](None) as state:
+        assert state["client"]._transport is names["transport"]
 
 
 def test_the_last_event_of_the_page_on_stops_names_its_cause(upstream: Upstream) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from examples.llm_gateway.model import DIES_AFTER, THINKS, WORDS
 from examples.llm_gateway.upstream import KEYS
 from examples.llm_gateway.usage import Usage
 from tests.docs.llm_gateway.conftest import DEEP, SWIFT, Serve, Upstream
-from tests.support.example_apps import ROOT, until
+from tests.support.example_apps import until
 from tests.support.pages import blocks
 from tests.support.servers import free_port
 
@@ -567,11 +566,3 @@ def test_client_of_the_docs_page_prints_an_answer(
         exec(code, names)
         names["client"].close()
     assert len(capsys.readouterr().out.split()) > 10
-
-
-def test_code_of_the_docs_page_is_the_code_of_the_example() -> None:
-    code = (ROOT / "examples/llm_gateway/app.py").read_text()
-    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs/llm-gateway.md").read_text(), re.S)
-    own = [block for block in shown if "import" not in block]
-    [block] = own
-    assert block in code

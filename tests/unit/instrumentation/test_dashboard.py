@@ -132,7 +132,7 @@ def test_the_dashboard_leaves_no_metric_out(scraped: Scraped) -> None:
 
 
 def test_the_page_names_every_metric_and_label(scraped: Scraped) -> None:
-    rows = set(re.findall(r"^\| `(\w+)`", PAGE, re.M))
+    rows = set(re.findall(r"^- `(\w+)`", PAGE, re.M))
     (sentences,) = re.findall(r"^The labels are .*?\n\n", PAGE, re.M | re.S)
     named = set(re.findall(r"`(\w+)`", sentences))
     for name, labels in scraped.items():
