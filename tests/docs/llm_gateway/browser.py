@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+from tests.support.example_apps import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # playwright gives each browser a new profile of its own.
@@ -83,6 +85,19 @@ class Chat:
 
     def wait_until_over(self) -> None:
         self.page.locator("[aria-busy]").wait_for(state="detached")
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition outside of the page.
+
+        playwright calls the handlers of routes only inside of its own calls. Without one, a request
+        that `lengthen_answers` changes would never be sent.
+        """
+
+        def check() -> bool:
+            self.page.evaluate("null")
+            return condition()
+
+        until(check, 60)
 
     def answer(self) -> str:
         """The last answer, as far as it has come."""

@@ -133,7 +133,7 @@ def test_stop_button_before_the_first_token_stops_the_upstream(
 def test_closed_page_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
     chat.lengthen_answers(LONG)
     chat.ask("deep-1")
-    until(lambda: upstream.at_work(DEEP) == 1)
+    chat.wait_until(lambda: upstream.at_work(DEEP) == 1)
     chat.page.close()
     until(lambda: upstream.at_work(DEEP) == 0)
 
@@ -280,7 +280,7 @@ def test_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> None:
     page.get_by_label("Message").focus()
     page.keyboard.type("Go on")
     page.keyboard.press("Enter")
-    until(lambda: upstream.at_work(DEEP) == 1, 60)
+    chat.wait_until(lambda: upstream.at_work(DEEP) == 1)
     for _ in range(10):
         if page.evaluate("document.activeElement.id") == "stop":
             break
