@@ -41,17 +41,21 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 test-unit: $(DEV) ## run the tests that need no process: half a minute
 	@$(PARALLEL) -q -m "not serial and not slow and not process" tests/unit
 
-test: ## run the tests, in groups: four minutes
+test: ## run the tests, in groups: six minutes
 	@$(MAKE) -s test-parallel
 	@$(MAKE) -s test-serial
 	@$(MAKE) -s test-flavor
 
 # The tests with this marker need real time or the whole machine: one at a time.
 SERIAL_FILES = $(shell grep -rl --include='test_*.py' mark.serial tests)
-PARALLEL := $(RUN) pytest -n 4 --dist worksteal
+PARALLEL := $(RUN) pytest -n 6 --dist worksteal
 
 test-parallel: $(DEV) $(filter-out go,$(PROGRAMS))
-	@$(PARALLEL) -m "not serial and not slow"
+	@$(PARALLEL) -m "not serial and not slow" || $(SECOND_TRY)
+
+# A test that fails beside others and passes alone is broken too: it is named, and must be fixed.
+SECOND_TRY = { echo "== These tests failed. If they pass alone, fix their dependence on time:"; \
+    $(RUN) pytest --last-failed --last-failed-no-failures none -m "not serial and not slow"; }
 
 test-serial: $(DEV) $(filter-out go,$(PROGRAMS))
 	@$(RUN) pytest -m "serial and not slow" $(SERIAL_FILES)

@@ -42,6 +42,8 @@ class serve:
             "log_config": None,  # The test configures logging.
             "access_log": False,
             "timeout_graceful_shutdown": grace,
+            # Longer than clients keep idle connections (5 s in httpx), as uvicorn's 5 s would race.
+            "timeout_keep_alive": 75,
             **options,
         }
         self._grace = grace
