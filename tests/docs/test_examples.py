@@ -11,9 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -21,46 +19,12 @@ import pytest
 from starlette.testclient import TestClient
 
 import asgi_upstream
+from tests.support import example_apps
 from tests.support.example_apps import ROOT, Serve, imported, open_at, served, until
 from tests.support.pages import files
 
-
-@pytest.fixture(scope="module")
-def upstream_url() -> Iterator[str]:
-    with served(importlib.import_module("examples.upstream").app) as url:
-        yield url
-
-
-@pytest.fixture
-def upstream(upstream_url: str) -> Iterator[httpx.Client]:
-    """Talks to the upstream itself, and fails where a test leaves an exchange open there."""
-    with httpx.Client(base_url=upstream_url, trust_env=False, timeout=60) as client:
-        yield client
-        until(lambda: open_at(client) == 0)
-
-
-@pytest.fixture(scope="module")
-def url_of(upstream_url: str) -> Iterator[Callable[..., str]]:
-    """Serves an example by its name, with the environment given, once for all tests."""
-    with ExitStack() as stack:
-
-        @cache
-        def url(name: str, **environment: str) -> str:
-            return stack.enter_context(served(imported(name, upstream_url, **environment)))
-
-        yield url
-
-
-@pytest.fixture
-def serve(url_of: Callable[..., str], upstream: httpx.Client) -> Iterator[Serve]:
-    """Serves an example, and returns a caller of it."""
-    with ExitStack() as stack:
-
-        def start(name: str, **environment: str) -> httpx.Client:
-            url = url_of(name, **environment)
-            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=60))
-
-        yield start
+upstream_url, upstream = example_apps.upstream_url, example_apps.upstream
+url_of, serve = example_apps.url_of, example_apps.serve
 
 
 def arrivals(response: httpx.Response) -> list[tuple[float, bytes]]:

@@ -22,23 +22,12 @@ from asgi_upstream import (
     forward_request,
     get_client,
 )
+from tests.support import example_apps
 from tests.support.example_apps import imported, open_at, served, until
 
 Call = Callable[..., httpx.Client]
 
-
-@pytest.fixture(scope="module")
-def upstream_url() -> Iterator[str]:
-    with served(importlib.import_module("examples.upstream").app) as url:
-        yield url
-
-
-@pytest.fixture
-def upstream(upstream_url: str) -> Iterator[httpx.Client]:
-    """Talks to the upstream itself, and fails where a test leaves an exchange open there."""
-    with httpx.Client(base_url=upstream_url, trust_env=False, timeout=60) as client:
-        yield client
-        until(lambda: open_at(client) == 0)
+upstream_url, upstream = example_apps.upstream_url, example_apps.upstream
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 import httpx
 import pytest
 
-from tests.docs import test_examples
+from tests.support import example_apps
 from tests.support.example_apps import ROOT, Serve, open_at, served, until
 
-upstream_url, upstream = test_examples.upstream_url, test_examples.upstream
-url_of, serve = test_examples.url_of, test_examples.serve
+upstream_url, upstream = example_apps.upstream_url, example_apps.upstream
+url_of, serve = example_apps.url_of, example_apps.serve
 
 ANN, BOB = {"x-api-key": "key-of-ann"}, {"x-api-key": "key-of-bob"}
 
