@@ -174,7 +174,7 @@ async def test_body_that_stalls_is_answered_408(
     assert upstream.bodies == []
 
 
-async def test_receive_that_raises_oserror_means_that_the_caller_disconnected(
+async def test_receive_that_raises_oserror_is_a_disconnect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     upstream = answering(b"ok")

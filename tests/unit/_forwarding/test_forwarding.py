@@ -59,12 +59,12 @@ def test_the_signatures_are_those_of_the_contract() -> None:
     }
 
 
-def test_a_path_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
+def test_path_as_client_name_is_refused_with_advice() -> None:
     with pytest.raises(ValueError, match=r"mount\('/api', ReverseProxy\(\)\).*prefix='/api'"):
         ReverseProxy("/api")
 
 
-def test_a_url_in_place_of_a_clients_name_is_refused_with_where_it_belongs() -> None:
+def test_url_as_client_name_is_refused_with_advice() -> None:
     with pytest.raises(ValueError, match=r"client_lifespan\(base_url='https://api\.example'\)"):
         ReverseProxy("https://api.example")
 
@@ -80,7 +80,7 @@ def test_a_client_in_place_of_its_name_is_refused_at_once() -> None:
         ReverseProxy(client)
 
 
-def test_client_and_request_in_the_wrong_order_or_not_awaited_are_refused() -> None:
+def test_swapped_or_unawaited_arguments_are_refused() -> None:
     client, request = httpx.AsyncClient(base_url="http://upstream"), Request(caller_of("/").scope)
     forward: Any = forward_request
     with pytest.raises(TypeError, match=r"write forward_request\(client, request\)"):
@@ -119,9 +119,7 @@ def test_the_method_is_kept_also_its_case(method: str) -> None:
         (BASE + "/caf%C3%A9/", "/a", b"/caf%C3%A9/a"),
     ],
 )
-def test_the_base_comes_before_the_path_with_or_without_a_slash_at_its_end(
-    base: str, path: str, target: bytes
-) -> None:
+def test_base_with_or_without_slash_precedes_the_path(base: str, path: str, target: bytes) -> None:
     assert target_of(forward_request(client_of(base_url=base), request_of(path))) == target
 
 
@@ -181,7 +179,7 @@ def test_an_empty_prefix_keeps_the_whole_path_also_in_a_mount(prefix: str) -> No
 
 
 @pytest.mark.parametrize("prefix", ["/ap", "/apix", "/other", "api", "/api/a/b"])
-def test_a_path_that_does_not_start_with_the_prefix_is_the_programmers_error(prefix: str) -> None:
+def test_path_outside_the_prefix_is_a_value_error(prefix: str) -> None:
     with pytest.raises(ValueError, match="does not start with the prefix"):
         forward_request(client_of(), request_of("/api/a"), prefix=prefix)
 
@@ -224,9 +222,10 @@ def test_the_url_is_printable_and_true_for_logs_hooks_and_mocks(path: str, url: 
 @pytest.mark.parametrize(
     "path", ["/a[]|{}?'\"", "/" + "%20" * 30_000, "/a?" + "b" * 70_000, "/a#b"]
 )
-def test_also_a_target_that_httpx_would_print_otherwise_or_not_at_all_is_sent_as_it_is(
+def test_target_that_httpx_would_change_is_sent_unchanged(
     path: str,
 ) -> None:
+    """Also one that httpx could not print at all."""
     outgoing = forward_request(client_of(), request_of(path))
     assert target_of(outgoing) == path.encode()
     assert str(outgoing.url).startswith(BASE)
@@ -254,9 +253,8 @@ def test_options_for_the_whole_server_has_no_path_to_forward() -> None:
         (httpx.URL("http://up.example/v1/other"), b"/v1/other?q=1"),
     ],
 )
-def test_url_is_another_target_under_the_base_with_its_own_query_or_the_callers(
-    url: str | httpx.URL, target: bytes
-) -> None:
+def test_url_selects_a_target_under_the_base(url: str | httpx.URL, target: bytes) -> None:
+    """The query is that of the URL, or the caller's if the URL has none."""
     client = client_of(base_url=BASE + "/v1/")
     outgoing = forward_request(client, request_of("/api/a?q=1"), url=url)
     assert target_of(outgoing) == target
@@ -298,7 +296,7 @@ def test_url_as_an_absolute_httpx_url_may_be_anywhere_on_purpose() -> None:
 
 
 @pytest.mark.parametrize("url", ["item:5", "a:b/c"])
-def test_a_url_whose_first_segment_has_a_colon_is_refused_or_sent_whole_and_no_guess(
+def test_url_with_colon_in_first_segment_is_refused_or_whole(
     url: str,
 ) -> None:
     # httpx, as RFC 3986 4.2, takes the part before the colon for a scheme.

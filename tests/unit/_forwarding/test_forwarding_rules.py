@@ -116,7 +116,7 @@ async def relay(
 
 
 @pytest.mark.anyio
-async def test_redirect_built_from_forwarded_host_is_mapped_under_mount() -> None:
+async def test_redirect_from_forwarded_host_is_mapped_under_mount() -> None:
     headers = [
         ("location", "https://app.example/login?next=/a"),
         ("refresh", "0; url=http://app.example/b"),

@@ -77,7 +77,7 @@ async def test_a_length_of_zero_stays(method: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", ["2", "3"])
-async def test_an_http_2_caller_that_names_no_length_gets_chunks_upstream(version: str) -> None:
+async def test_http_2_body_without_length_is_sent_chunked(version: str) -> None:
     upstream = answering(b"ok")
     await forwarded(upstream, "/", "POST", body=[b"ab", b"c"], scope={"http_version": version})
     assert upstream.bodies == [b"abc"]
@@ -141,7 +141,7 @@ async def test_a_body_that_the_endpoint_read_and_kept_is_forwarded(read: str) ->
 
 
 @pytest.mark.anyio
-async def test_a_body_that_the_endpoint_read_as_a_stream_is_gone_and_the_error_says_so() -> None:
+async def test_body_that_the_endpoint_streamed_is_an_error() -> None:
     upstream = answering(b"ok")
     endpoint = functools.partial(endpoint_after, "stream")
     app = Starlette(routes=[Route("/", endpoint, name="reads")])
@@ -155,7 +155,7 @@ async def test_a_body_that_the_endpoint_read_as_a_stream_is_gone_and_the_error_s
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("middleware_reads", [False, True])
-async def test_a_body_that_middleware_read_is_forwarded_by_the_app_below(
+async def test_body_that_middleware_read_is_forwarded(
     middleware_reads: bool,
 ) -> None:
     class Reading(BaseHTTPMiddleware):
@@ -179,7 +179,7 @@ async def test_a_body_that_middleware_read_is_forwarded_by_the_app_below(
 
 
 @pytest.mark.anyio
-async def test_a_response_called_twice_can_send_a_streamed_body_only_once_and_says_so() -> None:
+async def test_response_called_twice_refuses_to_send_a_body_again() -> None:
     upstream = answering(b"ok")
     client = client_of(upstream)
     request = request_of("/", "POST", headers=[(b"content-length", b"3")], body=[b"abc"])
@@ -213,7 +213,7 @@ async def _ok(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.anyio
-async def test_basic_auth_of_the_client_wins_over_the_callers_authorization() -> None:
+async def test_client_auth_wins_over_the_callers_authorization() -> None:
     upstream = answering(b"ok")
     caller = caller_of(
         headers=[(b"authorization", b"Bearer theirs"), (b"authorization", b"again")],
@@ -224,7 +224,7 @@ async def test_basic_auth_of_the_client_wins_over_the_callers_authorization() ->
 
 
 @pytest.mark.anyio
-async def test_without_auth_on_the_client_the_callers_authorization_passes() -> None:
+async def test_authorization_passes_if_the_client_has_no_auth() -> None:
     upstream = answering(b"ok")
     await forwarded(upstream, headers=[(b"authorization", b"Bearer theirs")])
     assert values(upstream.requests[0], b"authorization") == [b"Bearer theirs"]
@@ -275,7 +275,7 @@ async def test_an_auth_flow_may_send_a_bodyless_request_again() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_auth_flow_cannot_send_a_streamed_body_again_and_the_error_says_so() -> None:
+async def test_auth_flow_that_repeats_a_streamed_body_is_an_error() -> None:
     upstream = Upstream(_asks_for_a_token)
     caller = caller_of(
         "/",
@@ -383,7 +383,7 @@ async def test_pytest_httpx_matches_the_url_the_headers_and_the_body(
 @pytest.mark.anyio
 @pytest.mark.parametrize("body", [[], [b"abc"]])
 @pytest.mark.parametrize("to", ["/b", "http://other.example/b"])
-async def test_a_redirect_is_the_callers_to_follow_whatever_the_client_is_told(
+async def test_redirect_is_relayed_even_if_the_client_follows_them(
     to: str, body: list[bytes]
 ) -> None:
     upstream = answering(status=307, headers=[("location", to)])
@@ -400,7 +400,7 @@ async def test_a_redirect_is_the_callers_to_follow_whatever_the_client_is_told(
 
 
 @pytest.mark.anyio
-async def test_an_author_who_sends_it_and_follows_redirects_gets_to_where_they_lead() -> None:
+async def test_forwarded_request_sent_by_hand_follows_redirects() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         # As httpcore does, which sends the target extension where there is one.
         target = request.extensions.get("target", request.url.raw_path)

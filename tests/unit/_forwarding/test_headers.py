@@ -86,9 +86,7 @@ both_trusts = pytest.mark.parametrize("trust", [False, True])
 
 @both_trusts
 @pytest.mark.parametrize("said", [b"NTLM TlRMTVNTUA", b"negotiate YII", b"Negotiate"])
-def test_a_connection_that_may_be_authenticated_is_for_one_request(
-    said: bytes, trust: bool
-) -> None:
+def test_connection_bound_authorization_sends_close(said: bytes, trust: bool) -> None:
     fields = crossed((b"authorization", said), (b"connection", b"keep-alive"), trust=trust)
     assert fields == [(b"authorization", said), (b"connection", b"close")]
 
@@ -142,7 +140,7 @@ def test_a_field_of_one_hop_does_not_cross(name: bytes, trust: bool) -> None:
 
 
 @both_trusts
-def test_what_connection_names_does_not_cross_over_several_lines_with_odd_lists(
+def test_headers_named_on_several_connection_lines_do_not_cross(
     trust: bool,
 ) -> None:
     raw = [
@@ -163,7 +161,7 @@ def test_what_connection_names_does_not_cross_over_several_lines_with_odd_lists(
 @pytest.mark.parametrize(
     "named", [b"X-Forwarded-For", b"x-forwarded-host, x-forwarded-proto", b"host", b"Host,close"]
 )
-def test_a_caller_cannot_strip_what_this_server_says_by_naming_it_in_connection(
+def test_connection_header_cannot_strip_forwarded_headers(
     named: bytes,
 ) -> None:
     raw = [(b"connection", named), (b"host", b"app.example")]
@@ -174,7 +172,7 @@ def test_a_caller_cannot_strip_what_this_server_says_by_naming_it_in_connection(
     ]
 
 
-def test_a_caller_cannot_strip_what_a_trusted_proxy_says_of_it_by_naming_it_in_connection() -> None:
+def test_connection_header_cannot_strip_a_trusted_proxys_headers() -> None:
     # The proxy removed what Connection named before it added its own; what stands there is its.
     fields = forwarded(
         [(b"x-forwarded-for", b"203.0.113.1"), (b"connection", b"close")], trust=True
@@ -182,8 +180,9 @@ def test_a_caller_cannot_strip_what_a_trusted_proxy_says_of_it_by_naming_it_in_c
     assert values(fields, b"x-forwarded-for") == [b"203.0.113.1, 192.0.2.7"]
 
 
-def test_a_length_that_connection_names_crosses_for_the_body_does() -> None:
+def test_content_length_named_in_connection_crosses() -> None:
     # RFC 9110 7.6.1 forbids to name it; a request whose body is lost is worse than such a list.
+    """It must, because the body crosses."""
     assert crossed((b"connection", b"content-length"), (b"content-length", b"5")) == [
         (b"content-length", b"5")
     ]
@@ -201,9 +200,10 @@ def test_no_framing_is_invented_where_the_caller_sent_none() -> None:
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b" chunked ", b"gzip, chunked"])
-def test_a_body_in_chunks_stays_one_whatever_other_coding_its_server_took_off(
+def test_chunked_body_stays_chunked_without_other_codings(
     coding: bytes,
 ) -> None:
+    """The server has decoded the other codings."""
     assert crossed((b"transfer-encoding", coding)) == [(b"transfer-encoding", b"chunked")]
 
 
@@ -381,9 +381,7 @@ def test_scope_may_have_only_its_required_keys(client: Any) -> None:
         b"http2_settings",
     ],
 )
-def test_the_underscore_twin_of_a_field_with_a_rule_does_not_cross(
-    twin: bytes, trust: bool
-) -> None:
+def test_underscore_twin_of_a_header_with_a_rule_is_dropped(twin: bytes, trust: bool) -> None:
     assert crossed((twin, b"spoofed"), (b"x", b"1"), trust=trust) == [(b"x", b"1")]
 
 
@@ -393,7 +391,8 @@ def test_an_underscore_in_any_other_name_crosses(trust: bool) -> None:
     assert crossed(*raw, trust=trust) == raw
 
 
-def test_the_proxys_word_comes_after_the_callers_so_that_it_cannot_be_stripped_or_doubled() -> None:
+def test_forwarded_headers_come_after_the_callers_headers() -> None:
+    """So they cannot be stripped or doubled."""
     fields = forwarded([(b"x-forwarded-proto", b"http"), (b"x", b"1"), (b"host", b"h")])
     assert fields == [
         (b"x", b"1"),
@@ -406,7 +405,7 @@ def test_the_proxys_word_comes_after_the_callers_so_that_it_cannot_be_stripped_o
 # --- what proxies say, trusted -------------------------------------------------------------
 
 
-def test_a_trusted_list_of_peers_grows_by_the_proxy_and_becomes_one_line() -> None:
+def test_trusted_forwarded_for_grows_and_becomes_one_line() -> None:
     raw = [(b"x-forwarded-for", b"203.0.113.1, 10.0.0.1"), (b"x-forwarded-for", b"10.0.0.2")]
     assert values(forwarded(raw, trust=True), b"x-forwarded-for") == [
         b"203.0.113.1, 10.0.0.1, 10.0.0.2, 192.0.2.7"
@@ -424,7 +423,7 @@ def test_a_trusted_host_and_proto_stay_as_first_asked_for() -> None:
     assert values(fields, b"x-forwarded-proto") == [b"http"]
 
 
-def test_a_trusted_proxy_that_names_no_host_and_proto_gets_those_that_were_seen() -> None:
+def test_trusted_proxy_without_host_and_proto_gets_those_seen() -> None:
     fields = forwarded([(b"host", b"app.example")], trust=True)
     assert values(fields, b"x-forwarded-host") == [b"app.example"]
     assert values(fields, b"x-forwarded-proto") == [b"https"]
@@ -540,9 +539,10 @@ def test_a_line_break_or_nul_in_a_name_is_refused(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("connection", [b"close", b"host"])
-def test_a_line_break_in_the_host_is_refused_also_where_connection_names_it(
+def test_line_break_in_the_host_is_refused(
     connection: bytes,
 ) -> None:
+    """Also if `Connection` names the header."""
     with pytest.raises(HTTPException) as caught:
         forwarded([(b"connection", connection), (b"host", b"h\r\nx-admin: 1")])
     assert caught.value.status_code == 400
@@ -556,7 +556,7 @@ def test_other_odd_bytes_are_no_reason_to_refuse() -> None:
 # --- the author's word ---------------------------------------------------------------------
 
 
-def test_the_authors_fields_replace_each_of_their_name_and_none_removes() -> None:
+def test_changed_headers_replace_all_of_a_name_and_none_removes() -> None:
     fields = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"c", b"4")]
     assert apply_changes(fields, {"A": "x", "B": None, "d": "caf\xe9", "e": None}) == [
         (b"c", b"4"),
@@ -565,7 +565,7 @@ def test_the_authors_fields_replace_each_of_their_name_and_none_removes() -> Non
     ]
 
 
-def test_the_authors_cookies_replace_those_of_their_name_and_join_the_others() -> None:
+def test_merged_cookies_replace_those_of_the_same_name() -> None:
     fields = [(b"cookie", b"a=1; b = 2;;c"), (b"x", b"1"), (b"cookie", b" a=3; d=4;a")]
     assert merge_cookies(fields, b"a=own; e=5") == [
         (b"x", b"1"),
@@ -647,7 +647,7 @@ def test_nothing_of_one_hop_crosses_and_nothing_that_splits(
 
 @settings(max_examples=count_examples(50), deadline=None)
 @given(lists, st.booleans(), others)
-def test_never_both_framings_and_chunks_if_and_only_if_the_caller_sent_them(
+def test_framing_is_that_of_the_caller_and_never_double(
     raw: Fields, trust: bool, scope: dict[str, Any]
 ) -> None:
     fields = fields_or_refused(raw, trust, scope)
@@ -688,7 +688,7 @@ def test_every_other_field_keeps_its_bytes_order_and_repetition(
 
 @settings(max_examples=count_examples(50), deadline=None)
 @given(lists, others)
-def test_what_this_server_saw_is_said_once_whatever_the_caller_says(
+def test_forwarded_headers_are_sent_once_for_any_request(
     raw: Fields, scope: dict[str, Any]
 ) -> None:
     fields = fields_or_refused(raw, False, scope)
@@ -723,7 +723,7 @@ def test_a_trusted_proxys_own_words_all_cross(raw: Fields, scope: dict[str, Any]
 
 @settings(max_examples=count_examples(37), deadline=None)
 @given(lists, st.booleans(), others)
-def test_the_same_request_gives_the_same_fields_and_is_not_changed(
+def test_same_request_gives_the_same_headers_and_is_unchanged(
     raw: Fields, trust: bool, scope: dict[str, Any]
 ) -> None:
     before = list(raw)
@@ -737,9 +737,8 @@ def test_the_same_request_gives_the_same_fields_and_is_not_changed(
 @example(
     [(b"cookie", b"a=1"), (b"cookie", b"")], {"http_version": "2", "scheme": "http", "client": None}
 )
-def test_what_crossed_one_hop_crosses_the_next_but_for_what_that_one_says(
-    raw: Fields, scope: dict[str, Any]
-) -> None:
+def test_headers_that_crossed_one_hop_cross_the_next(raw: Fields, scope: dict[str, Any]) -> None:
+    """Except for those that the next hop sets itself."""
     once = fields_or_refused(raw, False, scope)
     if once is not None:
         again = less_what_was_seen(forwarded(once, **scope))

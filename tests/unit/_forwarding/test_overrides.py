@@ -37,12 +37,12 @@ def test_params_of_the_client_win_by_names_that_need_encoding() -> None:
         assert target_of(outgoing) == b"/?b=1&cl%C3%A9+d=secret"
 
 
-def test_params_of_the_client_leave_the_other_bytes_of_the_query_as_they_are() -> None:
+def test_client_params_keep_the_bytes_of_the_callers_query() -> None:
     outgoing = forward_request(client_of(params={"k": "v"}), request_of("/?a=1&&b=2&"))
     assert target_of(outgoing).startswith(b"/?a=1&&b=2&")
 
 
-def test_the_clients_headers_are_sent_and_win_also_over_repeated_fields_and_twins() -> None:
+def test_client_headers_win_over_repeated_headers_and_twins() -> None:
     client = client_of(headers={"X-Api-Key": "secret", "User-Agent": "gateway/1"})
     caller = [
         (b"x-api-key", b"spoofed"),
@@ -135,7 +135,7 @@ def test_headers_may_remove_what_this_server_says_of_the_caller() -> None:
     assert not values(outgoing, b"x-forwarded-for")
 
 
-def test_headers_as_a_function_get_the_list_to_be_sent_and_return_the_one_to_send() -> None:
+def test_headers_function_gets_and_returns_the_list_to_send() -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     def change(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -53,9 +53,7 @@ def cookie(value: bytes, base: httpx.URL = PLAIN, mount: bytes = MOUNT) -> bytes
         (b"/caf\xc3\xa9", b"/api/caf\xc3\xa9"),
     ],
 )
-def test_a_location_of_the_upstreams_own_is_mapped_under_the_mount(
-    value: bytes, expected: bytes
-) -> None:
+def test_location_on_the_upstream_is_mapped_under_the_mount(value: bytes, expected: bytes) -> None:
     assert location(value) == expected
 
 
@@ -80,9 +78,7 @@ def test_a_location_of_the_upstreams_own_is_mapped_under_the_mount(
         (b"/", b"/"),
     ],
 )
-def test_with_a_base_that_has_a_path_only_what_is_under_it_is_mapped(
-    value: bytes, expected: bytes
-) -> None:
+def test_location_outside_the_path_of_the_base_is_not_mapped(value: bytes, expected: bytes) -> None:
     assert location(value, WITH_PATH) == expected
 
 
@@ -116,7 +112,7 @@ def test_with_a_base_that_has_a_path_only_what_is_under_it_is_mapped(
         b"//?",
     ],
 )
-def test_a_location_of_anothers_and_a_relative_one_stay_as_they_are(value: bytes) -> None:
+def test_location_elsewhere_or_relative_is_unchanged(value: bytes) -> None:
     assert location(value) == value
 
 
@@ -151,7 +147,7 @@ def test_what_is_no_url_stays_as_it_is(value: bytes) -> None:
         b"https://up.example:/a",
     ],
 )
-def test_a_default_port_is_the_same_port_whether_it_is_named_or_not(value: bytes) -> None:
+def test_location_with_or_without_the_default_port_is_mapped(value: bytes) -> None:
     assert location(value, DEFAULT_PORT) == b"/api/a"
 
 
@@ -314,9 +310,7 @@ def test_without_a_mount_a_location_becomes_a_path() -> None:
         (b"/v1/\\evil.example", WITH_PATH),
     ],
 )
-def test_without_a_mount_an_upstreams_own_path_becomes_no_address_of_another_host(
-    value: bytes, base: httpx.URL
-) -> None:
+def test_location_without_a_mount_names_no_other_host(value: bytes, base: httpx.URL) -> None:
     mapped = location(value, base, b"")
     # As browsers read it: a backslash is a slash, and two at the start begin a host.
     assert not re.match(rb"[/\\]{2}", mapped)
@@ -384,14 +378,13 @@ def test_a_cookie_loses_its_domain_and_its_path_is_mapped(value: bytes, expected
         (b"a=1; Path=/v2", b"a=1; Path=/v2"),
     ],
 )
-def test_with_a_base_that_has_a_path_a_cookie_of_below_it_is_mapped(
-    value: bytes, expected: bytes
-) -> None:
+def test_cookie_path_under_the_path_of_the_base_is_mapped(value: bytes, expected: bytes) -> None:
     assert cookie(value, WITH_PATH) == expected
 
 
-def test_a_cookie_of_a_path_above_the_base_reaches_the_whole_mount_and_no_more_of_the_app() -> None:
+def test_cookie_path_above_the_base_becomes_the_mount() -> None:
     # `/` covers all that callers reach of this upstream, and in the app that is the mount.
+    """The cookie reaches the whole mount, and no more of the app."""
     assert cookie(b"a=1; Path=/", WITH_PATH) in (b"a=1; Path=/api", b"a=1; Path=/api/")
 
 
@@ -401,7 +394,7 @@ def test_host_cookie_keeps_its_path(name: bytes) -> None:
     assert cookie(name + b"=1; Secure; Path=/") == name + b"=1; Secure; Path=/"
 
 
-def test_several_cookies_are_mapped_one_by_one_and_other_fields_stay() -> None:
+def test_several_cookies_are_mapped_and_other_headers_stay() -> None:
     fields = [
         (b"Set-Cookie", b"a=1; Path=/a; Domain=x"),
         (b"cookie", b"a=1; Path=/a; Domain=x"),
@@ -482,7 +475,7 @@ def test_a_mapped_location_names_no_host(value: bytes, base: httpx.URL, mount: b
 
 @settings(deadline=None, max_examples=count_examples(50))
 @given(cookies, bases, mounts)
-def test_a_cookie_keeps_all_but_its_domain_and_its_paths_stay_or_begin_with_the_mount(
+def test_any_cookie_loses_only_its_domain_and_maps_its_path(
     value: bytes, base: httpx.URL, mount: bytes
 ) -> None:
     before = [

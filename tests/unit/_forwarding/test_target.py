@@ -43,7 +43,8 @@ def test_the_raw_path_is_taken_as_it_is(raw: bytes, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"/a?b=1", b"/a?", b"/a??x", b"http://h/a?b=/c"])
-def test_a_query_that_a_test_client_leaves_in_the_raw_path_is_cut_off(raw: bytes) -> None:
+def test_query_in_the_raw_path_is_cut_off(raw: bytes) -> None:
+    """Some test clients leave it there."""
     assert get_raw_path({"path": "/a", "raw_path": raw}) == b"/a"
 
 
@@ -89,14 +90,13 @@ def test_without_a_raw_path_the_decoded_one_is_encoded_anew(
 @pytest.mark.parametrize(
     ("path", "expected"), [("/a%2Fb", b"/a%252Fb"), ("/100%", b"/100%25"), ("/%41", b"/%2541")]
 )
-def test_a_percent_of_the_decoded_path_is_encoded_too_for_it_stood_as_25_there(
-    path: str, expected: bytes
-) -> None:
+def test_percent_sign_of_the_decoded_path_is_encoded(path: str, expected: bytes) -> None:
+    """It was `%25` before the server decoded it."""
     assert get_raw_path({"path": path}) == expected
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_what_is_encoded_anew_is_legal_and_decodes_to_the_same_path(path: str) -> None:
+def test_encoded_path_is_legal_and_decodes_to_the_same_path(path: str) -> None:
     raw = get_raw_path({"path": "/" + path})
     assert re.fullmatch(rb"[!-~]+", raw)
     assert b"?" not in raw
@@ -176,7 +176,7 @@ def encoded_in_any_way(draw: st.DrawFn, text: bytes) -> bytes:
 
 
 @given(st.data(), st.binary(max_size=8), st.binary(max_size=8))
-def test_a_prefix_is_found_however_it_is_encoded_and_the_rest_keeps_its_bytes(
+def test_prefix_is_found_in_any_encoding_and_the_rest_is_kept(
     data: st.DataObject, prefix: bytes, rest: bytes
 ) -> None:
     prefix = b"/" + prefix.rstrip(b"/")
@@ -188,9 +188,7 @@ def test_a_prefix_is_found_however_it_is_encoded_and_the_rest_keeps_its_bytes(
 
 
 @given(st.binary(max_size=12), st.binary(max_size=6))
-def test_what_is_returned_is_always_the_end_of_the_path_and_the_start_decodes_to_the_prefix(
-    raw: bytes, prefix: bytes
-) -> None:
+def test_stripped_path_is_the_end_of_the_path_after_the_prefix(raw: bytes, prefix: bytes) -> None:
     rest = strip_prefix(raw, prefix)
     if rest is not None:
         assert raw.endswith(rest)
@@ -606,9 +604,7 @@ def targeted(raw: bytes, query: bytes, base: str, mount: str) -> httpx.Request:
 @example(b"/http://evil.example/", b"?")
 @example(b"/@evil.example", b"#")
 @example(b"/:80", b"a=1")
-def test_any_path_and_query_of_legal_bytes_reach_the_upstream_byte_for_byte(
-    path: bytes, query: bytes
-) -> None:
+def test_legal_path_and_query_reach_the_upstream_unchanged(path: bytes, query: bytes) -> None:
     for base in clients:
         for mount in ("", "/api"):
             request = targeted(path, query, base, mount)
@@ -626,9 +622,7 @@ def test_any_path_and_query_of_legal_bytes_reach_the_upstream_byte_for_byte(
 @example(b" HTTP/1.1\r\nhost: evil\r\n\r\nGET /", b"")
 @example(b"", b"\r\n")
 @example(b"a b", b"")
-def test_bytes_that_are_illegal_in_a_request_line_are_refused_and_never_sent(
-    path: bytes, query: bytes
-) -> None:
+def test_illegal_bytes_of_a_target_are_refused_and_never_sent(path: bytes, query: bytes) -> None:
     # RFC 9112 3.2: a target has no whitespace, control or other byte that is not visible ASCII.
     illegal = re.compile(rb"[^!-~]")
     request = None
