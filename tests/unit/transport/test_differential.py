@@ -371,7 +371,7 @@ def test_both_make_the_same_of(runner: asyncio.Runner, name: str, cut: str, meth
 
 @pytest.mark.parametrize("status", [b"200", b"204", b"304", b"100"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_both_framings_are_refused_where_the_stock_transport_takes_the_chunks(
+def test_both_framings_are_refused_unlike_httpxs_transport(
     runner: asyncio.Runner, method: str, status: bytes
 ) -> None:
     """RFC 9112 6.3 (3): that is an attempt to smuggle, and ought to be an error."""
@@ -383,7 +383,7 @@ def test_both_framings_are_refused_where_the_stock_transport_takes_the_chunks(
 
 
 @pytest.mark.parametrize("byte", [b"\x01", b"\x08", b"\x0e", b"\x1b", b"\x1f", b"\x7f"])
-def test_a_control_byte_in_a_value_is_refused_where_the_stock_transport_relays_it(
+def test_control_byte_in_a_value_is_refused_unlike_httpx(
     runner: asyncio.Runner, byte: bytes
 ) -> None:
     """RFC 9110 5.5: they are invalid."""
@@ -427,9 +427,10 @@ def test_more_than_128_fields_are_refused(runner: asyncio.Runner) -> None:
     ids=["length", "chunks", "HEAD", "204", "304"],
 )
 @pytest.mark.parametrize("cut", ["at once", "later"])
-def test_bytes_behind_a_body_close_the_connection_where_httpcore_answers_with_them(
+def test_bytes_after_a_body_close_the_connection_unlike_httpcore(
     runner: asyncio.Runner, raw: bytes, method: str, cut: str
 ) -> None:
+    """httpcore takes them for the next response."""
     ours, theirs = both(runner, Sent([raw], ends=False), method)
     assert ours.kept  # without any
     assert ours == theirs
@@ -487,7 +488,7 @@ def test_a_trailer_says_nothing_of_the_framing(runner: asyncio.Runner, trailer: 
     assert theirs.error is httpx.RemoteProtocolError
 
 
-def test_a_switch_of_protocols_that_nobody_asked_for_is_refused_by_both(
+def test_unrequested_protocol_switch_is_refused_by_both(
     runner: asyncio.Runner,
 ) -> None:
     sent = Sent([b"HTTP/1.1 101 Switch\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nhello"])
@@ -648,7 +649,7 @@ REFUSED = re.compile(
     suppress_health_check=list(HealthCheck),
 )
 @given(sendings(), st.sampled_from(["GET"] * 5 + ["HEAD", "POST"]))
-def test_both_make_the_same_of_whatever_is_sent_in_whatever_pieces(
+def test_both_transports_agree_on_any_bytes_in_any_pieces(
     runner: asyncio.Runner, sent: Sent, method: str
 ) -> None:
     ours, theirs = both(runner, sent, method)

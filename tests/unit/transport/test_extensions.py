@@ -82,7 +82,7 @@ async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
         assert len(upstream.peers) == 2
 
 
-async def test_the_end_of_a_connection_that_switched_protocols_is_read_as_such() -> None:
+async def test_end_of_a_switched_connection_is_read_as_such() -> None:
     answer = b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nbye"
     async with (
         Upstream(sending(answer)) as upstream,
@@ -102,7 +102,7 @@ async def deaf_for_a_while(reader: asyncio.StreamReader, writer: asyncio.StreamW
         pass
 
 
-async def test_several_tasks_may_write_to_a_connection_that_switched_protocols() -> None:
+async def test_several_tasks_may_write_to_a_switched_connection() -> None:
     async with (
         Upstream(deaf_for_a_while) as upstream,
         client(upstream) as c,

@@ -255,7 +255,7 @@ async def test_many_callers_at_once_are_all_answered(peer: Peer) -> None:
 
 @pytest.mark.nginx
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine")
-async def test_connections_that_nginx_ends_after_three_requests_are_no_error_under_load(
+async def test_connections_that_nginx_ends_under_load_are_not_an_error(
     tmp_path: Path,
 ) -> None:
     port = free_port()

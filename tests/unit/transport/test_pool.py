@@ -131,7 +131,7 @@ async def settle() -> None:
 # Idle connections.
 
 
-async def test_the_connection_that_was_used_last_is_the_next_to_be_used() -> None:
+async def test_most_recently_used_connection_is_used_next() -> None:
     c = Connects(most=3, idle=3)
     first, second, third = [await c.taken(A) for _ in range(3)]
     for connection in (second, third, first):
@@ -333,7 +333,7 @@ async def test_without_a_limit_everybody_connects_at_once() -> None:
     assert len(c.pool._idle) == 300
 
 
-async def test_room_is_made_by_closing_the_oldest_idle_connection_of_another_origin() -> None:
+async def test_full_pool_closes_oldest_idle_connection_of_other_origin() -> None:
     c = Connects(most=2)
     older, newer = await c.taken(A), await c.taken(B)
     c.release(older)
@@ -382,7 +382,7 @@ async def test_a_connection_that_is_lost_makes_room() -> None:
     assert not (await waiting).closed
 
 
-async def test_who_waits_for_a_connect_takes_one_that_is_given_back_sooner() -> None:
+async def test_waiter_takes_a_connection_released_before_its_connect() -> None:
     c = Connects(most=2)
     connection = await c.taken(A)
     waiting = c.taking(A)
@@ -408,9 +408,7 @@ async def test_a_connect_that_outlives_its_waiter_serves_the_next() -> None:
     assert await following is connection
 
 
-async def test_a_connect_that_nobody_waits_for_is_kept_or_gives_its_room_to_another_origin() -> (
-    None
-):
+async def test_connect_without_waiter_is_kept_or_gives_its_slot_away() -> None:
     c = Connects(most=1)
     waiting = c.taking(A)
     await settle()
@@ -427,7 +425,7 @@ async def test_a_connect_that_nobody_waits_for_is_kept_or_gives_its_room_to_anot
     assert (await other).origin == B
 
 
-async def test_who_is_left_with_a_connect_that_was_given_up_gets_the_failure_of_the_other() -> None:
+async def test_waiter_of_an_abandoned_connect_gets_the_others_failure() -> None:
     c = Connects(most=2)
     leaving, staying = c.taking(A), c.taking(A)
     await settle()
@@ -456,7 +454,7 @@ async def test_waiter_gets_the_failure_of_the_connect_it_took_over() -> None:
     c.assert_empty()
 
 
-async def test_what_was_given_to_a_task_that_is_cancelled_goes_to_the_next() -> None:
+async def test_connection_of_a_cancelled_waiter_goes_to_the_next() -> None:
     c = Connects(most=1)
     connection = await c.taken(A)
     cancelled, following = c.taking(A), c.taking(A)
@@ -467,7 +465,7 @@ async def test_what_was_given_to_a_task_that_is_cancelled_goes_to_the_next() -> 
     assert cancelled.cancelled()
 
 
-async def test_what_was_given_to_a_task_that_is_cancelled_may_have_closed() -> None:
+async def test_connection_of_a_cancelled_waiter_may_have_closed() -> None:
     c = Connects(most=1)
     connection = await c.taken(A)
     cancelled = c.taking(A)
@@ -525,7 +523,7 @@ async def test_a_failure_does_not_reach_who_has_a_connect_of_their_own() -> None
     assert not (await staying).closed
 
 
-async def test_one_failure_fails_one_waiter_and_gives_its_room_to_the_next() -> None:
+async def test_failed_connect_fails_one_waiter_and_frees_its_slot() -> None:
     c = Connects(most=1)
     waiting = [c.taking(A) for _ in range(3)]
     await settle()
@@ -537,7 +535,7 @@ async def test_one_failure_fails_one_waiter_and_gives_its_room_to_the_next() -> 
     c.assert_empty()
 
 
-async def test_a_connection_that_closed_before_anybody_had_it_is_a_failure() -> None:
+async def test_connection_closed_before_its_first_use_is_a_failure() -> None:
     c = Connects()
     waiting = c.taking(A)
     await settle()
@@ -557,7 +555,8 @@ async def test_who_has_no_room_in_time_has_a_pool_timeout() -> None:
     assert await c.take(A, 0.05) is connection
 
 
-async def test_who_has_room_is_not_under_the_pool_timeout_but_that_of_the_connect() -> None:
+async def test_waiter_with_a_slot_is_under_the_connect_timeout() -> None:
+    """And no longer under the pool timeout."""
     c = Connects(most=1)
     connection = await c.taken(A)
     waiting = c.taking(B, 0.05)
@@ -606,7 +605,7 @@ async def test_closing_before_a_connect_has_begun_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
-async def test_a_connection_that_was_just_made_when_the_pool_closed_is_closed(turns: int) -> None:
+async def test_connection_made_as_the_pool_closes_is_closed(turns: int) -> None:
     c = Connects()
     waiting = c.taking(A)
     await settle()

@@ -209,7 +209,7 @@ async def test_opentelemetry_makes_the_spans_of_the_stock_transport(spans: Spans
             assert traceparent(request) == expected
 
 
-async def test_opentelemetry_tells_of_failures_as_with_the_stock_transport(spans: Spans) -> None:
+async def test_opentelemetry_records_failures_as_on_httpxs_transport(spans: Spans) -> None:
     for transport in (stock, AsyncioTransport):
         async with shared(transport, "http://127.0.0.1:1") as client:
             with pytest.raises(httpx.ConnectError):
@@ -387,7 +387,7 @@ async def test_so_does_a_subclass_and_what_is_no_httpx_client() -> None:
     assert direct_transport(object(), request) is None
 
 
-async def test_so_does_a_request_with_a_password_in_its_url_or_no_timeout() -> None:
+async def test_request_with_password_or_no_timeout_skips_fast_path() -> None:
     async with shared(AsyncioTransport, MOCKED) as client:
         assert (
             direct_transport(client, client.build_request("GET", "http://u:p@mocked.example/"))

@@ -45,7 +45,7 @@ class Closing:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
-async def test_what_may_be_sent_twice_is_where_a_reused_connection_was_closed(method: str) -> None:
+async def test_idempotent_request_is_sent_again_if_connection_closed(method: str) -> None:
     serve = Closing()
     async with Upstream(serve) as upstream, client(upstream) as c:
         await c.get("/first")
@@ -147,7 +147,7 @@ async def test_many_tiny_chunks_let_other_tasks_run() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_connection_that_closes_as_it_is_handed_over_is_not_used(method: str) -> None:
+async def test_connection_that_closes_at_handover_is_not_used(method: str) -> None:
     async def says_nothing_of_it(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -167,7 +167,7 @@ async def test_a_request_that_says_close_ends_its_connection() -> None:
         assert len(upstream.peers) == 3
 
 
-async def test_connects_that_nobody_waits_for_give_way_to_another_origin() -> None:
+async def test_connects_without_waiters_give_way_to_another_origin() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         filling = [socket.socket() for _ in range(3)]
         for one in filling:
@@ -205,7 +205,7 @@ async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await reader.read()
 
 
-async def test_a_reused_connection_that_is_only_slow_is_not_given_up_for_another() -> None:
+async def test_slow_reused_connection_is_not_replaced() -> None:
     async with Upstream(answers_once) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.ReadTimeout):
@@ -213,7 +213,7 @@ async def test_a_reused_connection_that_is_only_slow_is_not_given_up_for_another
         assert len(upstream.peers) == 1
 
 
-async def test_what_was_under_way_when_the_client_was_closed_is_not_sent_again() -> None:
+async def test_request_in_progress_at_client_close_is_not_sent_again() -> None:
     async with Upstream(answers_once) as upstream, client(upstream) as c:
         transport = c._transport
         assert isinstance(transport, AsyncioTransport)
@@ -228,9 +228,7 @@ async def test_what_was_under_way_when_the_client_was_closed_is_not_sent_again()
         assert transport.pool_state().open == 0
 
 
-async def test_a_transport_that_is_used_again_after_its_closing_keeps_no_connection_for_ever() -> (
-    None
-):
+async def test_transport_used_after_close_still_expires_connections() -> None:
     limits = httpx.Limits(keepalive_expiry=0.1)
     async with Upstream() as upstream, AsyncioTransport(limits=limits) as transport:
         for _ in range(2):
@@ -243,9 +241,9 @@ async def test_a_transport_that_is_used_again_after_its_closing_keeps_no_connect
         await eventually(lambda: not transport.pool_state().open)
 
 
-async def test_interim_responses_without_end_are_an_error_and_those_of_one_request_no_others() -> (
-    None
-):
+async def test_endless_interim_responses_are_an_error() -> None:
+    """The count starts again with each request."""
+
     async def hinting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await read_request(reader):
             for _ in itertools.count() if b"/forever" in head else range(1000):
@@ -262,7 +260,7 @@ async def test_interim_responses_without_end_are_an_error_and_those_of_one_reque
         await eventually(lambda: not upstream.open)
 
 
-async def test_what_comes_behind_a_body_that_is_read_late_is_not_the_next_response() -> None:
+async def test_bytes_after_a_body_read_late_are_not_the_next_response() -> None:
     size = 320 * 1024  # of which not all is read from the socket while nobody takes it
 
     async def smuggling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

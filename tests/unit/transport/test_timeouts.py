@@ -36,7 +36,7 @@ async def silent_after_the_head(reader: asyncio.StreamReader, writer: asyncio.St
 
 
 @pytest.mark.parametrize("serve", [silent, silent_after_the_head])
-async def test_an_upstream_that_is_silent_for_too_long_is_a_read_timeout(serve: Serve) -> None:
+async def test_silent_upstream_is_a_read_timeout(serve: Serve) -> None:
     async with Upstream(serve) as upstream, client(upstream) as c:
         with pytest.raises(httpx.ReadTimeout) as caught:
             await c.get("/", timeout=httpx.Timeout(10, read=0.1))
@@ -57,7 +57,7 @@ async def test_each_read_has_the_whole_read_timeout() -> None:
         assert response.text == "xxxxxxxx"
 
 
-async def test_an_upload_that_is_not_taken_for_too_long_is_a_write_timeout() -> None:
+async def test_upload_that_is_not_read_is_a_write_timeout() -> None:
     async def parts() -> AsyncIterator[bytes]:
         while True:
             yield bytes(1 << 20)
@@ -100,7 +100,7 @@ async def test_a_connect_that_is_never_answered_is_a_connect_timeout() -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_an_upstream_that_breaks_is_the_error_of_the_stock_transport(name: str) -> None:
+async def test_broken_upstream_raises_the_error_of_httpxs_transport(name: str) -> None:
     seen = []
     async with Upstream(BROKEN[name]) as upstream:
         stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False, timeout=10)
@@ -125,7 +125,7 @@ async def test_an_upstream_that_breaks_is_the_error_of_the_stock_transport(name:
         "http://" + "a" * 64 + ".example/",
     ],
 )
-async def test_what_cannot_be_connected_to_is_the_error_of_the_stock_transport(url: str) -> None:
+async def test_failed_connect_raises_the_error_of_httpxs_transport(url: str) -> None:
     seen = []
     for one in (client(), httpx.AsyncClient(trust_env=False)):
         async with one as c:
@@ -135,7 +135,7 @@ async def test_what_cannot_be_connected_to_is_the_error_of_the_stock_transport(u
     assert seen[0] == seen[1]
 
 
-async def test_an_error_of_the_body_is_raised_as_it_is_and_nothing_stays_open() -> None:
+async def test_request_body_error_is_raised_and_leaves_nothing_open() -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"first"
         raise ZeroDivisionError
@@ -152,7 +152,8 @@ async def read_all(response: httpx.Response) -> None:
         pass
 
 
-async def test_a_body_that_fails_or_is_cancelled_frees_its_connection_without_aclose() -> None:
+async def test_failed_or_cancelled_read_frees_the_connection() -> None:
+    """Without a call to `aclose`."""
     limits = httpx.Limits(max_connections=1)
     async with Upstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
         responses = []

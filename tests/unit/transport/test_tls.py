@@ -113,7 +113,7 @@ async def test_an_upstream_that_speaks_no_tls_is_a_connect_error(trust: ssl.SSLC
         await aeventually(lambda: not upstream.open)
 
 
-async def test_an_upstream_that_closes_in_the_handshake_is_a_connect_error(
+async def test_close_in_the_tls_handshake_is_a_connect_error(
     trust: ssl.SSLContext,
 ) -> None:
     async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -30,7 +30,7 @@ async def test_a_client_uses_it_as_any_transport() -> None:
     await eventually(lambda: not upstream.open)
 
 
-async def test_the_wire_carries_the_same_request_as_with_the_stock_transport() -> None:
+async def test_request_on_the_wire_is_that_of_httpxs_transport() -> None:
     async with Upstream() as upstream:
         stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False)
 
@@ -83,7 +83,9 @@ def test_what_it_cannot_do_is_refused_at_once_with_what_can(
 
 
 @pytest.mark.of_httpx
-def test_it_takes_the_arguments_of_the_stock_transport_in_the_same_order() -> None:
+def test_transport_takes_the_arguments_of_httpxs_transport() -> None:
+    """In the same order."""
+
     def names(cls: Any) -> list[str]:
         return list(cls.__init__.__code__.co_varnames[: cls.__init__.__code__.co_argcount])
 

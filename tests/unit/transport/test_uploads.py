@@ -44,7 +44,7 @@ async def echoing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     await reader.read()
 
 
-async def test_a_long_upload_reaches_an_upstream_that_answers_meanwhile_whole() -> None:
+async def test_long_upload_arrives_whole_after_an_early_response() -> None:
     parts = [b"<%d>" % number for number in range(20)]
     expected, answer = b"".join(parts), bytearray()
 
@@ -66,7 +66,7 @@ async def test_a_long_upload_reaches_an_upstream_that_answers_meanwhile_whole() 
     assert answer == expected
 
 
-async def test_no_time_is_counted_against_an_upstream_that_waits_for_the_body() -> None:
+async def test_read_timeout_does_not_run_during_the_upload() -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"a"
         await asyncio.sleep(0.5)
@@ -78,7 +78,7 @@ async def test_no_time_is_counted_against_an_upstream_that_waits_for_the_body() 
 
 
 @pytest.mark.parametrize("length", [None, "1000000000"])
-async def test_an_early_answer_is_delivered_at_once_and_ends_the_connection(
+async def test_early_response_arrives_at_once_and_ends_connection(
     length: str | None,
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +100,7 @@ async def test_an_early_answer_is_delivered_at_once_and_ends_the_connection(
             assert len(upstream.peers) == number
 
 
-async def test_a_body_whose_maker_was_cancelled_is_cancelled_and_nothing_stays_open() -> None:
+async def test_cancelled_body_iterator_leaves_nothing_open() -> None:
     async def content() -> AsyncIterator[bytes]:
         yield b"a part"
         maker = asyncio.create_task(asyncio.sleep(10))
