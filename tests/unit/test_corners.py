@@ -210,7 +210,7 @@ async def test_a_receive_that_fails_ends_only_the_watch(cls: AnyClass) -> None:
 
 
 @both
-async def test_a_receive_that_has_lost_its_connection_means_that_the_caller_left(
+async def test_receive_that_raises_connection_reset_is_a_disconnect(
     cls: AnyClass,
 ) -> None:
     upstream, caller = answering(b"late", before=60), Caller()
@@ -279,7 +279,7 @@ async def test_an_error_frame_that_raises_cuts_the_connection() -> None:
     assert not caller.complete
 
 
-async def test_a_deadline_that_the_upstreams_client_turns_into_an_error_is_a_timeout() -> None:
+async def test_deadline_that_becomes_a_read_error_is_a_timeout() -> None:
     class Turning(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             yield b"first"
@@ -367,7 +367,7 @@ async def test_the_deadline_bounds_the_last_part_too(
     assert ended == [outcome]
 
 
-async def test_a_task_that_is_cancelled_as_the_watch_ends_leaves_no_scope_behind() -> None:
+async def test_task_cancelled_as_the_listener_ends_leaves_no_scope() -> None:
     began = anyio.Event()
 
     async def receive() -> Any:

@@ -428,7 +428,8 @@ def test_a_lifespan_of_a_sub_app_alone_is_told_of() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_transport_that_runs_no_lifespan_is_told_of_and_works_with_the_state() -> None:
+async def test_missing_lifespan_of_asgi_transport_is_explained() -> None:
+    """The transport works if it is given the state."""
     app = Starlette(lifespan=LIFESPAN, routes=[Route("/", endpoint)])
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as caller:

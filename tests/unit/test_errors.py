@@ -92,7 +92,7 @@ def raised_as(exc: Exception) -> UpstreamError:
         (UpstreamTimeout, 504),
     ],
 )
-def test_each_error_has_its_status_on_the_class_and_on_the_object(
+def test_each_error_has_its_status_on_class_and_object(
     cls: type[UpstreamError], status: int
 ) -> None:
     assert cls.status_code == status
@@ -191,7 +191,7 @@ def test_the_caller_is_told_nothing_of_where_the_upstream_is(
     assert not [secret for secret in SECRETS if secret in told]
 
 
-def test_a_status_that_the_code_itself_refused_is_an_upstream_error() -> None:
+def test_raise_for_status_becomes_an_upstream_error() -> None:
     with pytest.raises(UpstreamError) as caught, upstream_errors():
         httpx.Response(500, request=REQUEST).raise_for_status()
     assert type(caught.value) is UpstreamError
@@ -200,7 +200,7 @@ def test_a_status_that_the_code_itself_refused_is_an_upstream_error() -> None:
     assert "secret" not in caught.value.detail
 
 
-def test_a_subclass_of_an_exception_of_httpx_is_mapped_as_its_parent() -> None:
+def test_subclass_of_an_httpx_exception_maps_as_its_parent() -> None:
     class Own(httpx.ConnectTimeout):
         pass
 

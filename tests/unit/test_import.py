@@ -40,7 +40,7 @@ def test_what_is_optional_is_not_imported() -> None:
 
 
 @pytest.mark.process
-def test_it_adds_next_to_nothing_to_what_httpx_and_starlette_import() -> None:
+def test_import_adds_few_modules_to_httpx_and_starlette() -> None:
     added = printed(
         f"{BEFORE}; before = set(sys.modules); import asgi_upstream;"
         "print(*set(sys.modules) - before)"

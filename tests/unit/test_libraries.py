@@ -173,9 +173,7 @@ async def test_a_forwarded_request_is_of_the_clients_own_library(
 
 @both
 @transports
-async def test_what_goes_wrong_has_the_librarys_own_exception_for_its_cause(
-    library: Any, is_fast: bool
-) -> None:
+async def test_failure_has_the_librarys_own_exception_as_cause(library: Any, is_fast: bool) -> None:
     records: list[ExchangeRecord] = []
     timeout = library.Timeout(5, read=0.05)
     async with shared(library, is_fast, timeout=timeout, observers=[records.append]) as client:
@@ -240,7 +238,7 @@ async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @both
 @transports
-async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
+async def test_websocket_failure_has_the_librarys_exception_as_cause(
     library: Any, is_fast: bool
 ) -> None:
     records: list[ExchangeRecord] = []
@@ -272,7 +270,7 @@ async def test_a_websocket_is_relayed_and_its_failures_are_the_librarys_own(
 
 @both
 @transports
-async def test_a_websocket_that_cannot_be_has_the_librarys_own_exception_for_its_cause(
+async def test_failed_handshake_has_the_librarys_exception_as_cause(
     library: Any, is_fast: bool
 ) -> None:
     timeout = library.Timeout(5, read=0.1)
@@ -344,7 +342,7 @@ async def test_the_transport_of_the_other_library_is_refused_by_name(library: An
             await Caller().call(way)
 
 
-async def test_instrumentation_of_httpx2_sees_what_goes_through_the_transport() -> None:
+async def test_httpx2_instrumentation_sees_requests_of_the_transport() -> None:
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     instrumentor: Any = HTTPX2ClientInstrumentor()
@@ -365,7 +363,7 @@ async def test_a_library_has_all_that_is_asked_of_one(library: ModuleType) -> No
         assert get_library(getattr(library, name)) is cast(HTTPXModule, library), name
 
 
-async def test_an_exception_of_httpx2_is_what_its_name_or_its_bases_are_in_httpx() -> None:
+async def test_httpx2_exception_matches_its_httpx_name_or_bases() -> None:
     class Own(httpx2.ConnectTimeout):
         pass
 

@@ -138,7 +138,7 @@ async def test_a_client_of_httpx2_is_shared_too() -> None:
     assert client.is_closed
 
 
-async def test_a_factory_may_return_an_object_that_closes_by_itself_only() -> None:
+async def test_factory_may_return_an_object_that_only_closes() -> None:
     resource = Resource()
     async with client_lifespan(lambda: resource)(None) as state:
         assert state["client"] is resource
@@ -188,7 +188,7 @@ async def test_a_cancelled_app_closes_its_client_whole() -> None:
 # --- failures ------------------------------------------------------------------------------
 
 
-async def test_a_factory_that_raises_fails_the_start_up_with_its_own_exception() -> None:
+async def test_factory_that_raises_fails_start_up_with_its_exception() -> None:
     class OwnError(Exception):
         pass
 
@@ -301,12 +301,12 @@ async def test_a_close_that_raises_does_not_keep_others_from_closing() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "two words", "1st", "a-b", "class", "None", "_state", "a."])
-async def test_a_name_that_no_attribute_can_have_is_refused_at_definition(name: str) -> None:
+async def test_name_that_is_not_an_identifier_is_refused_at_once(name: str) -> None:
     with pytest.raises(ValueError, match="name="):
         client_lifespan(name=name)
 
 
-async def test_two_of_one_name_fail_the_start_up_with_the_key_and_both_named() -> None:
+async def test_two_lifespans_with_one_key_fail_start_up_naming_both() -> None:
     log: list[str] = []
 
     @asynccontextmanager
@@ -350,7 +350,7 @@ async def test_an_invalid_base_url_is_refused_at_definition(
     client_lifespan(base_url=httpx.URL("http://x"))
 
 
-async def test_a_secret_with_a_line_break_is_refused_at_start_up_without_being_told() -> None:
+async def test_secret_with_line_break_is_refused_and_not_shown() -> None:
     lifespan = client_lifespan(headers={"Authorization": "Bearer secret\n"})
     with pytest.raises(ValueError, match=r"header 'Authorization'.*\.strip\(\)") as caught:
         async with lifespan(None):
@@ -364,7 +364,7 @@ async def test_a_client_in_place_of_a_factory_is_refused_at_definition() -> None
         client_lifespan(the_client)
 
 
-async def test_a_lifespan_that_was_not_called_is_refused_as_the_app_starts() -> None:
+async def test_lifespan_that_was_not_called_is_refused_at_start_up() -> None:
     lifespan: Any = client_lifespan
     app = Starlette(lifespan=lifespan)
     with pytest.raises(TypeError, match=r"lifespan=client_lifespan\(base_url=\.\.\.\)"):

@@ -419,7 +419,7 @@ async def test_an_error_frame_does_not_change_the_outcome(seen: Observed, way: A
         assert isinstance(record.exception, httpx.TransportError)
 
 
-async def test_a_caller_who_leaves_at_the_error_frame_does_not_change_the_outcome(
+async def test_disconnect_at_the_error_frame_keeps_the_outcome(
     seen: Observed,
 ) -> None:
     # The head, an empty part, and the only chunk are sent; then the frame is not.
@@ -642,7 +642,7 @@ async def test_a_request_whose_own_body_raises_is_app_failed(
 
 
 @pytest.mark.asyncio_only
-async def test_an_upload_that_fails_when_the_answer_has_begun_is_app_failed(
+async def test_upload_that_fails_after_an_early_response_is_app_failed(
     upstream: Upstream,
 ) -> None:
     """Only AsyncioTransport takes an answer before the upload's end."""
@@ -718,7 +718,7 @@ async def test_a_refusal_is_replaced(seen: Observed, way: Answer) -> None:
 
 
 @every_way
-async def test_an_upstream_error_of_on_response_counts_as_the_upstreams(
+async def test_upstream_error_of_on_response_is_an_upstream_failure(
     seen: Observed, way: Answer
 ) -> None:
     cause = ValueError("no JSON")
@@ -786,9 +786,7 @@ async def test_a_caller_who_leaves_in_the_body(seen: Observed, way: Answer, path
 
 
 @every_way
-async def test_a_caller_who_leaves_in_the_last_part_has_left_in_the_body(
-    seen: Observed, way: Answer
-) -> None:
+async def test_disconnect_in_the_last_chunk_is_mid_body(seen: Observed, way: Answer) -> None:
     record = await seen.record(way(seen, "/item?size=9"), Caller(send_fails_after=1))
     assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_MID_BODY, 200)
     assert (record.exception, record.bytes_received) == (None, 9)
@@ -919,7 +917,7 @@ async def test_an_observer_that_raises_is_logged_and_changes_nothing(
 
 
 @every_way
-async def test_a_slow_observer_holds_back_no_answer_and_is_not_in_the_seconds(
+async def test_slow_observer_delays_no_response_and_is_not_timed(
     seen: Observed, way: Answer
 ) -> None:
     caller, complete = Caller(), list[bool]()
@@ -943,7 +941,7 @@ async def test_an_observer_does_not_hide_a_failure(seen: Observed) -> None:
 
 
 @every_way
-async def test_an_observer_that_ends_the_process_is_let_through_and_nothing_stays_open(
+async def test_observer_that_raises_system_exit_leaves_nothing_open(
     seen: Observed, way: Answer
 ) -> None:
     def ending(record: ExchangeRecord) -> None:
@@ -1092,7 +1090,7 @@ async def test_an_exchange_that_waits_for_a_place_is_counted(seen: Observed, way
 
 
 @pytest.mark.asyncio_only
-async def test_a_connection_that_is_being_made_is_in_the_state_of_the_pool(
+async def test_pool_state_counts_a_connection_being_made(
     upstream: Upstream,
 ) -> None:
     async with observing(upstream, OWN) as seen:

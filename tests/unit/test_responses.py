@@ -98,7 +98,8 @@ async def test_the_content_length_of_an_untouched_stream_is_kept() -> None:
     assert caller.body == b"12345"
 
 
-async def test_the_upstream_is_closed_before_the_last_byte_of_known_length_is_sent() -> None:
+async def test_upstream_is_closed_before_the_last_byte_is_sent() -> None:
+    """If the length is known."""
     upstream = answering(b"12", b"345", headers=[("content-length", "5")])
     open_at: list[tuple[bytes, int]] = []
 
@@ -277,7 +278,7 @@ async def test_a_body_that_a_status_forbids_is_dropped(cls: AnyClass, status: in
 
 @both
 @pytest.mark.parametrize("status", [101, 100, 99, 600, 700])
-async def test_a_status_that_is_no_final_one_is_a_protocol_error_and_the_log_has_it(
+async def test_status_that_is_not_final_is_a_logged_protocol_error(
     cls: AnyClass, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller, error = await failing(answering(b"x", status=status), UpstreamProtocolError, cls)
@@ -331,7 +332,7 @@ async def test_a_status_set_later_does_too(cls: AnyClass) -> None:
 
 
 @both
-async def test_a_status_without_content_that_is_given_takes_the_body_away(cls: AnyClass) -> None:
+async def test_given_status_without_content_drops_the_body(cls: AnyClass) -> None:
     upstream = answering(b"12345", headers=[("content-length", "5")])
     caller = await called(upstream, cls, status_code=204)
     assert caller.status == 204
@@ -347,7 +348,7 @@ async def test_a_media_type_given_stands_in_place_of_the_upstreams(cls: AnyClass
 
 
 @both
-async def test_the_upstreams_content_type_is_relayed_unless_one_is_given(cls: AnyClass) -> None:
+async def test_upstream_content_type_is_relayed_unless_one_is_given(cls: AnyClass) -> None:
     upstream = answering(b"x", headers=[("content-type", "text/html; charset=latin-1")])
     assert (await called(upstream, cls)).values("content-type") == ["text/html; charset=latin-1"]
     assert (await called(answering(b"x"), cls)).values("content-type") == []
@@ -405,7 +406,7 @@ async def test_a_sync_client_is_refused_with_what_to_write_instead(cls: AnyClass
 
 
 @both
-async def test_a_forgotten_client_or_request_is_refused_by_the_public_name(cls: AnyClass) -> None:
+async def test_missing_client_or_request_is_refused_by_public_name(cls: AnyClass) -> None:
     request = httpx.Request("GET", "http://x.example")
     made: Any = cls
     with pytest.raises(TypeError, match=rf"^{cls.__name__} needs an .*, not httpx2?\.Request: "):
@@ -425,7 +426,7 @@ async def test_a_client_that_was_not_awaited_is_refused_as_such(cls: AnyClass) -
 
 
 @both
-async def test_the_callers_request_in_place_of_the_upstreams_is_refused(cls: AnyClass) -> None:
+async def test_caller_request_instead_of_upstream_request_is_refused(cls: AnyClass) -> None:
     with pytest.raises(TypeError, match="build_request"):
         cls(httpx.AsyncClient(), Request(Caller().scope))  # type: ignore[call-overload]
 
@@ -448,7 +449,7 @@ async def test_a_response_called_twice_makes_two_exchanges(cls: AnyClass) -> Non
 
 
 @both
-async def test_a_response_whose_body_can_be_sent_once_raises_when_called_again(
+async def test_second_call_with_a_body_sent_once_raises(
     cls: AnyClass,
 ) -> None:
     async def parts() -> AsyncIterator[bytes]:

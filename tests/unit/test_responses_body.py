@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 @both
-async def test_decode_relays_the_decoded_body_without_what_was_true_of_the_other(
+async def test_decode_drops_the_headers_of_the_encoded_body(
     cls: AnyClass,
 ) -> None:
     coded = gzip.compress(b"text" * 100)
@@ -169,7 +169,7 @@ async def test_a_transform_that_raises_cuts_the_caller_off() -> None:
     assert not caller.complete
 
 
-async def test_a_transform_that_raises_is_the_apps_failure_when_buffered() -> None:
+async def test_buffered_transform_that_raises_is_the_apps_failure() -> None:
     async def fails(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b""
         raise LookupError

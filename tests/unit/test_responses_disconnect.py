@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 @both
-async def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
+async def test_disconnect_before_the_headers_frees_connection(
     cls: AnyClass, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = answering(b"a", before=30)
@@ -39,7 +39,7 @@ async def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
 
 
 @both
-async def test_a_caller_who_leaves_while_the_upstream_is_silent_frees_the_connection(
+async def test_disconnect_while_upstream_is_silent_frees_connection(
     cls: AnyClass, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = answering(b"a", 30.0)
@@ -54,7 +54,7 @@ async def test_a_caller_who_leaves_while_the_upstream_is_silent_frees_the_connec
     assert [r for r in caplog.records if r.levelno >= logging.INFO] == []
 
 
-async def test_a_caller_who_leaves_while_the_upstream_pours_frees_the_connection() -> None:
+async def test_disconnect_while_upstream_pours_frees_connection() -> None:
     pouring: list[bytes | float] = [b"a", 0.01] * 3000
     upstream = answering(*pouring)
     caller = Caller(leaves_after=0.05)
@@ -136,7 +136,7 @@ async def test_the_watch_for_the_caller_does_not_eat_the_upload(
 
 
 @both
-async def test_a_caller_who_leaves_during_its_upload_frees_the_connection(
+async def test_disconnect_during_the_upload_frees_connection(
     cls: AnyClass, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = answering(b"ok")
@@ -157,7 +157,7 @@ async def test_a_caller_who_leaves_during_its_upload_frees_the_connection(
 
 
 @both
-async def test_a_caller_who_leaves_after_its_upload_frees_the_connection(cls: AnyClass) -> None:
+async def test_disconnect_after_the_upload_frees_connection(cls: AnyClass) -> None:
     upstream = answering(b"ok", before=30)
     caller = Caller(
         "POST", headers=[(b"content-length", b"6")], body=[b"one", b"two"], leaves_after=0.05

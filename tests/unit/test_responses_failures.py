@@ -117,7 +117,7 @@ async def test_an_upstream_that_dies_after_its_last_byte_cuts_off_too() -> None:
     assert not caller.complete
 
 
-async def test_the_app_may_say_that_it_aborts_and_no_server_needs_to_know() -> None:
+async def test_abort_message_unknown_to_the_server_is_harmless() -> None:
     """A server that fails on unknown messages gets no other exception than the upstream's."""
     told: list[str] = []
 
@@ -154,7 +154,7 @@ async def test_an_error_frame_ends_the_body_of_an_upstream_that_dies(
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
 
 
-async def test_an_error_frame_ends_the_body_of_a_transform_that_raises_and_the_log_has_why(
+async def test_transform_that_raises_ends_with_logged_error_frame(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def fails(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -183,7 +183,7 @@ async def test_an_error_frame_after_the_deadline_tells_of_a_timeout() -> None:
     assert caller.complete
 
 
-async def test_an_error_frame_can_be_read_in_a_body_that_was_compressed() -> None:
+async def test_error_frame_in_a_compressed_body_can_be_read() -> None:
     coded = gzip.compress(os.urandom(1000))
     caller = await called(
         answering(coded[:500], httpx.ReadError("reset"), headers=[("content-encoding", "gzip")]),

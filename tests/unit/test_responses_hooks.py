@@ -84,7 +84,7 @@ async def test_on_response_may_fail(cls: AnyClass) -> None:
 
 
 @both
-async def test_an_http_error_of_the_upstream_may_be_raised_by_on_response(cls: AnyClass) -> None:
+async def test_on_response_may_raise_the_upstreams_http_error(cls: AnyClass) -> None:
     def check(upstream: httpx.Response) -> None:
         upstream.raise_for_status()
 
@@ -93,7 +93,7 @@ async def test_an_http_error_of_the_upstream_may_be_raised_by_on_response(cls: A
 
 
 @both
-async def test_on_response_may_answer_instead_and_the_upstream_is_closed_first(
+async def test_on_response_may_answer_after_the_upstream_is_closed(
     cls: AnyClass,
 ) -> None:
     upstream = answering(b"x", b"y")
@@ -144,7 +144,7 @@ async def test_on_response_may_read_the_body_itself(cls: AnyClass) -> None:
 
 
 @pytest.mark.parametrize("how", ["closes", "reads on"])
-async def test_an_on_response_that_leaves_no_body_is_told_what_is_wrong(how: str) -> None:
+async def test_on_response_that_consumes_the_body_is_an_error(how: str) -> None:
     async def careless(upstream: httpx.Response) -> None:
         if how == "closes":
             await upstream.aclose()
@@ -173,14 +173,14 @@ async def test_a_changed_answer_is_one_line(encode: Callable[[bytes], bytes] | N
     assert json.loads(caller.body) == {"changed": "ä", "text": '{"a": "ä"}'}
 
 
-async def test_a_buffered_upstream_is_closed_before_on_response_is_called() -> None:
+async def test_buffered_upstream_is_closed_before_on_response() -> None:
     upstream = answering(b"x")
     seen: list[int] = []
     await called(upstream, BufferedResponse, on_response=lambda r: seen.append(upstream.open))
     assert seen == [0]
 
 
-async def test_a_buffered_body_in_a_coding_nobody_knows_is_relayed_past_on_response() -> None:
+async def test_buffered_body_in_unknown_coding_is_relayed() -> None:
     statuses: list[int] = []
     caller = await called(
         answering(b"coded", headers=[("content-encoding", "nonsense")]),

@@ -188,7 +188,7 @@ def test_the_known_codings_can_be_undone(coding: str) -> None:
     assert can_decode(coding)
 
 
-def test_a_failure_of_the_upstream_itself_passes_through_the_decoder() -> None:
+def test_decoder_passes_an_upstream_failure_on() -> None:
     async def dies() -> AsyncIterator[bytes]:
         yield gzip.compress(TEXT)[:20]
         raise httpx.ReadError("gone")
@@ -347,7 +347,7 @@ def test_a_bomb_is_not_unpacked_further_than_it_is_read() -> None:
         (" gzip , br,, identity", ["gzip", "br"]),
     ],
 )
-def test_codings_are_read_from_the_header_in_the_order_they_were_applied(
+def test_content_encodings_are_in_the_order_of_application(
     value: str | None, codings: list[str]
 ) -> None:
     headers = {} if value is None else {"content-encoding": value}

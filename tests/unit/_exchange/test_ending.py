@@ -42,7 +42,7 @@ async def cancelled(caller: Caller, frame: Callable[[Exception], bytes], before:
     assert upstream.open == 0
 
 
-async def test_an_exchange_that_is_cancelled_mid_body_ends_with_its_error_frame() -> None:
+async def test_exchange_cancelled_mid_body_ends_with_error_frame() -> None:
     caller, seen = Caller(), list[Exception]()
 
     def frame(exc: Exception) -> bytes:
@@ -54,22 +54,24 @@ async def test_an_exchange_that_is_cancelled_mid_body_ends_with_its_error_frame(
     assert [type(exc) for exc in seen] == [ExchangeCancelled]
 
 
-async def test_an_exchange_that_is_cancelled_before_its_start_sends_nothing() -> None:
+async def test_exchange_cancelled_before_its_start_sends_nothing() -> None:
     caller = Caller()
     await cancelled(caller, lambda exc: b"frame", before=30)
     assert caller.messages == []
 
 
-async def test_an_exchange_that_is_cancelled_is_not_logged_as_a_failure(
+async def test_cancelled_exchange_is_not_logged_as_a_failure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await cancelled(Caller(), lambda exc: b"frame")
     assert caplog.records == []
 
 
-async def test_an_error_frame_that_raises_is_logged_and_the_cancellation_passes_on(
+async def test_error_frame_that_raises_is_logged_on_cancellation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """The cancellation still reaches the task."""
+
     def frame(exc: Exception) -> bytes:
         raise ValueError("broken")
 
@@ -80,7 +82,7 @@ async def test_an_error_frame_that_raises_is_logged_and_the_cancellation_passes_
     assert record.getMessage() == "the on_stream_error of a cancelled exchange failed"
 
 
-async def test_a_caller_who_takes_no_error_frame_holds_a_cancellation_up_for_a_moment_only(
+async def test_caller_that_reads_no_error_frame_delays_no_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Deaf(Caller):
@@ -118,7 +120,7 @@ async def test_a_client_closes_after_the_last_exchange() -> None:
         assert (upstream.open, caller.body, caller.complete) == (0, b"ab", True)
 
 
-async def test_a_client_closes_after_a_bound_though_an_exchange_is_open(
+async def test_client_closes_after_a_bound_with_an_open_exchange(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lifespan_module, "DRAIN_TIMEOUT", 0.05)
@@ -247,7 +249,7 @@ async def test_websocket_cut_by_lifespan_closes_with_1001(
     check_record(records, caplog)
 
 
-async def test_upstream_that_fails_before_the_lifespan_ends_is_a_failure() -> None:
+async def test_upstream_failure_before_lifespan_ends_is_a_failure() -> None:
     upstream, records = answering(httpx.ReadError("reset")), list[ExchangeRecord]()
     async with client_lifespan(upstream.client, observers=[records.append])(None) as state:
         client: Any = state["client"]

@@ -68,9 +68,7 @@ async def cancelled_at_each_wait(
 
 @both
 @pytest.mark.asyncio
-async def test_a_pool_has_its_place_back_whenever_the_task_is_cancelled(
-    upstream: Upstream, cls: AnyClass
-) -> None:
+async def test_pool_regains_its_slot_at_any_cancellation(upstream: Upstream, cls: AnyClass) -> None:
     async def transport() -> httpx.AsyncBaseTransport:
         return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1))
 

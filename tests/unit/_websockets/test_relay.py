@@ -109,7 +109,7 @@ def test_an_app_that_is_mounted_relays() -> None:
         assert websocket.receive_text() == "HERE"
 
 
-def test_a_route_relays_to_another_path_also_when_it_has_received_the_connect() -> None:
+def test_route_that_received_the_connect_relays_to_another_path() -> None:
     async def route(websocket: WebSocket) -> None:
         await websocket.receive()
         await relay_websocket(await get_client(websocket), websocket, "/elsewhere")
@@ -169,7 +169,7 @@ def test_a_path_outside_the_prefix_is_404_and_one_with_dots_400() -> None:
 
 
 @pytest.mark.anyio
-async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() -> None:
+async def test_refusal_is_a_close_without_denial_response_extension() -> None:
     closed = [{"type": "websocket.close", "code": 1008, "reason": ""}]
     async with httpx.AsyncClient(
         base_url="http://x", transport=httpx.MockTransport(refusing)
@@ -184,7 +184,7 @@ async def test_where_the_server_takes_no_denial_response_a_refusal_is_a_close() 
 
 
 @pytest.mark.anyio
-async def test_without_websockets_a_handshake_is_refused_and_the_log_says_why(
+async def test_handshake_without_websockets_installed_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("relay", "upstream"):
@@ -305,7 +305,7 @@ HEARD = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("error", [httpcore.WriteError, httpx.WriteError])
-async def test_what_the_upstream_said_last_is_heard_although_a_write_fails_first(
+async def test_last_upstream_message_is_relayed_after_a_failed_write(
     error: type[Exception],
 ) -> None:
     assert await Scripted(write_error=error("gone")).calls() == HEARD
@@ -340,7 +340,7 @@ async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
-async def test_a_server_that_cannot_refuse_says_that_the_caller_has_left(
+async def test_server_that_cannot_refuse_counts_as_a_disconnect(
     error: type[Exception],
 ) -> None:
     async def receive() -> Message:
@@ -386,7 +386,7 @@ class Pouring(Scripted):
 
 
 @pytest.mark.anyio
-async def test_others_have_their_turn_while_an_upstream_pours_out_short_messages() -> None:
+async def test_many_short_messages_let_other_tasks_run() -> None:
     turns: list[int] = []
     heard = 0
 
@@ -416,7 +416,7 @@ async def test_others_have_their_turn_while_an_upstream_pours_out_short_messages
 
 
 @pytest.mark.anyio
-async def test_a_message_in_many_fragments_takes_no_more_than_its_bytes() -> None:
+async def test_message_in_many_fragments_takes_memory_of_its_bytes() -> None:
     fragments = b"\x01\x00" + b"\x00\x02ab" * 12_000 + b"\x00\x00" * 12_000 + b"\x80\x04\r\n\rc"
     await Pouring(b"").calls()  # what is made once
     tracemalloc.start(1)

@@ -115,7 +115,7 @@ def test_every_query_for_failures_asks_for_all_of_them(query: str) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_counters_are_asked_for_their_rate_and_gauges_for_their_value(query: str) -> None:
+def test_queries_use_rates_of_counters_and_values_of_gauges(query: str) -> None:
     rated = set(re.findall(r"(?:rate|increase)\((\w+)", query))
     for selector in selectors(parsed(query)):
         assert selector.name is not None

@@ -124,7 +124,7 @@ def test_the_buckets_are_those_that_opentelemetry_itself_uses() -> None:
     assert DURATION_BUCKETS == _semconv.HTTP_DURATION_HISTOGRAM_BUCKETS_NEW
 
 
-def test_every_name_is_of_the_conventions_or_says_that_it_is_ours(
+def test_every_name_is_semantic_convention_or_has_our_prefix(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_clients_are(monkeypatch, ("client", Busy(open=1, waiting=1)))
@@ -188,7 +188,7 @@ def test_attributes_stay_few_whatever_callers_send(metrics: Metrics) -> None:
     assert addresses == ["_OTHER", "host0.example", "host1.example"]
 
 
-def test_the_time_to_the_first_byte_is_measured_where_there_was_one(metrics: Metrics) -> None:
+def test_time_to_first_byte_is_measured_if_there_was_one(metrics: Metrics) -> None:
     observed(opentelemetry_observer(meter_provider=metrics.provider), record(), failure())
     (point,) = metrics.points("asgi_upstream.time_to_first_byte")
     assert (point.count, point.sum) == (1, 0.2)
@@ -237,7 +237,7 @@ ATTRIBUTES = {
 }
 
 
-def test_the_span_of_the_callers_request_is_told_while_it_is_open(traces: Traces) -> None:
+def test_open_span_of_the_callers_request_gets_attributes(traces: Traces) -> None:
     (span,) = traces.told(record())
     assert span.name == "GET"
     assert span.attributes == ATTRIBUTES
@@ -270,7 +270,7 @@ def test_events_are_at_the_times_at_which_they_were(traces: Traces, ended: bool)
     assert first_byte.timestamp - headers.timestamp == pytest.approx(180_000_000, abs=2)
 
 
-def test_of_a_failure_it_is_told_the_error_and_no_events_that_never_were(traces: Traces) -> None:
+def test_span_of_a_failure_has_the_error_and_no_events(traces: Traces) -> None:
     (span,) = traces.told(failure(exception=httpx.ConnectError("refused")))
     attributes = span.attributes or {}
     assert attributes["asgi_upstream.outcome"] == "connect_failed"
@@ -284,7 +284,7 @@ def test_a_caller_without_a_trace_gets_none_of_an_exchange(traces: Traces) -> No
     assert traces.exporter.get_finished_spans() == ()
 
 
-def test_where_there_is_no_span_the_metrics_are_there_all_the_same(metrics: Metrics) -> None:
+def test_metrics_are_recorded_without_a_span(metrics: Metrics) -> None:
     opentelemetry_observer(meter_provider=metrics.provider)(record())
     assert len(metrics.points("http.client.request.duration")) == 1
 

@@ -131,7 +131,7 @@ def test_fixture(served, upstream, no_leaks):
     assert "AssertionError: exchanges still open 0.3 s after the end:" in told["test_server"]
 
 
-def test_a_response_that_nobody_closed_is_told_of_however_short_it_is(run: Run) -> None:
+def test_unclosed_response_of_any_length_is_reported(run: Run) -> None:
     told = run(
         """# preamble
 from asgi_upstream.transport import AsyncioTransport
@@ -241,7 +241,7 @@ def test_misspelt():
     ) == 2
 
 
-def test_a_test_that_leaves_a_client_open_is_an_error_that_names_it(run: Run) -> None:
+def test_open_client_after_a_test_is_an_error_that_names_it(run: Run) -> None:
     told = run(
         """# preamble
 import httpx2
@@ -420,7 +420,7 @@ def test_clean(upstream, tested):
         assert lines[0] == "sent by the client 'client'"
 
 
-def test_a_module_is_watched_and_what_a_test_raised_is_not_hidden(run: Run) -> None:
+def test_module_marker_reports_leaks_and_hides_no_failure(run: Run) -> None:
     told = run(
         """# preamble
 pytestmark = pytest.mark.no_leaks(within=0.3)
@@ -455,7 +455,7 @@ def test_other():
         assert "still open" not in told[name]
 
 
-def test_a_test_without_the_marker_may_leak_and_the_next_one_is_not_blamed(run: Run) -> None:
+def test_leak_of_an_unmarked_test_does_not_blame_the_next(run: Run) -> None:
     run(
         """# preamble
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ async def test_what_a_lifespan_raises_is_raised_as_it_is(late: bool) -> None:
             assert late
 
 
-def test_what_a_lifespan_raises_does_not_hide_what_the_test_raised() -> None:
+def test_error_of_a_lifespan_does_not_hide_the_tests_error() -> None:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield

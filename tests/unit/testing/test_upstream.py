@@ -86,7 +86,7 @@ def test_a_chunk_of_nothing_does_not_end_the_body(upstream: Upstream, client: ht
     assert upstream.total_connections == 1
 
 
-def test_chunks_may_go_on_for_ever_and_end_when_the_caller_leaves(
+def test_endless_chunks_end_when_the_caller_disconnects(
     upstream: Upstream, client: httpx.Client
 ) -> None:
     upstream.get("/pour").chunks(b"p" * 65536, forever=True)
@@ -136,7 +136,7 @@ def test_an_echo_sends_the_body_back(upstream: Upstream, client: httpx.Client) -
     assert response.headers["content-type"] == "a/b"
 
 
-def test_canned_bytes_are_sent_as_they_are_and_the_connection_ends(upstream: Upstream) -> None:
+def test_raw_bytes_are_sent_unchanged_and_connection_closes(upstream: Upstream) -> None:
     canned = b"HTTP/1.1 200 Fine\r\nX-Odd : yes\r\ncontent-length: 2\r\n\r\nok"
     upstream.get("/raw").raw(canned[:10], 0.05, canned[10:])
     assert until_the_end(upstream, b"GET /raw HTTP/1.1\r\n\r\n") == (canned, False)
@@ -377,7 +377,7 @@ def test_a_client_that_expects_100_gets_it(upstream: Upstream) -> None:
         assert b"HTTP/1.1 200 OK" in sock.recv(65536)
 
 
-def test_an_early_answer_does_not_wait_for_the_body_which_may_still_come(
+def test_early_response_does_not_wait_for_the_body(
     upstream: Upstream,
 ) -> None:
     upstream.post("/up").status(413).respond_early().then.echo()
