@@ -57,7 +57,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("lines", NAMED.values(), ids=NAMED)
-def test_9110_7_6_1_a_field_that_connection_names_does_not_reach_the_caller(
+def test_9110_7_6_1_header_named_in_connection_is_not_relayed(
     forwarder: Server, wire: Wire, lines: list[str]
 ) -> None:
     closes = "close" in lines[0]
@@ -109,9 +109,7 @@ def test_9110_5_5_a_value_keeps_its_bytes(
 
 
 @every_server
-def test_9110_6_6_1_date_and_server_are_single_and_not_the_upstreams(
-    forwarder: Server, wire: Wire
-) -> None:
+def test_9110_6_6_1_date_and_server_are_sent_once_and_ours(forwarder: Server, wire: Wire) -> None:
     lines = ["Date: Thu, 01 Jan 1970 00:00:00 GMT", "Server: inside", EMPTY]
     answer = relayed(forwarder, wire, *lines)
     assert len(answer.all(b"date")) == 1
@@ -214,7 +212,7 @@ def test_9110_15_2_an_interim_answer_does_not_end_the_wait(
 
 @every_server
 @pytest.mark.parametrize("asked", [(), ("Upgrade: x", "Connection: upgrade")], ids=["not", "asked"])
-def test_9110_15_2_2_a_101_is_502_whether_the_caller_asked_or_not(
+def test_9110_15_2_2_101_is_502_for_any_caller(
     forwarder: Server, wire: Wire, asked: tuple[str, ...]
 ) -> None:
     lines = ["Upgrade: x", "Connection: upgrade"]
@@ -322,7 +320,7 @@ NO_CONTENT = {
 @every_server
 @pytest.mark.parametrize("status", [204, 205, 304])
 @pytest.mark.parametrize(("lines", "body"), NO_CONTENT.values(), ids=NO_CONTENT)
-def test_9110_6_4_1_an_answer_that_has_no_content_is_relayed_with_none(
+def test_9110_6_4_1_response_without_content_is_relayed_empty(
     forwarder: Server, wire: Wire, status: int, lines: list[str], body: bytes
 ) -> None:
     answer = relayed(
@@ -418,7 +416,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_9112_a_malformed_answer_is_502_and_its_connection_is_closed(
+def test_9112_malformed_response_is_502_and_closes_connection(
     forwarder: Server, wire: Wire, what: str
 ) -> None:
     wire.answer, wire.closes = MALFORMED[what], True
@@ -485,7 +483,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("what", FOLLOWED)
-def test_9112_6_3_what_follows_an_answer_is_not_the_answer_to_another(
+def test_9112_6_3_bytes_after_a_response_are_not_another_one(
     forwarder: Server, wire: Wire, what: str
 ) -> None:
     wire.answer = FOLLOWED[what]
@@ -495,9 +493,7 @@ def test_9112_6_3_what_follows_an_answer_is_not_the_answer_to_another(
         assert b"poison" not in answer.body
 
 
-def test_9110_9_3_2_the_body_of_an_answer_to_head_is_not_the_answer_to_another(
-    forwarder: Server, wire: Wire
-) -> None:
+def test_9110_9_3_2_body_after_head_is_not_another_response(forwarder: Server, wire: Wire) -> None:
     wire.answer = HEAD + b"Content-Length: 46\r\n\r\n" + POISON
     for _ in range(3):
         assert send(forwarder, head("HEAD", "/forward/x")).status in (200, 502)

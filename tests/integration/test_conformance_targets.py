@@ -67,7 +67,7 @@ REFUSED = {"granian": {"angles", "quotes in a query"}}  # 400 of the server's ow
 
 
 @pytest.mark.parametrize("what", TARGETS)
-def test_9112_3_2_the_target_after_the_mount_passes_byte_for_byte(
+def test_9112_3_2_target_after_the_mount_keeps_its_bytes(
     forwarder: Server, wire: Wire, what: str
 ) -> None:
     target = TARGETS[what]
@@ -263,7 +263,7 @@ def test_a_path_outside_the_prefix_is_404_and_not_sent(
     refused(forwarder, wire, f"/prefixed{path}", 404)
 
 
-def test_a_routers_dependency_in_front_of_respond_decides_who_is_forwarded(
+def test_routers_dependency_decides_which_request_is_forwarded(
     forwarder: Server, wire: Wire
 ) -> None:
     refused(forwarder, wire, "/guarded/x", 401)
@@ -313,7 +313,7 @@ def test_as_the_whole_app_it_refuses_a_target_that_is_no_path(
 
 
 @pytest.mark.parametrize("target", ["http://evil/y", "http://a@evil:80/y", "HTTP://EVIL/y"])
-def test_9112_3_2_2_as_the_whole_app_it_takes_the_path_of_an_absolute_form(
+def test_9112_3_2_2_whole_app_takes_the_path_of_absolute_form(
     whole: Server, wire: Wire, target: str
 ) -> None:
     seen = forwarded(whole, wire, target=target)
@@ -361,7 +361,7 @@ def test_3986_6_2_2_mounted_in_starlette_it_lets_no_path_out(starlette: Server, 
     ],
     ids=["Mount", "mount to be encoded", "base with a path", "prefix", "Route endpoint"],
 )
-def test_behind_a_proxy_that_cuts_the_root_path_off_the_same_is_forwarded(
+def test_proxy_that_strips_root_path_forwards_the_same_target(
     rooted: Server, wire: Wire, target: str, expected: bytes
 ) -> None:
     assert forwarded(rooted, wire, target=target).target == expected

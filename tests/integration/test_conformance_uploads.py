@@ -104,7 +104,7 @@ def answered_while_uploading(server: Server, field: str, block: bytes, pause: fl
 @pytest.mark.parametrize("pause", [0, 0.2], ids=["fast", "slow"])
 @pytest.mark.parametrize(("field", "block"), ENDLESS.values(), ids=ENDLESS)
 @pytest.mark.parametrize("status", EARLY)
-def test_9112_9_5_an_early_answer_is_relayed_at_once_and_the_upload_is_not_read_on(
+def test_9112_9_5_early_response_is_relayed_and_ends_the_upload(
     forwarder: Server, wire: Wire, status: str, field: str, block: bytes, pause: float
 ) -> None:
     wire.early, wire.answer = True, EARLY[status]
@@ -125,7 +125,7 @@ def test_9112_9_5_an_early_answer_passes_on_each_server(
 
 
 @every_server
-def test_9112_9_5_a_caller_who_leaves_a_refused_upload_is_noticed(
+def test_9112_9_5_disconnect_from_a_refused_upload_is_noticed(
     forwarder: Server, wire: Wire
 ) -> None:
     """Before the read timeout of 10 seconds, which the stalled answer would run into."""

@@ -89,9 +89,8 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
 @pytest.mark.parametrize(
     "name", ["busy, with a frame", "silent, with a frame", "head only, with a frame"]
 )
-def test_a_stream_ends_with_its_error_frame_unless_the_server_kills_its_workers(
-    stop: Stop, name: str
-) -> None:
+def test_stopped_stream_ends_with_its_error_frame(stop: Stop, name: str) -> None:
+    """Unless the server kills its workers."""
     answer = stop.answers[name]
     assert answer.status == 200
     frame = b"event: error\ndata: ExchangeCancelled\n\n"
@@ -99,21 +98,20 @@ def test_a_stream_ends_with_its_error_frame_unless_the_server_kills_its_workers(
 
 
 @pytest.mark.parametrize("name", ["busy, without", "silent, without"])
-def test_a_stream_without_an_error_frame_is_cut_so_that_its_caller_can_tell(
-    stop: Stop, name: str
-) -> None:
+def test_stopped_stream_without_error_frame_is_cut_off(stop: Stop, name: str) -> None:
     assert stop.answers[name].status == 200
     assert not stop.answers[name].complete
 
 
-def test_a_caller_who_waits_for_the_headers_is_not_answered_as_if_all_were_well(
+def test_stop_before_the_headers_is_500_or_a_closed_connection(
     stop: Stop,
 ) -> None:
     closes = stop.kills or stop.server == "hypercorn-trio"
     assert stop.answers["before the headers"].status == (0 if closes else 500)
 
 
-def test_a_middleware_of_starlettes_lets_no_frame_pass_and_the_stream_is_cut(stop: Stop) -> None:
+def test_stopped_stream_behind_base_http_middleware_is_cut_off(stop: Stop) -> None:
+    """Starlette's middleware does not let the error frame pass."""
     answer = stop.answers["middleware"]
     assert not answer.complete
 
@@ -124,7 +122,7 @@ def test_a_short_answer_under_way_is_finished_within_the_grace(stop: Stop) -> No
     assert (answer.status, answer.complete, answer.body) == (200, True, expected)
 
 
-def test_a_stream_whose_deadline_is_within_the_grace_has_its_frame_on_every_server(
+def test_stream_with_deadline_in_the_grace_ends_with_its_frame(
     stop: Stop,
 ) -> None:
     answer = stop.answers["bounded"]
@@ -132,7 +130,7 @@ def test_a_stream_whose_deadline_is_within_the_grace_has_its_frame_on_every_serv
     assert answer.body.endswith(b"event: error\ndata: UpstreamTimeout\n\n")
 
 
-def test_the_server_ends_soon_after_its_grace_though_one_caller_reads_nothing(
+def test_server_ends_after_its_grace_with_a_caller_not_reading(
     stop: Stop,
 ) -> None:
     assert stop.seconds < GRACE + 5
@@ -150,7 +148,7 @@ def test_a_stop_is_not_logged_as_a_failure_of_the_upstream(stop: Stop) -> None:
 
 
 @pytest.mark.servers("uvicorn-h11", "uvicorn-httptools", "granian", fast=("uvicorn-h11",))
-def test_without_a_grace_a_server_waits_until_its_last_caller_leaves(
+def test_server_without_grace_waits_for_its_last_caller(
     upstream: Upstream, server_name: str
 ) -> None:
     server = Server(server_name, upstream.url, grace=None)

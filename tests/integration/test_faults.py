@@ -264,9 +264,7 @@ def test_a_connection_that_ends_while_idle_is_nobodys_error(
         assert proxy.accepted == number
 
 
-def test_a_connection_that_went_silent_while_idle_costs_one_timeout(
-    server: Server, proxy: FaultProxy
-) -> None:
+def test_idle_connection_gone_silent_costs_one_timeout(server: Server, proxy: FaultProxy) -> None:
     assert through(proxy, server, "plain/streamed/item").status == 200
     proxy.cut(End.SILENT)
     assert through(proxy, server, "plain/streamed/item", timeout=SHORT).status == 504
@@ -321,7 +319,7 @@ def test_a_fault_in_an_upload_is_an_error_status(
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
 @pytest.mark.parametrize("down", [0, 20, 300])
-def test_a_caller_who_leaves_a_half_open_upstream_frees_the_connection(
+def test_disconnect_from_half_open_upstream_frees_connection(
     server: Server, proxy: FaultProxy, upstream: Upstream, down: int, reset: bool
 ) -> None:
     proxy.fault = Fault(End.SILENT, down=down)
@@ -446,9 +444,10 @@ class Kept:
         self._connection.close()
 
 
-def test_a_process_out_of_descriptors_answers_502_does_not_spin_and_recovers(
+def test_process_out_of_descriptors_answers_502_and_recovers(
     server: Server, upstream: Upstream
 ) -> None:
+    """It does not use the processor meanwhile."""
     callers = [Kept(server) for _ in range(20)]
     waiting: list[socket.socket] = []
     with FaultProxy(upstream.port) as proxy:

@@ -65,7 +65,7 @@ def test_what_nginx_compressed_is_relayed_compressed_or_decoded(app: tuple[Serve
     assert (decoded.field(b"etag") or b"").startswith(b"W/")
 
 
-def test_a_connection_that_nginx_ends_after_three_requests_is_no_error(
+def test_connection_that_nginx_ends_is_not_an_error(
     app: tuple[Server, Path],
 ) -> None:
     server, _ = app

@@ -81,7 +81,7 @@ def latency(server: Server) -> float:
     return time.monotonic() - begun
 
 
-def test_callers_past_the_limit_get_503_soon_and_the_rest_are_served(
+def test_callers_past_the_limit_get_503_and_the_rest_is_served(
     server: Server, upstream: Upstream
 ) -> None:
     callers = CALLERS["+".join(filter(None, (server.name, server.transport)))]

@@ -85,9 +85,8 @@ def digests(directory: Path) -> dict[str, str]:
     }
 
 
-def test_twice_built_they_are_the_same_to_the_byte_also_from_the_sdist(
-    dist: Path, unpacked: Path, tmp_path: Path
-) -> None:
+def test_second_build_has_the_same_bytes(dist: Path, unpacked: Path, tmp_path: Path) -> None:
+    """Also a build from the sdist."""
     assert set(digests(dist)) == {WHEEL, SDIST}
     assert digests(build(ROOT, tmp_path / "again")) == digests(dist)
     assert digests(build(unpacked, tmp_path / "from-the-sdist")) == digests(dist)
@@ -98,7 +97,7 @@ def test_twine_finds_no_fault(dist: Path) -> None:
     assert said.count("PASSED") == 2
 
 
-def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(dist: Path) -> None:
+def test_wheel_holds_package_types_licence_and_nothing_else(dist: Path) -> None:
     with zipfile.ZipFile(dist / WHEEL) as wheel:
         names = set(wheel.namelist())
     info = f"asgi_upstream-{VERSION}.dist-info"
@@ -113,7 +112,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(
     assert names == {*package, plugin, *(f"{info}/{name}" for name in about)}
 
 
-def test_the_sdist_holds_what_is_needed_to_test_it_and_to_read_about_it(unpacked: Path) -> None:
+def test_sdist_holds_the_tests_and_the_docs(unpacked: Path) -> None:
     for name in (
         "CHANGELOG.md",
         "LICENSE",
@@ -130,9 +129,7 @@ def test_the_sdist_holds_what_is_needed_to_test_it_and_to_read_about_it(unpacked
     assert not list(unpacked.rglob("*.pyc"))
 
 
-def test_installed_alone_it_brings_no_extra_and_tells_its_version(
-    python: Path, tmp_path: Path
-) -> None:
+def test_wheel_installs_no_extra_and_prints_its_version(python: Path, tmp_path: Path) -> None:
     said = dict(
         line.split(maxsplit=1)
         for line in ran(python, "-m", "asgi_upstream", cwd=tmp_path).splitlines()

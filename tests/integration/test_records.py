@@ -141,7 +141,7 @@ def test_many_at_once_are_counted_and_each_has_its_record(
     assert outcomes == {"caller_disconnected_before_headers"}
 
 
-def test_an_exchange_that_is_open_when_the_server_stops_ends_in_one_record(
+def test_exchange_open_when_the_server_stops_has_one_record(
     upstream: Upstream, server_name: str
 ) -> None:
     """Or in none on granian, which kills its worker."""

@@ -200,7 +200,7 @@ NEVER_FORWARDED = {
 
 
 @pytest.mark.parametrize("name", NEVER_FORWARDED)
-def test_the_upstream_of_these_tests_takes_nothing_that_is_ambiguous(name: str) -> None:
+def test_upstream_of_these_tests_refuses_ambiguous_requests(name: str) -> None:
     with pytest.raises(Malformed):
         requests_in(NEVER_FORWARDED[name])
 

@@ -173,7 +173,7 @@ def test_16_mb_cross_in_both_directions(server: Server, listener: Listener, opco
 
 
 @pytest.mark.parametrize("fragments", [1, 2])
-def test_a_message_past_the_bound_is_not_read_and_ends_both_sides_by_1009(
+def test_message_past_the_bound_closes_both_sides_with_1009(
     server: Server, listener: Listener, fragments: int
 ) -> None:
     caller, upstream = listener.open(server, "/bounded/x")
@@ -237,7 +237,7 @@ CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000,
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_an_upstreams_close_reaches_the_caller_with_code_and_reason(
+def test_upstream_close_reaches_the_caller_with_code_and_reason(
     server: Server, listener: Listener, code: int
 ) -> None:
     caller, upstream = listener.open(server)
@@ -250,7 +250,7 @@ def test_an_upstreams_close_reaches_the_caller_with_code_and_reason(
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_callers_close_reaches_the_upstream_with_code_and_reason(
+def test_caller_close_reaches_the_upstream_with_code_and_reason(
     server: Server, listener: Listener, code: int
 ) -> None:
     caller, upstream = listener.open(server)
@@ -330,18 +330,14 @@ def test_what_comes_behind_a_close_is_not_relayed(server: Server, listener: List
     assert caller.message() == closing(4000)
 
 
-def test_an_upstream_that_never_answers_a_close_is_closed_all_the_same(
-    server: Server, listener: Listener
-) -> None:
+def test_upstream_that_never_answers_a_close_is_closed(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server)
     caller.send(*closing(1000)[:2])
     assert upstream.frame().opcode == CLOSE
     assert upstream.ends()
 
 
-def test_an_upstream_that_goes_on_behind_a_close_is_closed_all_the_same(
-    server: Server, listener: Listener
-) -> None:
+def test_upstream_that_sends_on_after_a_close_is_closed(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server)
     caller.send(*closing(1000)[:2])
     flood = Flood(upstream, 4000)
@@ -396,7 +392,7 @@ def test_an_upstream_that_frames_wrongly_is_told_so_too(
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_upstream_that_breaks_the_protocol_is_told_so_and_its_caller_gets_1011(
+def test_broken_upstream_protocol_closes_caller_with_1011(
     server: Server, listener: Listener, name: str
 ) -> None:
     code, frames = BROKEN[name]
@@ -416,7 +412,7 @@ def test_an_upstream_that_breaks_the_protocol_is_told_so_and_its_caller_gets_101
     [b"\xf1\x81\0\0\0\0x", b"\x83\x80\0\0\0\0", b"\x81\x81\0\0\0\0\xff", b"\x80\x81\0\0\0\0x"],
     ids=["reserved bits", "reserved opcode", "not UTF-8", "the continuation of nothing"],
 )
-def test_a_caller_that_breaks_the_protocol_is_ended_by_the_server_and_upstream_too(
+def test_caller_that_breaks_the_protocol_ends_the_upstream(
     server: Server, listener: Listener, frames: bytes
 ) -> None:
     caller, upstream = listener.open(server)
@@ -451,7 +447,7 @@ def test_a_caller_who_vanishes_is_1001_to_the_upstream(
 
 @every_server
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_caller_who_vanishes_before_the_upstream_answered_ends_the_handshake(
+def test_disconnect_before_the_response_ends_the_handshake(
     server: Server, listener: Listener, how: str
 ) -> None:
     caller = listener.call(server)
@@ -541,7 +537,7 @@ def test_the_upstream_is_read_while_a_write_to_it_waits(server: Server, listener
     flood.doing.finish()
 
 
-def test_an_upstream_that_takes_nothing_past_the_write_timeout_is_given_up(
+def test_upstream_that_reads_nothing_hits_the_write_timeout(
     server: Server, listener: Listener
 ) -> None:
     caller, upstream = listener.open(server, "/hasty")
@@ -551,9 +547,7 @@ def test_an_upstream_that_takes_nothing_past_the_write_timeout_is_given_up(
     upstream.drain()
 
 
-def test_the_write_timeout_is_not_for_a_long_message_that_is_taken_slowly(
-    server: Server, listener: Listener
-) -> None:
+def test_long_message_read_slowly_hits_no_write_timeout(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server, "/hasty")
     sending = say(caller, [Frame(BINARY, b"x" * 16 * MB)])
     taken = 0
@@ -717,7 +711,7 @@ def test_a_101_that_answers_something_else_is_502(
 
 
 @pytest.mark.parametrize("status", ["200 OK", "302 Found", "401 Who", "426 Upgrade", "503 No"])
-def test_an_upstream_that_refuses_is_relayed_with_status_fields_and_body(
+def test_upstream_refusal_keeps_status_headers_and_body(
     server: Server, listener: Listener, status: str
 ) -> None:
     caller = listener.call(server)
@@ -738,7 +732,7 @@ def test_an_upstream_that_refuses_is_relayed_with_status_fields_and_body(
     assert caller._exactly(4) == b"no!\n"
 
 
-def test_a_failure_at_the_handshake_has_the_status_it_has_elsewhere(
+def test_handshake_failure_has_the_status_it_has_elsewhere(
     server: Server, listener: Listener
 ) -> None:
     def status(tenant: str) -> tuple[int, End]:
@@ -811,7 +805,7 @@ def test_a_path_with_a_dot_segment_is_400_and_never_sent(
     assert listener.is_quiet()
 
 
-def test_an_origin_check_in_on_request_is_403_and_nothing_is_sent(
+def test_origin_check_in_on_request_is_403_and_sends_nothing(
     server: Server, listener: Listener
 ) -> None:
     for origin in ((), ("Origin: http://evil.example",)):

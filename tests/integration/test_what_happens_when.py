@@ -134,7 +134,7 @@ def test_the_callers_upload_reaches_the_upstream_whole(server: Server) -> None:
 
 
 @every_server
-def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: Server) -> None:
+def test_get_that_passes_on_the_callers_stream_is_answered(server: Server) -> None:
     answer = ask(server, "/plain/streamed/echo", upload=True)
     assert answer.status == 200
 
@@ -145,7 +145,7 @@ def test_a_get_whose_endpoint_passes_the_callers_stream_on_is_answered(server: S
 @every_server
 @pytest.mark.parametrize("kind", [*KINDS, "forward"])
 @leaving
-def test_a_caller_who_leaves_before_the_headers_frees_the_connection(
+def test_disconnect_before_the_headers_frees_connection(
     server: Server, upstream: Upstream, kind: str, reset: bool
 ) -> None:
     connections = upstream.open_connections
@@ -189,7 +189,7 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
 
 @every_server
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
-def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
+def test_disconnect_after_the_upload_frees_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
     caller = Caller(
@@ -207,7 +207,7 @@ def test_a_caller_who_leaves_after_its_upload_frees_the_connection(
 
 @every_server
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
-def test_a_caller_who_leaves_within_its_upload_frees_the_connection(
+def test_disconnect_within_the_upload_frees_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
     caller = Caller(
@@ -223,7 +223,7 @@ def test_a_caller_who_leaves_within_its_upload_frees_the_connection(
     eventually(lambda: upstream.open_exchanges == 0, 10)
 
 
-def test_a_place_in_a_narrow_pool_is_free_when_its_caller_has_left(
+def test_slot_of_a_small_pool_is_free_after_a_disconnect(
     server: Server, upstream: Upstream
 ) -> None:
     caller = Caller(server, "/plain/narrow/never")
@@ -233,7 +233,7 @@ def test_a_place_in_a_narrow_pool_is_free_when_its_caller_has_left(
 
 
 @every_server
-def test_a_caller_who_left_while_waiting_for_the_pool_takes_no_place(
+def test_disconnect_while_waiting_for_the_pool_takes_no_slot(
     server: Server, upstream: Upstream
 ) -> None:
     holder = Caller(server, "/plain/narrow/never")
@@ -280,7 +280,7 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
 @every_server
 @pytest.mark.serial
 @pytest.mark.parametrize("kind", ["plain", "base"])
-def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
+def test_many_disconnects_at_once_free_all_slots_of_the_pool(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
     def call(number: int) -> Caller:
@@ -297,9 +297,7 @@ def test_callers_who_leave_a_full_pool_at_once_leave_all_its_places_free(
 
 
 @every_server
-def test_background_runs_after_a_whole_response_and_not_for_a_caller_who_left(
-    server: Server, upstream: Upstream
-) -> None:
+def test_background_runs_if_the_response_was_sent_whole(server: Server, upstream: Upstream) -> None:
     for kind in ("streamed", "buffered"):
         ask(server, f"/plain/{kind}/item", background=f"whole {kind}")
         ask(server, f"/plain/{kind}/short", background=f"failed {kind}")
@@ -317,7 +315,7 @@ def test_background_runs_after_a_whole_response_and_not_for_a_caller_who_left(
 
 @every_server
 @pytest.mark.parametrize("behaviour", ["pour", "events", "silent_mid_body"])
-def test_a_middleware_that_drops_the_response_closes_the_upstream(
+def test_middleware_that_drops_the_response_closes_upstream(
     server: Server, upstream: Upstream, behaviour: str
 ) -> None:
     answer = ask(server, f"/dropped/streamed/{behaviour}")
@@ -366,7 +364,7 @@ def test_an_upstream_that_breaks_before_its_headers_is_502(
 
 @kinds
 @pytest.mark.parametrize("url", ["refused", "unresolvable", "tls"])
-def test_an_upstream_that_cannot_be_reached_is_502_and_is_not_named(
+def test_unreachable_upstream_is_502_and_is_not_named(
     server: Server, untrusted: Upstream, kind: str, url: str
 ) -> None:
     urls = {
@@ -452,9 +450,7 @@ def test_a_body_that_breaks_off_is_cut_off_for_the_caller(
 
 @every_server
 @pytest.mark.parametrize("behaviour", ["short", "short_chunked"])
-def test_a_body_that_breaks_off_is_cut_off_behind_several_middlewares_too(
-    server: Server, behaviour: str
-) -> None:
+def test_broken_body_is_cut_off_behind_several_middlewares(server: Server, behaviour: str) -> None:
     answer = ask(server, f"/bases/streamed/{behaviour}")
     assert answer.status == 200
     assert not answer.complete
@@ -490,7 +486,7 @@ def test_a_buffered_body_that_breaks_off_is_an_error_status(
     ("hook", "status", "body"),
     [("forbid", 403, b"forbidden on the way"), ("crash", 500, b""), ("replace", 207, b"instead")],
 )
-def test_on_response_raises_or_replaces_and_the_upstream_is_closed(
+def test_on_response_that_raises_or_replaces_closes_upstream(
     server: Server, upstream: Upstream, kind: str, hook: str, status: int, body: bytes
 ) -> None:
     behaviour = "item" if "buffered" in kind else "pour"
@@ -556,7 +552,7 @@ def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
 
 
 @every_server
-def test_a_server_that_is_stopped_ends_in_its_grace_and_closes_the_upstream(
+def test_stopped_server_ends_in_its_grace_and_closes_upstream(
     upstream: Upstream, server_name: str
 ) -> None:
     server = Server(server_name, upstream.url)

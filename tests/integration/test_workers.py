@@ -137,7 +137,7 @@ RECYCLES = {
 @pytest.mark.serial
 @pytest.mark.servers(*RECYCLES, fast=RECYCLES)
 @pytest.mark.slow
-def test_a_worker_that_ends_after_so_many_requests_loses_no_answer_that_had_started(
+def test_worker_that_is_recycled_loses_no_started_response(
     upstream: Upstream, server_name: str
 ) -> None:
     before = len(upstream.requests)
