@@ -47,7 +47,7 @@ def test_a_hundred_callers_at_once_have_one_token(caller: httpx.Client) -> None:
     assert tokens.issued == 1
 
 
-def test_a_token_that_expires_is_renewed_once_for_a_hundred_callers(caller: httpx.Client) -> None:
+def test_expired_token_is_renewed_once_for_a_hundred_callers(caller: httpx.Client) -> None:
     tokens.lifetime = 59  # authlib renews a minute before the end
     assert caller.get("/api/guarded").status_code == 200
     tokens.lifetime = 3600
@@ -55,7 +55,7 @@ def test_a_token_that_expires_is_renewed_once_for_a_hundred_callers(caller: http
     assert tokens.issued == 2
 
 
-def test_a_token_that_is_revoked_is_renewed_once_for_a_hundred_callers(
+def test_revoked_token_is_renewed_once_for_a_hundred_callers(
     caller: httpx.Client,
 ) -> None:
     assert caller.get("/api/guarded").status_code == 200
@@ -64,7 +64,7 @@ def test_a_token_that_is_revoked_is_renewed_once_for_a_hundred_callers(
     assert tokens.issued == 2
 
 
-def test_a_refusal_that_comes_when_the_token_is_new_already_does_not_renew_it_again(
+def test_late_refusal_of_an_old_token_does_not_renew_it_again(
     caller: httpx.Client, upstream: Upstream
 ) -> None:
     assert caller.get("/api/guarded").status_code == 200
@@ -114,7 +114,7 @@ def test_what_a_caller_gives_as_credentials_is_not_sent_on(
     assert b"secret" not in upstream.requests[-1].head
 
 
-def test_a_caller_who_leaves_while_the_token_is_fetched_holds_nobody_up(
+def test_disconnect_during_the_token_request_delays_no_caller(
     caller: httpx.Client,
 ) -> None:
     with pytest.raises(httpx.ReadTimeout):

@@ -72,7 +72,7 @@ def test_a_long_body_is_kept_when_it_is_whole(ask: Ask, asked: Asked) -> None:
     assert (second.content, asked()) == (first.content, 1)
 
 
-def test_a_body_is_relayed_as_it_comes_and_not_kept_when_its_caller_leaves(
+def test_body_is_streamed_and_not_cached_after_a_disconnect(
     caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked, upstream: Upstream
 ) -> None:
     params = {"key": request.node.name, "cache": "max-age=60", "parts": "5", "stall": "1"}
@@ -107,7 +107,7 @@ def test_a_variant_is_answered_only_to_who_asks_for_it(ask: Ask, asked: Asked) -
     assert asked() == 3
 
 
-def test_what_varies_by_everything_is_never_answered_from_the_cache(ask: Ask, asked: Asked) -> None:
+def test_response_that_varies_by_everything_is_never_cached(ask: Ask, asked: Asked) -> None:
     for times in (1, 2):
         ask(cache="max-age=60", vary="*")
         assert asked() == times
@@ -160,16 +160,14 @@ def test_many_callers_at_once_never_get_what_is_anothers(
     assert asked() == 40
 
 
-def test_what_is_public_is_shared_also_where_callers_give_credentials(
-    ask: Ask, asked: Asked
-) -> None:
+def test_public_response_is_shared_between_credentials(ask: Ask, asked: Asked) -> None:
     for who in (ANN, BOB):
         assert ask(who, cache="public, max-age=60").text == "1 for ann\n"
     assert asked() == 1
 
 
 @pytest.mark.parametrize("field", ["authorization", "cookie", "accept-language"])
-def test_what_is_public_and_varies_by_its_caller_is_kept_for_each(
+def test_public_response_that_varies_is_cached_for_each_caller(
     ask: Ask, asked: Asked, field: str
 ) -> None:
     for _ in range(2):
@@ -179,7 +177,7 @@ def test_what_is_public_and_varies_by_its_caller_is_kept_for_each(
     assert asked() == 2
 
 
-def test_who_gives_no_credentials_gets_nothing_that_was_made_for_credentials(ask: Ask) -> None:
+def test_response_to_credentials_is_not_given_without_them(ask: Ask) -> None:
     assert ask(ANN, cache="max-age=60").text == "1 for ann\n"
     assert ask(cache="max-age=60").text == "2 for anybody\n"
 
@@ -200,7 +198,7 @@ def test_each_caller_may_have_a_cache_alone(
     assert asked() == 2
 
 
-def test_what_is_stale_in_the_cache_of_a_caller_alone_is_asked_for_by_its_tag(
+def test_stale_private_response_is_revalidated_by_etag(
     caller: httpx.Client, request: pytest.FixtureRequest, asked: Asked
 ) -> None:
     params = {"key": request.node.name, "cache": "private, max-age=60", "age": "100"}
@@ -280,7 +278,7 @@ def test_a_cache_that_is_broken_does_not_fail_the_answer(
 # Why the example, and its page, are as they are.
 
 
-def test_the_host_that_a_caller_names_reaches_the_upstream_and_is_no_part_of_what_is_asked(
+def test_callers_host_is_forwarded_and_not_in_the_cache_key(
     ask: Ask, asked: Asked, upstream: Upstream
 ) -> None:
     ask({"host": "elsewhere.example"}, cache="max-age=60")
@@ -294,7 +292,7 @@ def by(upstream: Upstream, transport: httpx.AsyncBaseTransport) -> FastAPI:
     return app
 
 
-def test_hishel_without_its_rules_gives_to_anybody_what_is_private(
+def test_hishel_without_rules_shares_private_responses(
     serve: Serve, upstream: Upstream, tmp_path: Path
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
@@ -307,7 +305,7 @@ def test_hishel_without_its_rules_gives_to_anybody_what_is_private(
 @pytest.mark.parametrize(
     ("field", "more"), [("x-api-key", {}), ("cookie", {}), ("x-any", {"set-cookie": "session=1"})]
 )
-def test_the_rules_alone_share_what_they_do_not_know_to_be_anybodys(
+def test_hishels_rules_alone_share_what_depends_on_the_caller(
     serve: Serve, upstream: Upstream, tmp_path: Path, field: str, more: dict[str, str]
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")
@@ -318,7 +316,7 @@ def test_the_rules_alone_share_what_they_do_not_know_to_be_anybodys(
 
 
 @pytest.mark.slow
-def test_a_response_without_a_date_is_fresh_for_ever_by_hishel_alone(
+def test_response_without_date_is_always_fresh_for_hishel(
     serve: Serve, upstream: Upstream, tmp_path: Path
 ) -> None:
     storage = AsyncSqliteStorage(database_path=tmp_path / "cache.db")

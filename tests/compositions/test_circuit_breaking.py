@@ -48,7 +48,7 @@ def fail(caller: httpx.Client, how: str = "503", times: int = THRESHOLD) -> list
     return [caller.get("/orders/flaky", params=params).status_code for _ in range(times)]
 
 
-def test_an_upstream_that_fails_is_left_alone_and_the_other_is_not_touched(
+def test_failing_upstream_opens_its_circuit_and_no_other(
     caller: httpx.Client,
 ) -> None:
     assert fail(caller, times=THRESHOLD + 3) == [503] * (THRESHOLD + 3)
@@ -67,9 +67,7 @@ def test_each_kind_of_failure_opens_the_circuit(
     assert caller.get("/orders/item").status_code == 503
 
 
-def test_what_is_no_failure_of_the_upstream_does_not_open_the_circuit(
-    caller: httpx.Client, upstream: Upstream
-) -> None:
+def test_callers_errors_do_not_open_the_circuit(caller: httpx.Client, upstream: Upstream) -> None:
     fail(caller, "404", THRESHOLD + 1)
     for _ in range(THRESHOLD + 1):
         leave_when(caller, "/orders/never", lambda: upstream.open_exchanges == 1)
@@ -89,7 +87,7 @@ def test_an_upstream_that_is_well_again_is_asked_again(soon_again: httpx.Client)
     assert [soon_again.get("/orders/item").status_code for _ in range(5)] == [200] * 5
 
 
-def test_an_upstream_that_fails_still_is_left_alone_again_after_one_request(
+def test_upstream_that_still_fails_opens_circuit_after_one_try(
     soon_again: httpx.Client,
 ) -> None:
     began = time.monotonic()

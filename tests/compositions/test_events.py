@@ -32,9 +32,7 @@ def read_until(text: str, lines: Iterator[str]) -> list[str]:
     raise AssertionError(f"{text!r} did not come: {got}")
 
 
-def test_events_are_changed_on_the_way_one_by_one_however_they_are_cut(
-    serve: Serve, upstream: Upstream
-) -> None:
+def test_events_are_transformed_one_by_one_in_any_chunks(serve: Serve, upstream: Upstream) -> None:
     caller = serve("events", PING="0.1")
     with caller.stream("GET", "/shouted/quiet") as response:
         assert response.headers["content-type"] == "text/event-stream"
@@ -46,7 +44,7 @@ def test_events_are_changed_on_the_way_one_by_one_however_they_are_cut(
     eventually(lambda: upstream.open_exchanges == 0, 60)
 
 
-def test_an_upstream_that_dies_while_its_events_are_changed_ends_them_with_an_error_event(
+def test_upstream_failure_mid_transform_ends_with_error_event(
     serve: Serve,
 ) -> None:
     text = serve("events", PING="0.1").get("/shouted/dying").text
@@ -105,7 +103,7 @@ def test_a_caller_who_leaves_ends_the_upstreams_stream(
     ("path", "status"),
     [("/shouted", 502), ("/kept-alive", 200), ("/kept-alive-by-fastapi", 502)],
 )
-def test_an_upstream_that_fails_at_once_is_an_error_status_unless_the_answer_has_begun(
+def test_failure_before_the_response_starts_is_an_error_status(
     serve: Serve, path: str, status: int
 ) -> None:
     response = serve("events", PING="0.1").get(path + "/close_at_once")
@@ -114,14 +112,12 @@ def test_an_upstream_that_fails_at_once_is_an_error_status_unless_the_answer_has
 
 
 @pytest.mark.parametrize("path", KEPT_ALIVE)
-def test_the_caller_of_a_stream_that_is_kept_alive_learns_that_the_upstream_died(
-    serve: Serve, path: str
-) -> None:
+def test_upstream_failure_reaches_caller_of_kept_alive_stream(serve: Serve, path: str) -> None:
     text = serve("events", PING="0.1").get(path + "/dying").text
     assert text.index("data: zwei") < text.index("event: error")
 
 
-def test_a_caller_who_leaves_before_the_upstream_has_answered_frees_it(
+def test_disconnect_before_the_response_frees_the_upstream(
     serve: Serve, upstream: Upstream
 ) -> None:
     leave_when(serve("events", PING="0.1"), "/shouted/never", lambda: upstream.open_exchanges == 1)
@@ -129,7 +125,7 @@ def test_a_caller_who_leaves_before_the_upstream_has_answered_frees_it(
 
 
 @pytest.mark.slow
-def test_a_dependency_that_waits_for_the_upstream_does_not_see_that_the_caller_has_left(
+def test_dependency_that_awaits_upstream_misses_the_disconnect(
     serve: Serve, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = serve("events", PING="0.1")

@@ -38,7 +38,7 @@ async def cached(transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTranspor
     ],
 )
 @pytest.mark.asyncio
-async def test_a_pool_behind_it_has_its_place_back_whenever_the_task_is_cancelled(
+async def test_wrapped_pool_regains_its_slot_at_any_cancellation(
     upstream: Upstream, wrap: Wrap, network: Callable[..., httpx.AsyncBaseTransport], waits: int
 ) -> None:
     async def transport() -> httpx.AsyncBaseTransport:

@@ -27,7 +27,7 @@ def test_code_after_link_to_example_is_from_the_example(page: Path) -> None:
     assert f"uvicorn examples.compositions.{example_of(page).stem}:app" in example
 
 
-def test_each_example_has_its_page_and_is_in_the_list_of_examples() -> None:
+def test_each_example_has_its_page_and_is_listed() -> None:
     examples = set((ROOT / "examples/compositions").glob("*.py"))
     assert {example_of(page) for page in PAGES} == examples
     listed = re.findall(

@@ -46,7 +46,7 @@ def test_the_answer_tells_what_is_left_and_when_to_come_again(caller: httpx.Clie
     assert (refused.status_code, 0 < int(refused.headers["retry-after"]) <= 60) == (429, True)
 
 
-def test_a_stream_counts_once_and_frees_the_upstream_when_its_caller_leaves(
+def test_stream_counts_once_and_frees_upstream_on_disconnect(
     caller: httpx.Client, upstream: Upstream
 ) -> None:
     with caller.stream("GET", "/events", headers=ANN) as response:
@@ -82,9 +82,10 @@ def test_its_middleware_limits_routes_and_not_what_is_mounted(
     assert [caller.get("/mounted/chunks").status_code for _ in range(3)] == [200, 200, 200]
 
 
-def test_its_asgi_middleware_starts_a_streamed_answer_again_at_each_part(
+def test_slowapi_asgi_middleware_breaks_streamed_responses(
     serve: Serve, upstream: Upstream
 ) -> None:
+    """It starts the response again at each chunk."""
     caller = serve(limited(upstream, SlowAPIASGIMiddleware))
     with pytest.raises(httpx.RemoteProtocolError):
         caller.get("/routed/chunks")

@@ -153,9 +153,7 @@ async def put(request: Request, how: str, to: str) -> StreamedResponse:
     return StreamedResponse(client, outgoing)
 
 
-def test_without_a_word_about_it_a_stream_that_would_be_sent_again_is_500(
-    serve: Serve, upstream: Upstream
-) -> None:
+def test_streamed_upload_that_would_be_retried_is_500(serve: Serve, upstream: Upstream) -> None:
     to = f"{upstream.url}/flaky?key=twice&times=1"
     response = serve(retrying).put("/unsaid", params={"to": to}, content=b"parts")
     assert (response.status_code, len(arrivals["twice"])) == (500, 1)

@@ -115,7 +115,7 @@ def test_no_worker_has_from_another_what_is_private(
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_no_worker_has_from_another_what_a_304_says_to_one_caller(
+def test_headers_of_a_304_are_not_shared_between_workers(
     server: Server, upstream: Upstream
 ) -> None:
     path = "/api/kept?key=renewed&cache=max-age%3D60&age=100&etag=%22x%22&renews=1"
