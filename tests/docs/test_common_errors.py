@@ -53,7 +53,7 @@ def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve_page: Ser
         assert (b"cookie: " in ask(server, "/relay/echo").body.lower()) is sent
 
 
-def test_a_session_throws_connections_away_when_more_than_ten_are_used(serve_page: Serve) -> None:
+def test_session_discards_connections_beyond_ten(serve_page: Serve) -> None:
     server = serve_page("import logging\n\nlogging.basicConfig()\n" + CODE["session.py"])
     callers = [Caller(server, "/relay/chunks%3Fcount=3%26delay=0.2") for _ in range(30)]
     for caller in callers:
@@ -64,7 +64,7 @@ def test_a_session_throws_connections_away_when_more_than_ten_are_used(serve_pag
 PIPELINED = "GET /relay/item HTTP/1.1\r\nhost: app\r\n\r\n"
 
 
-def test_uvicorn_answers_a_pipelined_request_that_outlasts_its_keep_alive(
+def test_uvicorn_answers_pipelined_request_after_keep_alive(
     serve_page: Serve,
 ) -> None:
     """As it did not up to 0.27.0."""

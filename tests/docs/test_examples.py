@@ -62,7 +62,7 @@ def test_the_upstream_notices_and_records_a_caller_who_left(
     assert abs(record["left"][-1]["at"] - left_at) < 1
 
 
-def test_the_upstream_does_not_take_a_caller_who_got_all_for_one_who_left(
+def test_demo_upstream_counts_only_callers_that_disconnected(
     upstream: httpx.Client,
 ) -> None:
     before = upstream.get("/open").json()["left_count"]
@@ -72,7 +72,7 @@ def test_the_upstream_does_not_take_a_caller_who_got_all_for_one_who_left(
     assert upstream.get("/open").json()["left_count"] == before
 
 
-def test_the_upstreams_big_document_is_json_of_the_size_asked_for(upstream: httpx.Client) -> None:
+def test_big_document_is_json_of_the_requested_size(upstream: httpx.Client) -> None:
     response = upstream.get("/big?size=5000")
     assert len(response.content) == 5000
     assert response.json()
@@ -103,7 +103,7 @@ def test_streamed_relays_each_event_when_it_comes(serve: Serve) -> None:
     assert all(came - left < 0.08 for came, left in sent)  # the next one leaves after 0.1 s
 
 
-def test_streamed_frees_an_upstream_that_has_not_answered_when_the_caller_leaves(
+def test_streamed_frees_a_silent_upstream_on_disconnect(
     serve: Serve, upstream: httpx.Client
 ) -> None:
     caller = serve("streamed")
@@ -136,7 +136,7 @@ def test_content_type_is_the_upstreams(serve: Serve) -> None:
     assert "x-content-type-options" not in response.headers
 
 
-def test_content_type_text_streams_and_browsers_are_told_not_to_guess(serve: Serve) -> None:
+def test_content_type_streams_text_with_nosniff(serve: Serve) -> None:
     with serve("content_type").stream("GET", "/slow-text") as response:
         assert response.headers["content-type"] == "text/plain; charset=utf-8"
         assert response.headers["x-content-type-options"] == "nosniff"
@@ -317,7 +317,7 @@ def test_plain_def_streams_from_an_endpoint_in_a_worker_thread(serve: Serve) -> 
     assert chunks[-1][0] - chunks[0][0] > 0.15
 
 
-def test_sync_client_is_shared_by_worker_threads_and_closed_with_the_app(
+def test_sync_client_is_shared_by_threads_and_closed_with_app(
     upstream_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[httpx.Client] = []
@@ -391,7 +391,7 @@ def test_own_lifespan_has_the_database_beside_the_client(serve: Serve, tmp_path:
     until(lambda: bool(caller.get("/served").json() == {"/text": 2}))
 
 
-def test_own_lifespan_opens_the_database_first_and_closes_it_last(tmp_path: Path) -> None:
+def test_own_lifespan_opens_database_first_and_closes_it_last(tmp_path: Path) -> None:
     app = imported("own_lifespan", "http://127.0.0.1:1", DATABASE=str(tmp_path / "served.db"))
     with TestClient(app) as caller:
         assert list(caller.app_state) == ["database", "client"]

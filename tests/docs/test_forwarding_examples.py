@@ -74,7 +74,7 @@ def test_gateway_asks_no_service_for_a_caller_who_is_not_known(
     assert caller.get(path, headers=encoded).status_code == 401
 
 
-def test_gateway_keeps_the_callers_key_and_tells_billing_who_asks(call: Call) -> None:
+def test_gateway_drops_the_callers_key_and_names_the_caller(call: Call) -> None:
     caller = call("gateway")
     stock = caller.get("/stock/headers", headers=ANN).json()
     assert "x-api-key" not in stock
@@ -135,9 +135,7 @@ def test_gateway_frees_the_service_when_a_caller_leaves(call: Call, upstream: ht
     until(lambda: open_at(upstream) == 0)
 
 
-def test_a_mounted_app_is_reached_without_the_dependencies_as_gateway_says(
-    call: Call, upstream_url: str
-) -> None:
+def test_mounted_app_skips_dependencies_as_gateway_says(call: Call, upstream_url: str) -> None:
     async def refused() -> None:
         raise HTTPException(401)
 
@@ -146,7 +144,7 @@ def test_a_mounted_app_is_reached_without_the_dependencies_as_gateway_says(
     assert call(app).get("/api/item").status_code == 200
 
 
-def test_a_body_that_the_endpoint_read_is_forwarded_and_a_form_is_not(call: Call) -> None:
+def test_body_that_the_endpoint_read_is_forwarded_but_no_form(call: Call) -> None:
     echo = httpx.MockTransport(lambda request: httpx.Response(200, content=request.content))
     app = FastAPI(lifespan=client_lifespan(base_url="http://x", transport=echo))
 
@@ -204,7 +202,7 @@ def test_choose_upstream_is_404_for_a_tenant_that_is_not_known(call: Call) -> No
 
 
 @pytest.mark.slow
-def test_choose_upstream_sends_a_tenth_of_the_requests_to_the_canary(
+def test_choose_upstream_sends_a_tenth_to_the_canary(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = call("choose_upstream")
@@ -316,9 +314,7 @@ def test_redirects_are_not_followed_as_the_document_says(call: Call, target_url:
     assert (response.status_code, response.headers["location"]) == (307, "/elsewhere")
 
 
-def test_the_target_is_what_is_sent_and_the_url_where_on_request_changes_that(
-    call: Call, target_url: str
-) -> None:
+def test_target_is_sent_unless_on_request_changes_the_url(call: Call, target_url: str) -> None:
     def set_the_url(request: httpx.Request) -> None:
         request.url = request.url.copy_with(path="/other")
 

@@ -27,7 +27,7 @@ def test_each_app_of_the_page_relays(serve_page: Serve, upstream: Upstream, name
     assert "x-mine" not in upstream.requests[-1].headers
 
 
-def test_what_is_mounted_relays_as_the_lines_of_nginx_and_of_go_do(
+def test_nginx_and_go_lines_are_those_of_the_comparison(
     serve_page: Serve, upstream: Upstream
 ) -> None:
     """Those are the lines that docs/comparison.md is measured by."""

@@ -113,7 +113,7 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
                 eventually(lambda: upstream.open_exchanges == 0, 50)
 
 
-def test_5_what_raises_between_send_and_return_leaks_a_connection(serve: Serve) -> None:
+def test_5_error_between_send_and_return_leaks_a_connection(serve: Serve) -> None:
     leaking = BEFORE.replace("import FastAPI", "import FastAPI, HTTPException").replace(
         "r = await client.send(request, stream=True)\n", LOST_TO_A_CHECK
     )
