@@ -2,7 +2,7 @@
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from asgi_upstream.testing import ScriptedResponse
-from tests.integration.test_nginx import NGINX
 from tests.support.go import GO, built
+from tests.support.nginx import PROXY, configure_nginx, needs_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import ROOT, files
 from tests.support.peers import CODE as PEERS
@@ -49,18 +49,6 @@ app =""",
 }
 # What waits for a caller's leaving must not end by itself meanwhile.
 PATIENT = {SHORT: "timeout=60", "sock_read=0.7": "sock_read=60"}
-NGINX_CONFIG = """
-daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
-events {{ worker_connections 64; }}
-http {{
-    access_log off; proxy_read_timeout {seconds}s;
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-    server {{ listen 127.0.0.1:{port}; location /api/ {{ proxy_pass {upstream}/; }} }}
-}}
-"""
-
-
 FIELDS = [
     ("set-cookie", "a=1"), ("set-cookie", "b=2"), ("connection", "x-private"), ("x-private", "1")
 ]  # fmt: skip
@@ -163,17 +151,16 @@ def serve_way(upstream: Upstream, tmp_path: Path) -> Iterator[Callable[..., Serv
     refusing.bind(("127.0.0.1", 0))
     deaf: int = refusing.getsockname()[1]
 
-    def nginx(port: int, url: str, seconds: int) -> list[object]:
+    def nginx(port: int, url: str, seconds: int) -> Sequence[object]:
         folder = tmp_path / f"nginx{port}"
         folder.mkdir()
-        text = NGINX_CONFIG.format(folder=folder, port=port, upstream=url, seconds=seconds)
-        (folder / "nginx.conf").write_text(text)
-        return [NGINX, "-p", folder, "-c", folder / "nginx.conf"]
+        server = PROXY.format(port=port, upstream=url)
+        return configure_nginx(folder, f"proxy_read_timeout {seconds}s; server {{ {server} }}")
 
-    def go(port: int, url: str, seconds: int) -> list[object]:
+    def go(port: int, url: str, seconds: int) -> Sequence[object]:
         return [built(tmp_path), port, url, f"{seconds}s"]
 
-    def serve_program(command: Callable[..., list[object]], url: str, seconds: int) -> Server:
+    def serve_program(command: Callable[..., Sequence[object]], url: str, seconds: int) -> Server:
         server = cast(Server, SimpleNamespace(port=free_port()))
         processes.append(subprocess.Popen([*map(str, command(server.port, url, seconds))]))
         eventually(lambda: _listens(server), 60)
@@ -219,7 +206,7 @@ def table() -> dict[str, dict[str, str]]:
 
 
 MARKS = {
-    "nginx": (pytest.mark.nginx, pytest.mark.skipif(NGINX is None, reason="there is no nginx")),
+    "nginx": needs_nginx,
     "Go": (pytest.mark.skipif(GO is None, reason="there is no go"),),
 }
 

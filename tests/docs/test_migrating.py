@@ -6,8 +6,8 @@ import time
 import httpx
 import pytest
 
-from tests.docs.test_comparison import NGINX_CONFIG
 from tests.support.go import SOURCE
+from tests.support.nginx import PROXY
 from tests.support.page_apps import Serve
 from tests.support.pages import UPSTREAM, blocks, files
 from tests.support.servers import ask
@@ -32,7 +32,7 @@ def test_nginx_and_go_lines_are_those_of_the_comparison(
 ) -> None:
     """Those are the lines that docs/comparison.md is measured by."""
     parts = {block.language: block.code.strip() for block in blocks("docs/migrating.md")}
-    config = NGINX_CONFIG.format(folder="", port=0, seconds=0, upstream=UPSTREAM)
+    config = PROXY.format(port=0, upstream=UPSTREAM)
     assert parts["nginx"] in config
     program = SOURCE.read_text().replace("os.Args[2]", f'"{UPSTREAM}"')
     for line in parts["go"].splitlines():

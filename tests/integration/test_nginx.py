@@ -2,32 +2,19 @@
 
 import hashlib
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.servers import Server, ask, eventually, free_port
 
-NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-
-pytestmark = [
-    pytest.mark.nginx,
-    pytest.mark.serial,
-    pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine"),
-]
+pytestmark = [*needs_nginx, pytest.mark.serial]
 
 CONFIG = """
-user root; daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-    access_log off; gzip on; gzip_types *; gzip_min_length 1; keepalive_requests 3;
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    gzip on; gzip_types *; gzip_min_length 1; keepalive_requests 3;
     server {{ listen 127.0.0.1:{port}; root {folder}; }}
-}}
 """
 
 
@@ -36,17 +23,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     (folder / "big").write_bytes(os.urandom(5_000_000))
     (folder / "small").write_bytes(b"0123456789" * 10)
-    (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port))
-    assert NGINX is not None
-    nginx = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
-    server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
-    try:
-        eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 60)
-        yield server, folder
-    finally:
-        server.stop()
-        nginx.terminate()
-        nginx.wait()
+    with running_nginx(folder, CONFIG.format(folder=folder, port=port)):
+        server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
+        try:
+            eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 60)
+            yield server, folder
+        finally:
+            server.stop()
 
 
 def test_a_file_arrives_whole(app: tuple[Server, Path]) -> None:

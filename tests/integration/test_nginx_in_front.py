@@ -1,8 +1,5 @@
 """docs/nginx.md: its configuration, with a real nginx in front of uvicorn."""
 
-import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,27 +13,13 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
 from asgi_upstream.testing import Upstream, eventually
+from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import blocks
 from tests.support.servers import Server, free_port
 
-NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+pytestmark = needs_nginx
 
-pytestmark = [
-    pytest.mark.nginx,
-    pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine"),
-]
-
-MAIN = """
-user root; daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-    {page}
-}}
-"""
 APP = """
 from asgi_upstream import ReverseProxy, client_lifespan, combine_lifespans
 from starlette.applications import Starlette
@@ -88,19 +71,11 @@ def page_options() -> list[str]:
 
 
 @contextmanager
-def running_nginx(folder: Path, app: Server) -> Iterator[int]:
+def in_front_of(app: Server, folder: Path) -> Iterator[int]:
     port = free_port()
-    page = page_config(port, app.port)
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, page=page))
-    assert NGINX is not None
-    process = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
-    try:
-        with httpx.Client() as client:
-            eventually(lambda: is_up(client, port), 60)
+    with running_nginx(folder, page_config(port, app.port)), httpx.Client() as client:
+        eventually(lambda: is_up(client, port), 60)
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def is_up(client: httpx.Client, port: int) -> bool:
@@ -126,7 +101,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         threading.Thread(target=websockets.serve_forever, daemon=True).start()
         ws_port = websockets.socket.getsockname()[1]
         server = serve(APP, *page_options(), WS_URL=f"http://127.0.0.1:{ws_port}")
-        with running_nginx(folder, server) as port:
+        with in_front_of(server, folder) as port:
             yield Front(port, upstream)
 
 

@@ -1,6 +1,5 @@
 """nginx behind the app, as a server of files and of WebDAV, and nginx in front of it."""
 
-import getpass
 import hashlib
 import http.client
 import json
@@ -13,24 +12,17 @@ from typing import Any
 import pytest
 
 from tests.real_clients.conftest import Upstreams, both_transports
-from tests.real_clients.programs import listening, program
+from tests.real_clients.programs import listening
+from tests.support.nginx import configure_nginx, needs_nginx
 from tests.support.servers import Answer, Server, eventually, free_port
 from tests.support.wire import until_the_end
 
-pytestmark = [pytest.mark.nginx, both_transports]
+pytestmark = [*needs_nginx, both_transports]
 
 DATA = random.Random(5).randbytes(3_000_000)
-# Its workers write their files as another user, so all of it is in a folder that anybody may use.
 HTTP = """
-daemon off; pid {folder}/pid; error_log stderr; worker_processes 1; user {user};
-events {{ worker_connections 256; }}
-http {{
-    access_log off; default_type application/octet-stream; client_max_body_size 0;
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    default_type application/octet-stream; client_max_body_size 0;
     gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;
-    {servers}
-}}
 """
 BEHIND = """
     server {{
@@ -56,12 +48,11 @@ IN_FRONT = """
 
 
 def start(home: Path, servers: str, port: int, **values: Any) -> Any:
+    # The workers write files as another user, so anybody may use the folder.
     for folder in (home, home.parent, home.parent.parent):
         folder.chmod(0o755)
-    servers = servers.format(port=port, folder=home, **values)
-    config = home / "nginx.conf"
-    config.write_text(HTTP.format(folder=home, servers=servers, user=getpass.getuser()))
-    return listening([program("nginx"), "-p", home, "-c", config], port, home)
+    command = configure_nginx(home, HTTP + servers.format(port=port, folder=home, **values))
+    return listening(command, port, home)
 
 
 @pytest.fixture(scope="session")

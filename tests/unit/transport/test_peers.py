@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from asgi_upstream.transport import AsyncioTransport
+from tests.support.nginx import configure_nginx, needs_nginx, skip_without_nginx
 from tests.support.servers import eventually, free_port
 
 pytestmark = [pytest.mark.asyncio_only, pytest.mark.anyio, pytest.mark.serial]
@@ -30,22 +31,15 @@ for _ in range(SIZE // len(BLOCK)):
 
 MOST_GROWTH = 32 << 20
 
-NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 NODE = shutil.which("node")
 
 
 NGINX_CONFIG = """
-user root; daemon off; pid {folder}/pid; error_log stderr crit; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-    access_log off; client_max_body_size 0; keepalive_requests {keepalive_requests};
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    client_max_body_size 0; keepalive_requests {keepalive_requests};
     server {{
         listen 127.0.0.1:{port} backlog=1024; root {folder};
         location /put/ {{ dav_methods PUT; }}
     }}
-}}
 """
 
 # These answer a PUT with the digest of what they got. nginx writes it into a file.
@@ -103,11 +97,9 @@ http.createServer((request, response) => {
 
 
 def nginx(folder: Path, port: int, keepalive_requests: int = 1000) -> list[str]:
-    values = {"folder": folder, "port": port, "keepalive_requests": keepalive_requests}
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(**values))
     (folder / "put").mkdir()
-    assert NGINX is not None
-    return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    values = {"folder": folder, "port": port, "keepalive_requests": keepalive_requests}
+    return configure_nginx(folder, NGINX_CONFIG.format(**values))
 
 
 def http_server(folder: Path, port: int) -> list[str]:
@@ -125,10 +117,6 @@ def node(folder: Path, port: int) -> list[str]:
     return [NODE, "peer.js", str(port)]
 
 
-needs_nginx = [
-    pytest.mark.nginx,
-    pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine"),
-]
 needs_node = pytest.mark.skipif(NODE is None, reason="there is no Node.js on this machine")
 
 
@@ -254,7 +242,7 @@ async def test_many_callers_at_once_are_all_answered(peer: Peer) -> None:
 
 
 @pytest.mark.nginx
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine")
+@skip_without_nginx
 async def test_connections_that_nginx_ends_under_load_are_not_an_error(
     tmp_path: Path,
 ) -> None:
