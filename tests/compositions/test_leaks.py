@@ -11,8 +11,8 @@ from httpx_retries import RetryTransport
 from asgi_upstream import StreamedResponse
 from asgi_upstream.transport import AsyncioTransport
 from examples.compositions.caching import Cache, Origin
+from tests.support.cancellation import cancelled_at_each_wait
 from tests.support.upstream import Upstream
-from tests.unit._httpx.test_workarounds import cancelled_at_each_wait
 
 Wrap = Callable[[httpx.AsyncBaseTransport], Awaitable[httpx.AsyncBaseTransport]]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.support.servers import Caller, Server, eventually
+from tests.support.servers import NOISE, Caller, Server, eventually
 from tests.support.upstream import Upstream
 
 
@@ -28,9 +28,6 @@ def running(server_name: str, upstream: Upstream) -> Iterator[Server]:
     server = Server(server_name, upstream.url)
     yield server
     server.stop()
-
-
-NOISE = ("never retrieved", "was destroyed", "loop is closed", "was never awaited")
 
 
 @pytest.fixture

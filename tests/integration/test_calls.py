@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.conftest import NOISE
 from tests.support.server_choice import every_server
-from tests.support.servers import Caller, Server, ask, eventually
+from tests.support.servers import NOISE, Caller, Server, ask, eventually
 from tests.support.upstream import Upstream
 
 APP = "tests.support.apps.merge_app:app"

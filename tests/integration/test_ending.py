@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import NOISE
 from tests.support.server_choice import ALL_SERVERS
 from tests.support.servers import (
     GRACE,
     GUNICORN,
     GUNICORN_AS_IT_COMES,
+    NOISE,
     Answer,
     Caller,
     Server,

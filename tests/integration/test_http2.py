@@ -8,83 +8,29 @@ import asyncio
 import json
 import socket
 import ssl
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import h2.config
 import h2.connection
 import h2.events
 import httpx
 import pytest
-import trustme
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from tests.support.servers import Answer, Server, eventually, free_port
+from tests.support.hypercorn import Certificate, Hypercorn
+from tests.support.servers import Answer, Server, eventually
 from tests.support.wire import OK, Wire, connect, head, send, until_the_end
 
 MB = 1 << 20
 OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
 """Illegal in HTTP/2 (RFC 9113 8.2.2)."""
-
-
-class Certificate:
-    """Of a server on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
-        self.file, self.authority = folder / "server.pem", folder / "authority.pem"
-        issued = authority.issue_cert("localhost", "127.0.0.1")
-        issued.private_key_and_cert_chain_pem.write_to_path(str(self.file))
-        authority.cert_pem.write_to_path(str(self.authority))
-        self.trust = ssl.create_default_context(cafile=str(self.authority))
-
-
-class Hypercorn:
-    """An app on hypercorn, by HTTP/2 over TLS, in a thread of its own."""
-
-    def __init__(self, app: ASGIApp, certificate: Certificate) -> None:
-        self.port = free_port()
-        self.url = f"https://localhost:{self.port}"
-        self._app = app
-        self.config = Config()
-        self.config.bind = [f"127.0.0.1:{self.port}"]
-        self.config.certfile = self.config.keyfile = str(certificate.file)
-        self.config.graceful_timeout = 1
-        self.config.h2_max_concurrent_streams = 200
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._thread.start()
-        eventually(self._answers, 60)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(60)
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        await serve(cast(Any, self._app), self.config, shutdown_trigger=self._wait)
-
-    async def _wait(self) -> None:
-        await self._stop.wait()
-
-    def _answers(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
 
 
 # To an upstream by HTTP/2.

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import NOISE
 from tests.support.server_choice import ALL_SERVERS
-from tests.support.servers import Caller, Server, ask, eventually
+from tests.support.servers import NOISE, Caller, Server, ask, eventually
 from tests.support.upstream import Upstream
 
 APP = "tests.support.apps.records_app:app"

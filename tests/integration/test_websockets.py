@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.conftest import NOISE
 from tests.support.server_choice import ALL_SERVERS, every_server
-from tests.support.servers import COMMANDS, Server, eventually
+from tests.support.servers import COMMANDS, NOISE, Server, eventually
 from tests.support.websocket_wire import (
     BINARY,
     CLOSE,

@@ -13,9 +13,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from tests.integration.conftest import NOISE
 from tests.real_clients.programs import listening
-from tests.support.servers import Server, free_port
+from tests.support.servers import NOISE, Server, free_port
 
 UPSTREAMS = ("web", "nginx", "s3", "mcp", "registry", "webdav", "by_host")
 open_directly = build_opener(ProxyHandler({})).open  # no proxy of the machine's

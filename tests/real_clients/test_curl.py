@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_http2 import Certificate, Hypercorn
 from tests.real_clients.app import build
 from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program, run
+from tests.support.hypercorn import Certificate, Hypercorn
 from tests.support.servers import Server, eventually
 
 pytestmark = both_transports

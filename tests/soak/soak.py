@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.integration.conftest import NOISE
 from tests.support.fault_proxy import Fault, FaultProxy
-from tests.support.servers import Answer, Server, ask
+from tests.support.servers import NOISE, Answer, Server, ask
 
 from . import faults
 from .app import KEPT_IDLE

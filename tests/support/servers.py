@@ -234,3 +234,6 @@ class Answer:
 
 def ask(server: Server, path: str, **arguments: Any) -> Answer:
     return Answer(Caller(server, path, **arguments).read())
+
+
+NOISE = ("never retrieved", "was destroyed", "loop is closed", "was never awaited")

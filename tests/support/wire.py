@@ -11,8 +11,7 @@ from typing import Self
 
 import pytest
 
-from tests.integration.conftest import NOISE
-from tests.support.servers import COMMANDS, Answer, Server
+from tests.support.servers import COMMANDS, NOISE, Answer, Server
 
 APP = "tests.support.apps.forward_app"
 

@@ -9,8 +9,7 @@ import asyncio
 import functools
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -18,23 +17,16 @@ import anyio.lowlevel
 import httpx
 import pytest
 from _pytest.mark.structures import ParameterSet
-from starlette.requests import Request
-from starlette.websockets import WebSocket
 
 from asgi_upstream import (
-    BufferedResponse,
-    StreamedResponse,
-    cancel_on_disconnect,
     client_lifespan,
     count_open_exchanges,
-    fetch,
-    forward_request,
-    relay_websocket,
 )
 from asgi_upstream._exchange import disconnect, upload
 from asgi_upstream.transport import AsyncioTransport
+from tests.support.exchanges import KINDS, Kind
 from tests.support.faults import FAULTS, TASK_FAULTS, Inject, Run, is_trio
-from tests.support.steps import LoopbackUpstream, SteppedCaller
+from tests.support.steps import LoopbackUpstream
 
 pytestmark = [
     pytest.mark.anyio,
@@ -45,113 +37,6 @@ pytestmark = [
 MAX_STEPS = 400
 SETTLING_STEPS = 300
 TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused, and created once because it takes long
-BODY = [b"first", b"second"]
-
-
-Exchange = Callable[[httpx.AsyncClient, SteppedCaller], Awaitable[Any]]
-
-
-async def streamed(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    app = StreamedResponse(client, client.build_request("GET", "/chunked"))
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def streamed_with_deadline(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    app = StreamedResponse(
-        client, client.build_request("GET", "/"), deadline=60, on_stream_error=lambda exc: b"!"
-    )
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def buffered(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    app = BufferedResponse(client, client.build_request("GET", "/chunked"))
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def transformed(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    async def transform(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        while True:
-            chunk = None
-            with anyio.CancelScope() as scope:
-                scope.cancel()
-                chunk = await anext(body, b"")
-            if scope.cancelled_caught:
-                with anyio.move_on_after(60):
-                    chunk = await anext(body, b"")
-            if not chunk:
-                return
-            yield chunk.upper()
-            await anyio.lowlevel.checkpoint()
-
-    request = client.build_request("GET", "/events")
-    app = StreamedResponse(client, request, transform=transform, heartbeat=60)
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def forwarded(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    request = Request(caller.scope, caller.receive)
-    app = StreamedResponse(client, forward_request(client, request, url="/chunked"))
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def refused(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    request = Request(caller.scope, caller.receive)
-    app = StreamedResponse(client, forward_request(client, request, url="/refused"))
-    await app(caller.scope, caller.receive, caller.send)
-
-
-async def fetched(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    request = client.build_request("GET", "/chunked")
-    assert (await fetch(client, request, deadline=60)).text == "ab"
-
-
-async def merged(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    async with cancel_on_disconnect(Request(caller.scope, caller.receive), deadline=60):
-        if is_trio():
-            async with anyio.create_task_group() as group:
-                group.start_soon(fetched, client, caller)
-                group.start_soon(fetched, client, caller)
-        else:
-            await asyncio.gather(fetched(client, caller), fetched(client, caller))
-
-
-async def websocket(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    await relay_websocket(
-        client, WebSocket(caller.scope, caller.receive, caller.send), "/websocket"
-    )
-
-
-async def denied(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
-    await relay_websocket(client, WebSocket(caller.scope, caller.receive, caller.send), "/denied")
-
-
-@dataclass(frozen=True)
-class Kind:
-    run: Exchange
-    body: tuple[bytes, ...] = ()
-    complete: bool = True
-    websocket: bool = False
-    connections: int = 1
-
-    def caller(self) -> SteppedCaller:
-        return SteppedCaller(self.body, complete=self.complete, websocket=self.websocket)
-
-
-KINDS = {
-    kind.run.__name__: kind
-    for kind in [
-        Kind(streamed),
-        Kind(streamed_with_deadline),
-        Kind(buffered),
-        Kind(transformed),
-        Kind(forwarded, (b"first", b"second")),
-        Kind(refused, (b"first", b"second"), complete=False),
-        Kind(fetched),
-        Kind(merged, connections=2),
-        Kind(websocket, (b"first", b"second"), websocket=True),
-        Kind(denied, websocket=True),
-    ]
-}
 
 
 async def settle(is_settled: Callable[[], bool]) -> None:
@@ -226,11 +111,6 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "POLL_INTERVAL", 0)
 
 
-BACKENDS = {
-    "asyncio": ("asyncio", {"use_uvloop": False}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
 COMBINATIONS = [
     ("fast", "asyncio"), ("httpx", "asyncio"), ("fast", "uvloop"), ("httpx", "trio"),
     ("httpx", "uvloop"),
@@ -240,11 +120,6 @@ RARE_FAULTS = (
     "disconnect just before scope", "disconnect just after scope", "disconnect just after cancel",
     "disconnect and cancel",
 )  # fmt: skip
-
-
-@pytest.fixture
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return BACKENDS[request.param]
 
 
 def all_cases() -> Iterator[ParameterSet]:

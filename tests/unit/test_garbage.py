@@ -11,8 +11,8 @@ import pytest
 
 from asgi_upstream import client_lifespan
 from asgi_upstream.transport import AsyncioTransport
+from tests.support.exchanges import KINDS
 from tests.support.steps import LoopbackUpstream
-from tests.unit.test_cancelled_at_each_step import KINDS
 
 # The others cancel tasks of anyio or asyncio, whose exceptions refer to themselves.
 FREED = ["streamed", "streamed_with_deadline", "buffered", "forwarded", "fetched"]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.integration.conftest import NOISE
 from tests.real_clients.apps.site import Site, Visitor, chromium, serve
 from tests.real_clients.conftest import ASYNCIO, STOCK
+from tests.support.servers import NOISE
 
 
 @pytest.fixture(scope="module")

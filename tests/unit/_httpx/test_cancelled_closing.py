@@ -16,7 +16,7 @@ from asgi_upstream import BufferedResponse, StreamedResponse
 from asgi_upstream._httpx.cancellation import defer_cancellation
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
-from tests.unit._httpx.test_workarounds import cancelled_at
+from tests.support.cancellation import cancelled_at
 
 CALLERS, PLACES = 8, 10
 

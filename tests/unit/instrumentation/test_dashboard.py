@@ -14,8 +14,8 @@ from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Outcome
 from tests.support.example_apps import ROOT
-from tests.unit.instrumentation.made import Busy, failure, open_clients_are, record
-from tests.unit.instrumentation.test_prometheus import scrape
+from tests.support.prometheus import scrape
+from tests.support.records import Busy, failure, open_clients_are, record
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs/dashboards/asgi-upstream.json").read_text())
 PAGE = (ROOT / "docs/metrics-and-tracing.md").read_text()

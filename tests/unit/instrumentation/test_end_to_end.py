@@ -26,10 +26,10 @@ from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Observer
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.example_apps import ROOT, served, until
+from tests.support.opentelemetry import Metrics
+from tests.support.prometheus import TIMES, Scrape
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
-from tests.unit.instrumentation.test_opentelemetry import Metrics
-from tests.unit.instrumentation.test_prometheus import TIMES, Scrape
 
 Serve = Callable[..., httpx.Client]
 METHODS = ["GET", "HEAD", "POST", "PROPFIND"]

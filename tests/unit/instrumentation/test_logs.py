@@ -8,7 +8,7 @@ import pytest
 
 from asgi_upstream.instrumentation.logs import LOGGER_NAME, log_observer
 from asgi_upstream.records import ExchangeRecord, Outcome
-from tests.unit.instrumentation.made import failure, record
+from tests.support.records import failure, record
 
 NO_FAILURES = {
     Outcome.COMPLETED,

@@ -3,12 +3,9 @@
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,7 +20,8 @@ from opentelemetry.trace import StatusCode
 
 from asgi_upstream.instrumentation.opentelemetry import DURATION_BUCKETS, opentelemetry_observer
 from asgi_upstream.records import ExchangeRecord, Observer, Outcome
-from tests.unit.instrumentation.made import Busy, failure, open_clients_are, record
+from tests.support.opentelemetry import Metrics
+from tests.support.records import Busy, failure, open_clients_are, record
 
 OURS = re.compile(r"asgi_upstream\.\w+")
 CONVENTIONAL = {
@@ -32,29 +30,6 @@ CONVENTIONAL = {
     for value in vars(module).values()
     if isinstance(value, str)
 }
-
-
-class Metrics:
-    """An SDK that keeps what it is told in memory."""
-
-    def __init__(self) -> None:
-        self._reader = InMemoryMetricReader()
-        self.provider = MeterProvider([self._reader])
-
-    def all(self) -> dict[str, Metric]:
-        data = self._reader.get_metrics_data()
-        if data is None:
-            return {}
-        return {
-            metric.name: metric
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
-
-    def points(self, name: str) -> list[Any]:
-        metric = self.all().get(name)
-        return [] if metric is None else list(metric.data.data_points)
 
 
 @pytest.fixture

@@ -2,48 +2,23 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 
 from asgi_upstream import client_lifespan, combine_lifespans
 from asgi_upstream.instrumentation.prometheus import DEFAULT_BUCKETS, prometheus_observer
 from asgi_upstream.records import Outcome
-from tests.unit.instrumentation.made import Busy, failure, open_clients_are, record
+from tests.support.prometheus import TIMES, scrape
+from tests.support.records import Busy, failure, open_clients_are, record
 
-TIMES = ["time_to_headers_seconds", "time_to_first_byte_seconds", "exchange_duration_seconds"]
 LABELS = {
     "client": "client",
     "host": "api.example:8443",
     "method": "GET",
     "route": "/items/{id}",
 }
-
-
-class Scrape:
-    """What Prometheus reads, by its own parser."""
-
-    def __init__(self, text: str) -> None:
-        self.families = {one.name: one for one in text_string_to_metric_families(text)}
-
-    def all(self, name: str) -> list[tuple[Mapping[str, str], float]]:
-        return [
-            (sample.labels, sample.value)
-            for family in self.families.values()
-            for sample in family.samples
-            if sample.name == f"asgi_upstream_{name}"
-        ]
-
-    def value(self, name: str, **labels: str) -> float:
-        """The sum of the series with these labels."""
-        return sum(v for of, v in self.all(name) if labels.items() <= of.items())
-
-
-def scrape(registry: CollectorRegistry) -> Scrape:
-    return Scrape(generate_latest(registry).decode())
 
 
 @pytest.fixture
@@ -165,7 +140,7 @@ def test_every_metric_has_a_text_that_says_what_it_is(registry: CollectorRegistr
 
 MULTIPROCESS = """
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
-from tests.unit.instrumentation.made import record
+from tests.support.records import record
 prometheus_observer()(record())
 """
 

@@ -7,8 +7,7 @@ StreamedResponse, which may take a shorter way than `client.send`.
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import httpcore
@@ -26,6 +25,7 @@ from asgi_upstream._httpx.fast_path import direct_transport
 from asgi_upstream.errors import UpstreamConnectError
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.instrumented import Ask, MakeTransport, both_ways, by_relay, shared, traceparent
 from tests.support.raw_upstream import Upstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
@@ -35,40 +35,9 @@ def stock() -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(trust_env=False)
 
 
-MakeTransport = Callable[[], httpx.AsyncHTTPTransport]
 on_both = pytest.mark.parametrize(
     "transport", [stock, AsyncioTransport], ids=["stock", "AsyncioTransport"]
 )
-
-Ask = Callable[[httpx.AsyncClient, str], Awaitable[tuple[int, str]]]
-
-
-async def by_get(client: httpx.AsyncClient, path: str) -> tuple[int, str]:
-    response = await client.get(path)
-    return response.status_code, response.text
-
-
-async def by_relay(client: httpx.AsyncClient, path: str) -> tuple[int, str]:
-    """Through an app that answers with a StreamedResponse."""
-    app = StreamedResponse(client, client.build_request("GET", path))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as caller:
-        response = await caller.get("http://app.example/")
-    return response.status_code, response.text
-
-
-both_ways = pytest.mark.parametrize("ask", [by_get, by_relay], ids=["get", "StreamedResponse"])
-
-
-@asynccontextmanager
-async def shared(
-    transport: MakeTransport, base_url: str = "", **options: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client as an app has it, whose exchanges may go the short way."""
-    lifespan = client_lifespan(transport=transport(), base_url=base_url, **options)
-    async with lifespan(None) as state:
-        client = state["client"]
-        assert isinstance(client, httpx.AsyncClient)
-        yield client
 
 
 # Mocks.
@@ -174,11 +143,6 @@ def spans() -> Iterator[Spans]:
     spans.provider.shutdown()
 
 
-def traceparent(request: bytes) -> str | None:
-    fields = request.decode().split("\r\n")
-    return next((f[13:] for f in fields if f.lower().startswith("traceparent: ")), None)
-
-
 def told(span: ReadableSpan) -> Any:
     """All that may not differ between two transports."""
     assert span.context is not None
@@ -277,14 +241,15 @@ def test_opentelemetry_may_come_before_or_after_the_import(order: str) -> None:
             HTTPXClientInstrumentor().instrument(tracer_provider=provider)
         if order.endswith("ended"):
             HTTPXClientInstrumentor().uninstrument()
-        from tests.unit.transport import test_seen_by_others as seen
+        from tests.support.instrumented import by_get, by_relay, shared, traceparent
+        from tests.support.raw_upstream import Upstream
         async def run():
-            async with seen.Upstream() as upstream:
-                async with seen.shared(seen.AsyncioTransport, upstream.url) as client:
-                    for ask in (seen.by_get, seen.by_relay):
+            async with Upstream() as upstream:
+                async with shared(asgi_upstream.transport.AsyncioTransport, upstream.url) as client:
+                    for ask in (by_get, by_relay):
                         assert await ask(client, "/") == (200, "ok")
                 print(len(exporter.get_finished_spans()),
-                      sum(seen.traceparent(request) is not None for request in upstream.requests))
+                      sum(traceparent(request) is not None for request in upstream.requests))
         asyncio.run(run())
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

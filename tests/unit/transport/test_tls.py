@@ -26,7 +26,7 @@ from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.raw_upstream import OK, Serve, Upstream, read_request
-from tests.unit.transport.test_tracing import trace_events
+from tests.support.tracing import trace_events
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 

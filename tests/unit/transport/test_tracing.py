@@ -12,32 +12,14 @@ from asgi_upstream import StreamedResponse, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.raw_upstream import BROKEN, Upstream
+from tests.support.tracing import Event, trace_events
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
-
-Event = tuple[str, dict[str, Any]]
 
 
 async def _chunks() -> AsyncIterator[bytes]:
     yield b"first"
     yield b"second"
-
-
-async def trace_events(
-    transport: httpx.AsyncHTTPTransport, url: str, *, content: Any = None, times: int = 1
-) -> list[Event]:
-    events: list[Event] = []
-
-    async def trace(name: str, info: dict[str, Any]) -> None:
-        if name == "connection.connect_tcp.complete":
-            info["address"] = info["return_value"].get_extra_info("server_addr")
-        events.append((name, info))
-
-    async with httpx.AsyncClient(transport=transport, base_url=url) as client:
-        for _ in range(times):
-            body = None if content is None else content()
-            await client.post("/", content=body, extensions={"trace": trace})
-    return events
 
 
 @pytest.mark.parametrize("content", [None, lambda: b"whole", _chunks])
