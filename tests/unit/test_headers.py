@@ -8,7 +8,13 @@ from asgi_upstream._exchange.response_head import (
     end_to_end_response_headers,
     headers_for_modified_body,
 )
-from asgi_upstream._headers import end_to_end, override
+from asgi_upstream._headers import (
+    are_names_valid,
+    end_to_end,
+    has_control_characters,
+    override,
+    parse_content_length,
+)
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -221,4 +227,52 @@ def test_own_fields_win_and_the_others_stay(fields: Fields, own: Fields) -> None
     assert result == others + own
 
 
-# --- may_be_sniffed ------------------------------------------------------------------------
+# --- names, values and lengths ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_control_character_in_a_value_is_found(byte: int) -> None:
+    is_control = byte < 0x20 or byte == 0x7F
+    headers = [(b"x-a", b"a"), (b"x-b", b"a%cb" % byte)]
+    assert has_control_characters(headers) is (is_control and byte != 0x09)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], True),
+        ([b"x-a", b"!#$%&'*+.^_`|~09AZaz"], True),
+        ([b""], False),
+        ([b"x-a", b""], False),
+        ([b"x-a", b"x:b"], False),
+        ([b"x-a:"], False),
+        ([b"x b"], False),
+        ([b"x\xe9"], False),
+    ],
+)
+def test_header_names_are_valid_if_all_are_tokens(names: list[bytes], expected: bool) -> None:
+    assert are_names_valid([(name, b"1") for name in names]) is expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        ([b"0"], 0),
+        ([b"12"], 12),
+        ([b"12", b"12"], 12),
+        ([b"12", b"13"], None),
+        ([b"9" * 19], 10**19 - 1),
+        ([b"9" * 20], None),
+        ([b""], None),
+        ([b"+1"], None),
+        ([b"1 "], None),
+        ([b"1_0"], None),
+        ([b"0x1"], None),
+    ],
+)
+def test_content_length_is_parsed_if_it_is_one_number(
+    values: list[bytes], expected: int | None
+) -> None:
+    headers = [(b"x-a", b"7"), *((b"content-length", value) for value in values)]
+    assert parse_content_length(headers) == expected
