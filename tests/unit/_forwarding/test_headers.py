@@ -36,7 +36,11 @@ PROXY_FAMILIES = (
     b"x-amzn-oidc-identity x-amzn-oidc-data x-amzn-mtls-clientcert-subject "
     b"x-goog-authenticated-user-email x-ms-client-principal x-ms-client-principal-name "
     b"x-envoy-external-address x-authentik-username tailscale-user-login front-end-https "
-    b"cf-access-authenticated-user-email"
+    b"cf-access-authenticated-user-email x-pomerium-jwt-assertion x-vouch-user x-auth-user "
+    b"x-auth-email x-auth-group x-auth-groups x-auth-roles x-envoy-internal x-envoy-original-path "
+    b"x-real-port x-real-addr x-client-address x-client-host x-client-verify x-proto "
+    b"x-front-end-https remote-group remote-host remote-port remote-name remote-email remote-ip "
+    b"x-source-ip socket-ip x-user-ip client-ipv4"
 ).split()
 INNOCENT = (
     b"x-request-id x-correlation-id x-client-version x-client-id x-client-data x-client x-api-key "
@@ -45,7 +49,8 @@ INNOCENT = (
     b"referer origin via max-forwards x-schema x-realm x-original forward forwarded-to x-forward "
     b"remote x-ip x-zip client-id x-ms-client-request-id x-amz-content-sha256 x-stainless-os "
     b"x-envoy-upstream-rq-timeout-ms cf-access-client-id cf-access-client-secret x-trip user-ip-x "
-    b"x-ship x-goog-api-key x-goog-user-project sec-fetch-user dnt x-hostname-policy accept"
+    b"x-ship x-goog-api-key x-goog-user-project sec-fetch-user dnt x-hostname-policy accept "
+    b"x-not-yet-forwarded"
 ).split()
 SEEN = {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 
