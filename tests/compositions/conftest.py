@@ -1,4 +1,3 @@
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -8,12 +7,11 @@ import httpx
 import pytest
 
 from asgi_upstream._clients import iter_registered
+from tests.compositions.callers import Serve
 from tests.compositions.upstream import arrivals
 from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
-
-Serve = Callable[..., httpx.Client]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +54,3 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
 
         yield start
         eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()), 60)
-
-
-def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -> None:
-    """Ask on a socket, and close it when this is so."""
-    url = caller.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=60) as sock:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
-        eventually(condition, 60)

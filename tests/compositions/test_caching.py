@@ -15,7 +15,7 @@ from hishel.httpx import AsyncCacheTransport
 
 from asgi_upstream import ReverseProxy, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
-from tests.compositions.conftest import Serve
+from tests.compositions.callers import Serve
 from tests.compositions.upstream import arrivals
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream

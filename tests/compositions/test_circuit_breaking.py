@@ -11,7 +11,7 @@ import pytest
 from purgatory.domain.model import OpenedState
 
 from examples.compositions import circuit_breaking as example
-from tests.compositions.conftest import leave_when
+from tests.compositions.callers import leave_when
 from tests.compositions.upstream import arrivals
 from tests.support.example_apps import imported, served
 from tests.support.servers import eventually

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from examples.compositions import events as example
-from tests.compositions.conftest import Serve, leave_when
+from tests.compositions.callers import Serve, leave_when
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.compositions.conftest import Serve, leave_when
+from tests.compositions.callers import Serve, leave_when
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream
 

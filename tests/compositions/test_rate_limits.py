@@ -12,7 +12,7 @@ from slowapi.util import get_remote_address
 from starlette.responses import Response
 
 from asgi_upstream import ReverseProxy, client_lifespan
-from tests.compositions.conftest import Serve
+from tests.compositions.callers import Serve
 from tests.support.example_apps import imported, served
 from tests.support.servers import eventually
 from tests.support.upstream import Upstream

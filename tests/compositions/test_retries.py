@@ -12,7 +12,7 @@ from httpx_retries import Retry, RetryTransport
 from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan
 from asgi_upstream.dependencies import get_client
 from asgi_upstream.transport import AsyncioTransport
-from tests.compositions.conftest import Serve, leave_when
+from tests.compositions.callers import Serve, leave_when
 from tests.compositions.upstream import arrivals
 from tests.support.upstream import Upstream
 

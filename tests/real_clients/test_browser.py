@@ -5,23 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.real_clients.conftest import Upstreams, both_transports
-from tests.real_clients.programs import program
+from tests.real_clients.upstreams import Upstreams, both_transports
+from tests.support.chromium import running_chromium
 from tests.support.servers import eventually
 
 pytestmark = [pytest.mark.chromium, both_transports]
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    where = program("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=where, args=FLAGS)
+    with running_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

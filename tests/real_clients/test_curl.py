@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.real_clients.app import build
-from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program, run
+from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.hypercorn import Certificate, Hypercorn
 from tests.support.servers import Server, eventually
 

@@ -17,8 +17,8 @@ from mcp.client.subscriptions import ToolsListChanged
 from mcp.types import ToolListChangedNotification
 
 from asgi_upstream.testing import aeventually
-from tests.real_clients.conftest import Upstreams, asked_directly, both_transports
 from tests.real_clients.programs import listening
+from tests.real_clients.upstreams import Upstreams, asked_directly, both_transports
 from tests.support.servers import Server
 
 pytestmark = [pytest.mark.asyncio, both_transports]

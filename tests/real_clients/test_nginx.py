@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import listening
+from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.nginx import configure_nginx, needs_nginx
 from tests.support.servers import Answer, Server, eventually, free_port
 from tests.support.wire import until_the_end

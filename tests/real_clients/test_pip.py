@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.programs import run
+from tests.real_clients.upstreams import Passed, Upstreams, both_transports
 from tests.support.servers import Server
 
 pytestmark = both_transports

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import requests
 
-from tests.real_clients.conftest import Upstreams, both_transports
+from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.servers import eventually
 
 pytestmark = both_transports

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.image import MB, WHO, Skopeo, blobs, image
 from tests.real_clients.programs import listening, program
+from tests.real_clients.upstreams import Passed, Upstreams, both_transports
 from tests.support.servers import Server
 
 pytestmark = both_transports

@@ -16,8 +16,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.real_clients.conftest import Upstreams, both_transports, open_directly
 from tests.real_clients.programs import listening, program, run
+from tests.real_clients.upstreams import Upstreams, both_transports, open_directly
 from tests.support.servers import Server
 
 pytestmark = both_transports

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.real_clients.app import use_path_of_destination
-from tests.real_clients.conftest import Passed, Upstreams, both_transports
 from tests.real_clients.programs import listening, program, run
+from tests.real_clients.upstreams import Passed, Upstreams, both_transports
 from tests.support.servers import ROOT, Answer, Server
 from tests.support.wire import until_the_end
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.conftest import Upstreams, both_transports
 from tests.real_clients.programs import program, run
+from tests.real_clients.upstreams import Upstreams, both_transports
 
 pytestmark = both_transports
 

@@ -1,32 +1,13 @@
-"""Chromium, driven by playwright, and the gateway's page in it."""
+"""The gateway's page in Chromium."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from tests.support.example_apps import until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-# playwright gives each browser a new profile of its own.
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--no-proxy-server",
-]
 WIDE, NARROW = (1280, 800), (390, 844)
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Chat:

@@ -1,42 +1,15 @@
 """The gateway and its upstream, each on a real uvicorn."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
 
-import httpx
 import pytest
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.upstream import app as upstream_app
+from tests.docs.llm_gateway.gateway import DEEP, SWIFT, WISE, Serve, Upstream, gateway_with
 from tests.support.example_apps import served, until
-
-Serve = Callable[..., str]
-SWIFT, DEEP, WISE = "swift", "deep", "wise"
-
-
-class Upstream:
-    """The upstream, as seen from outside of the gateway: what it has made, and for whom."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._client = httpx.Client(base_url=url, trust_env=False, timeout=60)
-
-    def close(self) -> None:
-        self._client.close()
-
-    def made(self, account: str) -> int:
-        return self._counters(account)["tokens"]
-
-    def at_work(self, account: str) -> int:
-        return self._counters(account)["at_work"]
-
-    def _counters(self, account: str) -> dict[str, int]:
-        counters: dict[str, int] = self._client.get("/made").json()[account]
-        return counters
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +45,6 @@ def serve(upstream_of_all: Upstream) -> Iterator[Serve]:
             return stack.enter_context(served(gateway_with(environment)))
 
         yield url
-
-
-def gateway_with(environment: dict[str, str]) -> Any:
-    """Import the app again, without a reload, which would change the apps before it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, value)
-        for module in ("app", "upstreams", "bodies"):  # those that read the environment
-            patch.delitem(sys.modules, f"examples.llm_gateway.{module}", raising=False)
-        return importlib.import_module("examples.llm_gateway.app").app
 
 
 @pytest.fixture

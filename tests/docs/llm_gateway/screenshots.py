@@ -5,8 +5,9 @@ from pathlib import Path
 from playwright.sync_api import Browser
 
 from examples.llm_gateway.upstream import app as upstream_app
-from tests.docs.llm_gateway.browser import WIDE, Chat, chromium
-from tests.docs.llm_gateway.conftest import gateway_with
+from tests.docs.llm_gateway.browser import WIDE, Chat
+from tests.docs.llm_gateway.gateway import gateway_with
+from tests.support.chromium import running_chromium
 from tests.support.example_apps import ROOT, served, until
 
 FOLDER = ROOT / "docs/images"
@@ -36,7 +37,7 @@ def picture(browser: Browser, url: str, path: Path, size: tuple[int, int], *, da
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    with served(upstream_app) as upstream, chromium() as browser:
+    with served(upstream_app) as upstream, running_chromium() as browser:
         behind = f"{upstream}/v1"
         with served(gateway_with({"SWIFT_URL": behind, "DEEP_URL": behind})) as url:
             picture(browser, url, FOLDER / "llm-gateway-wide-light.png", WIDE, dark=False)

@@ -11,7 +11,7 @@ from anthropic.types import MessageParam, TextDelta
 from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
-from tests.docs.llm_gateway.conftest import WISE, Serve, Upstream
+from tests.docs.llm_gateway.gateway import WISE, Serve, Upstream
 from tests.support.example_apps import until
 
 PROMPT: list[MessageParam] = [{"role": "user", "content": "Why stop the model?"}]

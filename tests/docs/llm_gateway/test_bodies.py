@@ -17,7 +17,7 @@ from openai import OpenAI
 from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.bodies import MAX_BYTES
 from examples.llm_gateway.model import WORDS
-from tests.docs.llm_gateway.conftest import Serve
+from tests.docs.llm_gateway.gateway import Serve
 
 ASKED = {"model": "swift-1", "max_tokens": 2, "messages": [{"role": "user", "content": "a b"}]}
 BODY = json.dumps(ASKED).encode()

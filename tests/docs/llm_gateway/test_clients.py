@@ -22,7 +22,7 @@ from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, THINKS, WORDS
 from examples.llm_gateway.upstream import KEYS
 from examples.llm_gateway.usage import Usage
-from tests.docs.llm_gateway.conftest import DEEP, SWIFT, Serve, Upstream
+from tests.docs.llm_gateway.gateway import DEEP, SWIFT, Serve, Upstream
 from tests.support.example_apps import until
 from tests.support.pages import blocks
 from tests.support.servers import free_port

@@ -10,8 +10,9 @@ from playwright.sync_api import Browser
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
-from tests.docs.llm_gateway.browser import CHROMIUM, NARROW, WIDE, Chat, chromium
-from tests.docs.llm_gateway.conftest import DEEP, Serve, Upstream
+from tests.docs.llm_gateway.browser import NARROW, WIDE, Chat
+from tests.docs.llm_gateway.gateway import DEEP, Serve, Upstream
+from tests.support.chromium import CHROMIUM, running_chromium
 from tests.support.example_apps import until
 
 pytestmark = [
@@ -25,7 +26,7 @@ Open = Callable[..., Chat]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as browser:
+    with running_chromium() as browser:
         yield browser
 
 

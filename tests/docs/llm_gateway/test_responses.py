@@ -9,7 +9,7 @@ from openai import OpenAI
 from asgi_upstream.testing import Upstream as ScriptedUpstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
-from tests.docs.llm_gateway.conftest import SWIFT, Serve, Upstream
+from tests.docs.llm_gateway.gateway import SWIFT, Serve, Upstream
 from tests.support.example_apps import until
 
 ENDLESS = 1_000

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.real_clients.apps.site import Site, Visitor, chromium, serve
-from tests.real_clients.conftest import ASYNCIO, STOCK
+from tests.real_clients.apps.site import ALL_HOSTS_ARE_LOCAL, Site, Visitor, serve
+from tests.real_clients.upstreams import ASYNCIO, STOCK
+from tests.support.chromium import running_chromium
 from tests.support.servers import NOISE
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as browser:
+    with running_chromium(ALL_HOSTS_ARE_LOCAL) as browser:
         yield browser
 
 

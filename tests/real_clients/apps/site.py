@@ -12,18 +12,15 @@ from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Response, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Response
 
-from tests.real_clients.programs import clean_environment, program
+from tests.real_clients.programs import clean_environment
 from tests.support.servers import ROOT, Server, eventually, free_port
 
 # A public name, because several applications exempt 127.0.0.1 from their checks.
 HOST = "apps.example"
 OTHER_HOST = "other.example"
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"),
-    *("--disable-component-update", "--host-resolver-rules=MAP *.example 127.0.0.1"),
-]
+ALL_HOSTS_ARE_LOCAL = "--host-resolver-rules=MAP *.example 127.0.0.1"
 PATIENCE = 60.0  # seconds that a page may take on a busy machine
 STARTUP_TIMEOUT = 300.0  # MLflow takes 20 seconds on an idle machine
 
@@ -195,15 +192,6 @@ def skip_without(name: str) -> list[pytest.MarkDecorator]:
         pytest.mark.chromium,
         pytest.mark.skipif(not has(name), reason=reason),
     ]
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    where = program("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=where, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tests.real_clients.apps.site import (
     serve,
     skip_without,
 )
-from tests.real_clients.conftest import ASYNCIO
+from tests.real_clients.upstreams import ASYNCIO
 from tests.support.servers import eventually
 
 pytestmark = skip_without("streamlit")
