@@ -116,6 +116,7 @@ def test_the_method_is_kept_also_its_case(method: str) -> None:
         (BASE + "/v1/", "/a", b"/v1/a"),
         (BASE + "/v1/", "/", b"/v1/"),
         (BASE + "/v1/", "//a", b"/v1//a"),
+        (BASE + "/X/", "/a", b"/X/a"),
         (BASE + "/caf%C3%A9/", "/a", b"/caf%C3%A9/a"),
     ],
 )
@@ -148,6 +149,8 @@ def test_path_and_query_are_passed_on_byte_for_byte(path: str, target: bytes) ->
         ("/proxy/api", "/proxy", "/api/a", b"/a"),
         ("/proxy", "/proxy", "/a", b"/a"),
         ("/proxy", "/proxy", "/proxy/a", b"/a"),
+        ("/X/api", "/X/", "/X/api/a", b"/a"),
+        ("/X/api", "/X/", "/api/a", b"/a"),
         ("/café", "", "/caf%C3%A9/a", b"/a"),
         ("/a b", "", "/a%20b/%20", b"/%20"),
         ("/outer/inner", "", "/outer/inner/a", b"/a"),
@@ -191,7 +194,7 @@ def test_a_path_that_tries_to_get_out_is_answered_400(path: str) -> None:
     prefix = "/api" if path.startswith("/api") else None
     with pytest.raises(HTTPException) as caught:
         forward_request(client_of(), request_of(path), prefix=prefix)
-    assert caught.value.status_code == 400
+    assert (caught.value.status_code, caught.value.detail) == (400, "Invalid path")
 
 
 @pytest.mark.parametrize("base", [BASE, BASE + "/v1/"])
@@ -248,6 +251,8 @@ def test_options_for_the_whole_server_has_no_path_to_forward() -> None:
         ("http://up.example/v1/other", b"/v1/other?q=1"),
         ("http://UP.example:80/v1/other?own=2", b"/v1/other?own=2"),
         ("http://up.example/v1", b"/v1?q=1"),
+        ("http://up.example/v1?own=2", b"/v1?own=2"),
+        ("/X/a", b"/v1/X/a?q=1"),
         (httpx.URL("/other"), b"/v1/other?q=1"),
         (httpx.URL("/other?own=2"), b"/v1/other?own=2"),
         (httpx.URL("http://up.example/v1/other"), b"/v1/other?q=1"),

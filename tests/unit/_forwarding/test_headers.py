@@ -8,7 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from asgi_upstream._forwarding.headers import apply_changes, build_request_headers, merge_cookies
+from asgi_upstream._forwarding.headers import (
+    _rules,
+    apply_changes,
+    build_request_headers,
+    merge_cookies,
+)
 from tests.support.examples import count_examples
 
 Fields = list[tuple[bytes, bytes]]
@@ -104,6 +109,11 @@ def test_connection_auth_is_seen_in_every_authorization(credentials: list[bytes]
     fields = crossed(*[(b"authorization", value) for value in credentials])
     assert fields[-1] == (b"connection", b"close")
     assert values(fields, b"connection") == [b"close"]
+
+
+def test_connection_auth_is_looked_for_in_authorization_only() -> None:
+    raw = [(b"x-a", b"Negotiate"), (b"authorization", b"Basic x")]
+    assert crossed(*raw) == raw
 
 
 # --- end to end ----------------------------------------------------------------------------
@@ -230,13 +240,25 @@ def test_repeated_transfer_encodings_become_one() -> None:
     assert crossed(*raw) == [(b"x", b"1"), (b"transfer-encoding", b"chunked")]
 
 
+@pytest.mark.parametrize("lengths", [[b"5", b"6"], [b"-5"], [b"5,5"], [b""], [b"9" * 20]])
+def test_length_that_is_not_one_number_is_refused(lengths: list[bytes]) -> None:
+    with pytest.raises(HTTPException) as caught:
+        crossed(*((b"content-length", length) for length in lengths))
+    assert caught.value.status_code == 400
+
+
 # --- of this hop ---------------------------------------------------------------------------
 
 
 @both_trusts
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(b"host", b"app.example"), (b"expect", b"100-continue"), (b"http2-settings", b"AAMA")],
+    [
+        (b"host", b"app.example"),
+        (b"expect", b"100-continue"),
+        (b"http2-settings", b"AAMA"),
+        (b"proxy", b"http://evil.example"),
+    ],
 )
 def test_what_this_server_meets_itself_does_not_cross(
     name: bytes, value: bytes, trust: bool
@@ -291,7 +313,7 @@ def forwarded_prefix(mount: bytes, *raw: tuple[bytes, bytes], **options: Any) ->
 
 
 @both_trusts
-@pytest.mark.parametrize("mount", [b"/api", b"/caf%C3%A9/a%2Fb", b"/~a;b"])
+@pytest.mark.parametrize("mount", [b"/api", b"/caf%C3%A9/a%2Fb", b"/~a;b", b"/X/a"])
 def test_forwarded_prefix_is_the_mount_as_it_was_sent(mount: bytes, trust: bool) -> None:
     assert forwarded_prefix(mount, trust=trust) == [mount]
 
@@ -311,6 +333,7 @@ def test_forwarded_prefix_of_trusted_proxy_gets_the_mount(outer: bytes) -> None:
     raw = (b"x-forwarded-prefix", outer)
     assert forwarded_prefix(b"/api", raw, trust=True) == [b"/gw/api"]
     assert forwarded_prefix(b"", raw, trust=True) == [outer]
+    assert forwarded_prefix(b"/api", (b"x-forwarded-prefix", b"/X/"), trust=True) == [b"/X/api"]
 
 
 def test_forwarded_prefix_with_server_root_path_is_not_doubled() -> None:
@@ -318,6 +341,10 @@ def test_forwarded_prefix_with_server_root_path_is_not_doubled() -> None:
     raw = (b"x-forwarded-prefix", b"/gw")
     scope = {"root_path": "/gw/api", "app_root_path": "/gw"}
     assert forwarded_prefix(b"/gw/api", raw, trust=True, **scope) == [b"/gw/api"]
+    for root in ("/X", "/X/"):
+        for scope in ({"root_path": root}, {"root_path": "/X/api", "app_root_path": root}):
+            raw = (b"x-forwarded-prefix", b"/X")
+            assert forwarded_prefix(b"/X", raw, trust=True, **scope) == [b"/X"]
 
 
 def test_forwarded_prefix_encodes_what_a_header_cannot_hold() -> None:
@@ -358,12 +385,15 @@ def test_scope_header_names_may_be_in_any_case() -> None:
 
 @pytest.mark.parametrize("client", [["192.0.2.7", 1], ("192.0.2.7", None), ("192.0.2.7",)])
 def test_scope_may_have_only_its_required_keys(client: Any) -> None:
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    raw = [(b"cookie", b"a=1"), (b"cookie", b"b=2")]
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": raw}
     assert build_request_headers(scope, trust_forwarded_headers=False) == [
-        (b"x-forwarded-proto", b"http")
+        *raw,
+        (b"x-forwarded-proto", b"http"),
     ]
     scope.update(client=client, scheme=None)
     assert build_request_headers(scope, trust_forwarded_headers=False) == [
+        *raw,
         (b"x-forwarded-for", b"192.0.2.7"),
         (b"x-forwarded-proto", b"http"),
     ]
@@ -411,7 +441,11 @@ def test_forwarded_headers_come_after_the_callers_headers() -> None:
 
 
 def test_trusted_forwarded_for_grows_and_becomes_one_line() -> None:
-    raw = [(b"x-forwarded-for", b"203.0.113.1, 10.0.0.1"), (b"x-forwarded-for", b"10.0.0.2")]
+    raw = [
+        (b"x-forwarded-for", b"203.0.113.1, 10.0.0.1"),
+        (b"x-a", b"1"),
+        (b"x-forwarded-for", b"10.0.0.2"),
+    ]
     assert values(forwarded(raw, trust=True), b"x-forwarded-for") == [
         b"203.0.113.1, 10.0.0.1, 10.0.0.2, 192.0.2.7"
     ]
@@ -468,6 +502,11 @@ def test_an_ipv6_peer_is_named_without_brackets(trust: bool) -> None:
     assert values(fields, b"x-forwarded-for") == [b"2001:db8::1"]
 
 
+def test_peer_that_a_header_cannot_hold_has_question_marks() -> None:
+    fields = forwarded([], client=("c\u20ac", 0))
+    assert values(fields, b"x-forwarded-for") == [b"c?"]
+
+
 @pytest.mark.parametrize("scope", [{"client": None}, {"client": ()}])
 def test_a_unix_socket_has_no_peer_to_name(scope: dict[str, Any]) -> None:
     raw = [(b"x-forwarded-for", b"spoofed"), (b"host", b"h")]
@@ -510,6 +549,7 @@ def test_cookie_crumbs_of_http_2_become_one_field(version: str) -> None:
     raw = [(b"cookie", b"a=1"), (b"x", b"1"), (b"cookie", b"b=\xe9"), (b"cookie", b"a=1")]
     fields = crossed(*raw, http_version=version)
     assert values(fields, b"cookie") == [b"a=1; b=\xe9; a=1"]
+    assert values(crossed(*raw[:3], http_version=version), b"cookie") == [b"a=1; b=\xe9"]
     assert values(fields, b"x") == [b"1"]
 
 
@@ -558,6 +598,28 @@ def test_other_odd_bytes_are_no_reason_to_refuse() -> None:
     assert crossed(*raw) == raw
 
 
+def test_blanks_around_a_value_are_dropped() -> None:
+    assert crossed((b"x", b"\t X a \t"), (b"y", b" ")) == [(b"x", b"X a"), (b"y", b"")]
+
+
+# --- rules by name --------------------------------------------------------------------------
+
+
+def test_long_names_have_the_rules_of_short_ones() -> None:
+    long = b"a" * 200
+    assert crossed((long, b"1")) == [(long, b"1")]
+    assert crossed((b"x-forwarded-" + long, b"1")) == []
+
+
+def test_rules_are_kept_for_512_names_of_64_bytes_at_most() -> None:
+    for number in range(600):
+        crossed((b"x-%d" % number, b"1"))
+        assert len(_rules) <= 512
+    crossed((b"x" * 64, b"1"), (b"x" * 65, b"1"))
+    assert b"x" * 64 in _rules
+    assert b"x" * 65 not in _rules
+
+
 # --- the author's word ---------------------------------------------------------------------
 
 
@@ -570,8 +632,13 @@ def test_changed_headers_replace_all_of_a_name_and_none_removes() -> None:
     ]
 
 
+def test_change_applies_to_the_spelling_with_underscores() -> None:
+    fields = [(b"x_api_key", b"1"), (b"x-api_key", b"2"), (b"x-api-key", b"3"), (b"xapikey", b"4")]
+    assert apply_changes(fields, {"X-Api-Key": None}) == [(b"xapikey", b"4")]
+
+
 def test_merged_cookies_replace_those_of_the_same_name() -> None:
-    fields = [(b"cookie", b"a=1; b = 2;;c"), (b"x", b"1"), (b"cookie", b" a=3; d=4;a")]
+    fields = [(b"cookie", b"a=1; b = 2; ;;c; e=6"), (b"x", b"1"), (b"cookie", b" a=3; d=4;a")]
     assert merge_cookies(fields, b"a=own; e=5") == [
         (b"x", b"1"),
         (b"cookie", b"b = 2; c; d=4; a=own; e=5"),
