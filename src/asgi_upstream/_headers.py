@@ -21,6 +21,7 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade".split()
 )
+_NOT_NAMED = HOP_BY_HOP | {b"content-length"}
 _NAMES = re.compile(rb"(?:%b+:)*+" % TOKEN)
 
 
@@ -40,14 +41,20 @@ def end_to_end(
         if name not in dropped:
             headers.append((name, value))
         elif name == b"connection":
-            if value != b"keep-alive" and value != b"close":  # the usual values name no header
-                # Connection must not name Content-Length. If it does, the length still frames the
-                # body.
-                tokens = {token.strip().lower() for token in value.split(b",")}
-                named |= tokens - HOP_BY_HOP - {b"content-length"}
+            named |= parse_connection(value)
         elif name == b"transfer-encoding":  # It overrides Content-Length (RFC 9112 6.3).
             named.add(b"content-length")
     return [header for header in headers if header[0] not in named] if named else headers
+
+
+def parse_connection(value: bytes) -> AbstractSet[bytes]:
+    """Return the names that a Connection header adds to the hop-by-hop headers.
+
+    It must not name Content-Length. If it does, the length still frames the body.
+    """
+    if value in (b"keep-alive", b"close"):  # the usual values, which name no header
+        return frozenset()
+    return {token.strip().lower() for token in value.split(b",")} - _NOT_NAMED
 
 
 def has_control_characters(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -10,7 +10,7 @@ from .._headers import (
     HOP_BY_HOP,
     RawHeaders,
     are_names_valid,
-    end_to_end,
+    parse_connection,
     parse_content_length,
     remove,
 )
@@ -51,11 +51,14 @@ _CANONICAL = bytes(
 _CONNECTION_AUTH_SCHEMES = (b"negotiate", b"ntlm")
 _ILLEGAL_IN_PATH = re.compile(rb"[^!-~]")
 
-_INVALID, _BLOCKED, _FROM_PROXY, _ALLOWED = 1, 2, 3, 4
+# A header is sent if the rule of its name is low enough.
+_ALLOWED, _FROM_PROXY, _BLOCKED, _INVALID = 1, 2, 3, 4
+# `build_request_headers` reads the values of these.
+_NOTED = frozenset(b"authorization connection content-length host transfer-encoding".split())
 _MAX_RULES = 512
 _MAX_KEPT_NAME_SIZE = 64
-_rules: dict[bytes, int] = {}
-"""The rule for each name: it may be invalid, blocked, believed only from a proxy, or allowed."""
+_rules: dict[bytes, tuple[bytes, int, bool]] = {}
+"""For each name: the name in lower case, its rule, and whether it is noted."""
 
 
 def build_request_headers(
@@ -74,11 +77,12 @@ def build_request_headers(
         HTTPException: 400 for an invalid name, and for a line break or NUL in a value.
     """
     raw = read_headers(scope)
-    validate_headers(raw)
+    _refuse_line_breaks(raw)
+    headers, noted = _select_headers(raw, _FROM_PROXY if trust_forwarded_headers else _ALLOWED)
+    if scope.get("http_version") not in ("1.1", None):
+        headers = _join_cookies(headers)
     # The first of each name counts. Some servers append trailers (RFC 9110 6.5.1).
-    by_name = dict(reversed(raw))
-    headers = _drop_untrusted(raw, trust_forwarded_headers)
-    headers = _join_cookies(headers, scope.get("http_version") or "1.1")
+    by_name = dict(reversed(noted))
     headers = _normalize_framing(headers, by_name)
     if b"authorization" in by_name:
         headers = _close_authenticated_connection(headers)
@@ -89,7 +93,7 @@ def build_request_headers(
 
 
 def read_headers(scope: Scope) -> RawHeaders:
-    """Return the scope's headers with lower-case names.
+    """Return the scope's headers.
 
     ASGI allows any iterable. One that can be read only once is replaced in the scope by a list, as
     Starlette does.
@@ -97,7 +101,7 @@ def read_headers(scope: Scope) -> RawHeaders:
     raw: Iterable[tuple[bytes, bytes]] = scope["headers"]
     if not isinstance(raw, list):
         raw = scope["headers"] = list(raw)
-    return [(name.lower(), value) for name, value in raw]
+    return raw
 
 
 def validate_headers(headers: RawHeaders) -> None:
@@ -106,28 +110,48 @@ def validate_headers(headers: RawHeaders) -> None:
     Raises:
         HTTPException: 400 (RFC 9110 5.1, 5.5).
     """
+    _refuse_line_breaks(headers)
+    if not are_names_valid(headers):
+        raise _malformed_header_error()
+
+
+def _refuse_line_breaks(headers: RawHeaders) -> None:
     values = b"".join([value for _, value in headers])
-    rules = [_rules.get(name) or _find_rule(name) for name, _ in headers]
-    if _INVALID in rules or b"\r" in values or b"\n" in values or b"\0" in values:
-        raise HTTPException(400, "Malformed header")
+    if b"\r" in values or b"\n" in values or b"\0" in values:
+        raise _malformed_header_error()
 
 
-def _drop_untrusted(raw: RawHeaders, trust_forwarded_headers: bool) -> RawHeaders:
-    """Return the end-to-end headers that a caller may send to the upstream.
+def _malformed_header_error() -> HTTPException:
+    return HTTPException(400, "Malformed header")
+
+
+def _select_headers(raw: RawHeaders, highest_rule: int) -> tuple[RawHeaders, RawHeaders]:
+    """Return the end-to-end headers that a caller may send to the upstream, and the noted headers.
 
     Some servers keep the blanks around a value, which are not part of it (RFC 9110 5.5).
     """
-    allowed = (_ALLOWED, _FROM_PROXY) if trust_forwarded_headers else (_ALLOWED,)
-    return [
-        (name, value.strip(b" \t"))
-        for name, value in end_to_end(raw, _NOT_FORWARDED)
-        if (_rules.get(name) or _find_rule(name)) in allowed
-    ]
+    headers: RawHeaders = []
+    noted: RawHeaders = []
+    named: set[bytes] = set()
+    for key, value in raw:
+        name, rule, is_noted = _rules.get(key) or _find_rule(key)
+        if rule <= highest_rule:
+            headers.append((name, value.strip(b" \t")))
+        elif rule == _INVALID:
+            raise _malformed_header_error()
+        if is_noted:
+            noted.append((name, value))
+            if name == b"connection":
+                named |= parse_connection(value)
+    if named:
+        headers = [header for header in headers if header[0] not in named]
+    return headers, noted
 
 
-def _find_rule(name: bytes) -> int:
+def _find_rule(name: bytes) -> tuple[bytes, int, bool]:
     """Return the rule for a name that has none yet, and keep it. Callers repeat their names."""
-    rule = _choose_rule(name)
+    lower = name.lower()
+    rule = lower, _choose_rule(lower), lower in _NOTED
     if len(name) <= _MAX_KEPT_NAME_SIZE:
         if len(_rules) >= _MAX_RULES:
             _rules.clear()
@@ -141,15 +165,13 @@ def _choose_rule(name: bytes) -> int:
     canonical = name.translate(_CANONICAL)
     if _PROXY_HEADER.search(b":%b:" % canonical):
         return _FROM_PROXY if canonical == name else _BLOCKED
-    if canonical != name and (canonical in _NOT_FORWARDED or canonical == b"content-length"):
+    if canonical in _NOT_FORWARDED or (canonical == b"content-length" and canonical != name):
         return _BLOCKED
     return _ALLOWED
 
 
-def _join_cookies(headers: RawHeaders, http_version: str) -> RawHeaders:
+def _join_cookies(headers: RawHeaders) -> RawHeaders:
     """Join the cookie headers of HTTP/2 and HTTP/3 callers into one (RFC 9113 8.2.3)."""
-    if http_version == "1.1":
-        return headers
     cookies = [value for name, value in headers if name == b"cookie"]
     if len(cookies) < 2:
         return headers
@@ -167,7 +189,7 @@ def _normalize_framing(headers: RawHeaders, by_name: Mapping[bytes, bytes]) -> R
     if b"content-length" not in by_name:
         return headers
     if parse_content_length(headers) is None:
-        raise HTTPException(400, "Malformed header")
+        raise _malformed_header_error()
     length = dict(headers)[b"content-length"]
     return [*remove(headers, b"content-length"), (b"content-length", length)]
 

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from .._headers import RawHeaders
+from .._httpx.cookies import is_empty
 from .._httpx.flavors import describe_type, get_library, small_cache, subclass_for
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
 from .._httpx.requests import ForwardedRequest
@@ -88,16 +89,17 @@ def forward_request(
     method: str = scope["method"]
     if method not in USUAL and not _METHOD.fullmatch(method):
         raise HTTPException(400, "Invalid method")
-    target, base, mount = build_target(library, httpx_client, scope, prefix, target_url)
+    target, origin, host, mount = build_target(library, httpx_client, scope, prefix, target_url)
     raw = build_request_headers(scope, mount, trust_forwarded_headers=trust_forwarded_headers)
-    host = _get_host(scope) if preserve_host else None
-    raw = _apply_client_defaults(library, httpx_client, raw, base, host or base.netloc)
+    if preserve_host:
+        host = _get_host(scope) or host
+    raw = _apply_client_defaults(library, httpx_client, raw, origin, host)
     if headers is not None:
         raw = apply_overrides(raw, headers)
         validate_headers(raw)
     raw, stream, pending = choose_body(library, request, raw, body_timeout)
     cls, timeout = subclass_for(ForwardedRequest, library.Request), httpx_client.timeout.as_dict()
-    outgoing = cls(library, method, base, target, raw, stream, timeout)
+    outgoing = cls(library, method, origin, target, raw, stream, timeout)
     outgoing.pending_body = pending
     return cast(RequestT, outgoing)
 
@@ -138,7 +140,7 @@ def _apply_client_defaults(
         raw = [header for header in raw if header[0].replace(b"_", b"-") not in names] + added
     if b"host" not in names:
         raw.insert(0, (b"host", host))
-    if len(client.cookies.jar):
+    if not is_empty(client.cookies.jar):
         probe = library.Request("GET", url)
         client.cookies.set_cookie_header(probe)
         if cookie := probe.headers.get("cookie"):

@@ -40,18 +40,44 @@ class PrefixMismatch(ValueError):
     """A path that does not start with the prefix."""
 
 
-class Target(NamedTuple):
-    """Where a forwarded request goes.
+class Base(NamedTuple):
+    """The parts of a client's `base_url` that each request needs.
 
     Attributes:
-        raw: Path and query, as in the request line.
-        origin: A URL of the upstream's scheme, host and port.
-        mount: The raw path under which callers reach the upstream, without a slash at its end.
+        url: The base URL.
+        path: Its path, without a slash at its end.
+        netloc: The value of a Host header.
     """
 
-    raw: bytes
-    origin: httpx.URL
-    mount: bytes
+    url: httpx.URL
+    path: bytes
+    netloc: bytes
+
+
+_MAX_BASES = 64
+_bases: dict[int, Base] = {}
+
+
+def find_base(url: httpx.URL) -> Base:
+    """Return the parts of a client's `base_url`, which httpx would derive again each time.
+
+    Raises:
+        ValueError: If the URL has a query.
+    """
+    base = _bases.get(id(url))
+    if base is None or base.url is not url:
+        path, _, query = url.raw_path.partition(b"?")
+        if query:
+            raise ValueError(
+                f"base_url={str(url)!r} has a query, which would be lost: pass it as "
+                f"client_lifespan(params=...)"
+            )
+        base = Base(url, path.rstrip(b"/"), url.netloc)
+        if not url.userinfo:  # it may be a secret
+            if len(_bases) >= _MAX_BASES:
+                _bases.clear()
+            _bases[id(url)] = base
+    return base
 
 
 def build_target(
@@ -60,22 +86,20 @@ def build_target(
     scope: Scope,
     prefix: str | None,
     url: httpx.URL | str | None,
-) -> Target:
-    """Return the target of the request to the upstream.
+) -> tuple[bytes, httpx.URL, bytes, bytes]:
+    """Return where the request to the upstream goes.
+
+    Returns:
+        Path and query as in the request line, a URL of the upstream's scheme, host and port, its
+        Host header, and the mount: the raw path under which callers reach the upstream, without a
+        slash at its end.
 
     Raises:
         HTTPException: 400 for a path that is never forwarded.
         ValueError: If the path does not start with the prefix, `url` is invalid or leaves the base,
             or `base_url` has a query.
     """
-    base = client.base_url
-    base_path, _, base_query = base.raw_path.partition(b"?")
-    if base_query:
-        raise ValueError(
-            f"base_url={str(base)!r} has a query, which would be lost: pass it as "
-            f"client_lifespan(params=...)"
-        )
-    base_path = base_path.rstrip(b"/")
+    origin, base_path, host = base = find_base(client.base_url)
     query: bytes = scope.get("query_string") or b""
     mount = b""
     if url is None:
@@ -84,17 +108,18 @@ def build_target(
             raise HTTPException(400, _PATH_REJECTED)
         path = base_path + path
     else:
-        base, path, url_query = _resolve_url(library, base, base_path, url)
+        origin, path, url_query = _resolve_url(library, base, url)
+        host = origin.netloc
         query = query if url_query is None else url_query
     query = _merge_params(query, client.params)
     target = (path or b"/") + (b"?" + query if query else b"")
     if _ILLEGAL.search(target):
         raise HTTPException(400, _PATH_REJECTED)
-    return Target(target, base, mount)
+    return target, origin, host, mount
 
 
 def _resolve_url(
-    library: HTTPXModule, base: httpx.URL, base_path: bytes, url: httpx.URL | str
+    library: HTTPXModule, base: Base, url: httpx.URL | str
 ) -> tuple[httpx.URL, bytes, bytes | None]:
     """Return the origin, the path, and the query if `url` has one.
 
@@ -109,10 +134,10 @@ def _resolve_url(
     if is_path_traversal(path):
         raise ValueError(f"url={url!r} has a dot segment: give the path that you mean")
     if not (parsed.scheme or parsed.host):
-        return base, base_path + b"/" + path.lstrip(b"/"), query if question_mark else None
-    if isinstance(url, str) and not _is_under(parsed, base, base_path):
+        return base.url, base.path + b"/" + path.lstrip(b"/"), query if question_mark else None
+    if isinstance(url, str) and not _is_under(parsed, base):
         raise ValueError(
-            f"url={url!r} is not under the client's base_url {str(base)!r}: give an "
+            f"url={url!r} is not under the client's base_url {str(base.url)!r}: give an "
             f"{library.__name__}.URL if you mean to leave it, or share another client"
         )
     return parsed, path, query if question_mark else None
@@ -138,6 +163,8 @@ def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     """
     raw = get_raw_path(scope)
     root_path: str = scope.get("root_path") or ""
+    if not root_path and prefix is None and raw[:1] == b"/":
+        return b"", raw  # the usual case
     server_root: str = (scope.get("app_root_path", root_path) or "").rstrip("/")
     if prefix is None:
         own_prefix = root_path.removeprefix(server_root).encode()
@@ -161,9 +188,9 @@ def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
     )
 
 
-def _is_under(url: httpx.URL, base: httpx.URL, base_path: bytes) -> bool:
-    same = (url.scheme, url.host, url.port) == (base.scheme, base.host, base.port)
-    return same and strip_prefix(url.raw_path.partition(b"?")[0], base_path) is not None
+def _is_under(url: httpx.URL, base: Base) -> bool:
+    same = (url.scheme, url.host, url.port) == (base.url.scheme, base.url.host, base.url.port)
+    return same and strip_prefix(url.raw_path.partition(b"?")[0], base.path) is not None
 
 
 def _merge_params(query: bytes, params: httpx.QueryParams) -> bytes:

@@ -21,3 +21,8 @@ def rejects_cookies(jar: CookieJar) -> bool:
     `CookieJar` has `set_policy`, but nothing public to read the policy (Python 3.11 to 3.14).
     """
     return isinstance(getattr(jar, "_policy", None), _RejectCookies)
+
+
+def is_empty(jar: CookieJar) -> bool:
+    """Whether a jar holds no cookies. `len(jar)` walks through it, and most jars never held one."""
+    return not getattr(jar, "_cookies", True) or not len(jar)
