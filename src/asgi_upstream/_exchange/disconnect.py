@@ -144,7 +144,7 @@ class _ListenerTimer:
     """Starts the tasks of listeners after a delay. One timer serves all listeners of a loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)
+        self.loop: weakref.ref[asyncio.AbstractEventLoop] = weakref.ref(loop)
         self._current: dict[DisconnectListener, None] = {}
         self._previous: dict[DisconnectListener, None] = {}
         self._is_running = False
@@ -168,17 +168,22 @@ class _ListenerTimer:
             self._schedule()
 
     def _schedule(self) -> None:
-        if loop := self._loop():
+        if loop := self.loop():
             loop.call_later(LISTEN_DELAY, self._tick, context=contextvars.Context())
 
 
+_last_timer: _ListenerTimer | None = None
 _timers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _ListenerTimer] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def _get_timer(loop: asyncio.AbstractEventLoop) -> _ListenerTimer:
-    timer = _timers.get(loop)
-    if timer is None:
-        timer = _timers[loop] = _ListenerTimer(loop)
+    global _last_timer
+    timer = _last_timer
+    if timer is None or timer.loop() is not loop:
+        timer = _timers.get(loop)
+        if timer is None:
+            timer = _timers[loop] = _ListenerTimer(loop)
+        _last_timer = timer
     return timer

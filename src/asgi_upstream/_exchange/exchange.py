@@ -9,6 +9,7 @@ from typing import cast
 import anyio
 import httpx
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .. import errors
@@ -21,7 +22,7 @@ from .._logging import logger
 from ..records import Outcome
 from .decoding import accept_whole_decodable
 from .downstream import Caller, CallerDisconnected
-from .ending import Ending
+from .ending import COMPLETED, REPLACED, Ending
 from .options import ExchangeOptions, SendRaw, StreamErrorHook
 from .recording import RecordedExchange, route_template, was_ended_by_lifespan
 from .relaying import ResponseRelay
@@ -82,9 +83,9 @@ class Exchange:
             if ending.is_disconnect:
                 await caller.send_client_closed()
                 return False
-            if ending.replacement is not None:
-                return await _send_replacement(recorded, ending, scope, receive, send)
-            chunk = ending.final_chunk
+            if ending is REPLACED and relay.replacement is not None:
+                return await _send_replacement(recorded, relay.replacement, scope, receive, send)
+            chunk = relay.final_chunk
             if ending.error is not None:
                 chunk = await self._conclude_failure(ending, ending.error, caller, scope)
             return await self._send_final_chunk(recorded, chunk, caller, limits, scope)
@@ -184,17 +185,14 @@ class Exchange:
         limits: ExchangeScope,
     ) -> Ending:
         """Return how the exchange ended: the deadline, a disconnect, a failure or its own end."""
-        if (
-            limits.deadline_passed
-            and not limits.disconnected
-            and (limits.cancelled_caught or failure)
-        ):
-            return Ending(Outcome.DEADLINE, errors.deadline_error(self._options.deadline))
-        if limits.disconnected or isinstance(failure, CallerDisconnected | ClientDisconnect):
+        if limits.disconnected:
             return Ending(caller.disconnect_outcome)
+        if limits.deadline_passed and (limits.cancelled_caught or failure):
+            return Ending(Outcome.DEADLINE, errors.deadline_error(self._options.deadline))
         if failure is None:
-            outcome = Outcome.COMPLETED if relay.replacement is None else Outcome.REPLACED
-            return Ending(outcome, final_chunk=relay.final_chunk, replacement=relay.replacement)
+            return COMPLETED if relay.replacement is None else REPLACED
+        if isinstance(failure, CallerDisconnected | ClientDisconnect):
+            return Ending(caller.disconnect_outcome)
         if is_httpx_error(failure, httpx.RequestError):
             failure.request = self.request  # like httpx's client
         if was_ended_by_lifespan(self._options.client, failure):
@@ -258,13 +256,12 @@ class Exchange:
 
 
 async def _send_replacement(
-    recorded: RecordedExchange, ending: Ending, scope: Scope, receive: Receive, send: Send
+    recorded: RecordedExchange, replacement: Response, scope: Scope, receive: Receive, send: Send
 ) -> bool:
-    assert ending.replacement is not None
     try:
-        await ending.replacement(scope, receive, send)
+        await replacement(scope, receive, send)
     except Exception as exc:
-        recorded.ending = Ending(ending.outcome, exc)
+        recorded.ending = Ending(Outcome.REPLACED, exc)
         raise
     return True
 

@@ -14,9 +14,7 @@ from .._httpx.interfaces import HTTPXModule
 from .._httpx.requests import request_origin
 from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
-from .ending import Ending
-
-_CANCELLED = Ending(Outcome.CANCELLED)
+from .ending import CANCELLED, Ending
 
 
 class RecordedExchange:
@@ -46,7 +44,7 @@ class RecordedExchange:
     ) -> None:
         self._exchange = exchange
         self._state = state = get_client_state(client)
-        self.ending: Ending = _CANCELLED
+        self.ending: Ending = CANCELLED
         self.recorder: ExchangeRecorder | None = None
         if state.observers or observers:
             self.recorder = ExchangeRecorder(

@@ -38,6 +38,7 @@ class HTTP11Connection(SocketProtocol):
         keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it told.
         read_timeout: Longest wait for the next bytes of the response, in seconds.
         retire_at: The time after which the pool does not keep the connection.
+        idle_until: The time until which the pool keeps the idle connection.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class HTTP11Connection(SocketProtocol):
         self.keep_alive_timeout: float | None = None
         self.read_timeout: float | None = None
         self.retire_at: float = math.inf
+        self.idle_until: float = math.inf
         self._owner = owner
         self._parser = ResponseParser()
         self._buffer = ReadBuffer()

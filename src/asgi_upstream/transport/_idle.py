@@ -1,6 +1,7 @@
 """The idle connections of a pool, and how long each may be used."""
 
 import asyncio
+import math
 import random
 
 from ._connection import HTTP11Connection
@@ -21,9 +22,10 @@ class IdleConnections:
 
     def __init__(self, max_count: float, expiry: float | None, max_age: float | None) -> None:
         self._max_count = max_count
-        self._expiry = expiry
+        self._expiry = math.inf if expiry is None else expiry
         self._max_age = max_age
-        # Dicts keep the order and delete in constant time.
+        # Dicts keep the order and delete in constant time. That of an origin may be empty while
+        # all its connections are in use.
         self._by_origin: dict[Origin, dict[HTTP11Connection, None]] = {}
         self._since: dict[HTTP11Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -48,19 +50,26 @@ class IdleConnections:
 
     def forget(self, connection: HTTP11Connection, origin: Origin) -> None:
         """Forget a connection that has closed, idle or not."""
-        if self._since.pop(connection, None) is not None:
-            connections = self._by_origin[origin]
+        connections = self._by_origin.get(origin)
+        if self._since.pop(connection, None) is not None and connections is not None:
             del connections[connection]
-            if not connections:
-                del self._by_origin[origin]
+        if connections is not None and not connections:
+            del self._by_origin[origin]
 
-    def must_retire(self, connection: HTTP11Connection, now: float) -> bool:
-        """Whether a used connection must close now, by its age or because none may be reused."""
-        limit = self._get_limit(connection)
-        return now >= connection.retire_at or (limit is not None and limit <= 0)
+    def find_limit(self, connection: HTTP11Connection, now: float) -> float:
+        """Return the time until which a connection that was used may be idle.
 
-    def add(self, connection: HTTP11Connection, origin: Origin, now: float) -> bool:
-        """Keep a connection. Return False if there is no room for it."""
+        It must close now if that is not later than `now`.
+        """
+        if now >= connection.retire_at:
+            return now
+        if (announced := connection.keep_alive_timeout) is None:
+            return now + self._expiry
+        # One second earlier than the upstream closes it, because a request takes time to arrive.
+        return now + min(announced - 1, self._expiry)
+
+    def add(self, connection: HTTP11Connection, origin: Origin, now: float, limit: float) -> bool:
+        """Keep a connection until `limit`. Return False if there is no room for it."""
         if len(self._since) >= self._max_count:
             return False
         connections = self._by_origin.get(origin)
@@ -68,20 +77,18 @@ class IdleConnections:
             connections = self._by_origin[origin] = {}
         connections[connection] = None
         self._since[connection] = now
-        if self._timer is None and self._expiry is not None:
+        connection.idle_until = limit
+        if self._timer is None and self._expiry < math.inf:
             loop = connection.loop
             self._timer = loop.call_at(now + self._expiry, self._close_expired, loop)
         return True
 
     def pop(self, origin: Origin) -> HTTP11Connection | None:
         """Take the connection that was used last, if there is one that can be used."""
-        while (connections := self._by_origin.get(origin)) is not None:
+        while connections := self._by_origin.get(origin):
             connection, _ = connections.popitem()
-            if not connections:
-                del self._by_origin[origin]
-            since, limit = self._since.pop(connection), self._get_limit(connection)
-            expired = limit is not None and since + limit <= connection.loop.time()
-            if not expired and connection.is_reusable():
+            del self._since[connection]
+            if connection.idle_until > connection.loop.time() and connection.is_reusable():
                 return connection
             connection.close()
         return None
@@ -91,17 +98,9 @@ class IdleConnections:
             self._timer.cancel()
             self._timer = None
 
-    def _get_limit(self, connection: HTTP11Connection) -> float | None:
-        """Return for how many seconds a connection may be idle. None means without limit."""
-        if (announced := connection.keep_alive_timeout) is None:
-            return self._expiry
-        # One second earlier than the upstream closes it, because a request takes time to arrive.
-        return announced - 1 if self._expiry is None else min(announced - 1, self._expiry)
-
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the connections that have been idle for too long. They are in order of time."""
         self._timer = None
-        assert self._expiry is not None
         for connection, since in list(self._since.items()):
             if since + self._expiry > loop.time():
                 self._timer = loop.call_at(since + self._expiry, self._close_expired, loop)

@@ -104,7 +104,8 @@ class Pool:
         """Give the connection to the first waiter, keep it idle, or close it."""
         origin = self._open[connection]
         now = connection.loop.time()
-        if connection.request_count and self._idle.must_retire(connection, now):
+        limit = self._idle.find_limit(connection, now)
+        if limit <= now and connection.request_count:
             connection.close()
             return
         waiter = other = None
@@ -115,7 +116,7 @@ class Pool:
         elif waiter:
             self._remove_waiter(waiter)
             waiter.connection.set_result(connection)
-        elif not self._idle.add(connection, origin, now):
+        elif not self._idle.add(connection, origin, now, limit):
             connection.close()
 
     def discard(self, connection: HTTP11Connection) -> None:
