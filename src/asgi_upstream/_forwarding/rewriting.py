@@ -21,7 +21,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL_HEADERS = frozenset((b"location", b"content-location"))
 # Browsers remove control characters, and read a backslash as a slash (WHATWG URL 4.4). So this is
 # the start of another host, in a value that looks like a path.
-_HOST_START = re.compile(rb"[\0-\x20\x7f]*[/\\][\0-\x20\x7f]*[/\\]")
+_HOST_START = re.compile(rb"/[\0-\x20\x7f]*[/\\]")
 _PATH_END = re.compile(rb"[?#]")
 _AUTHORITY_END = re.compile(rb"[/?#]")
 # `5; url=/a`, with several separators and quotes (WHATWG HTML 4.2.5.3).
@@ -125,11 +125,10 @@ def _parse_host(host: bytes) -> Origin:
 
 def _rewrite_refresh(value: bytes, map_url: Callable[[bytes], bytes]) -> bytes:
     match = _REFRESH.match(value)
-    if match is None:
-        return value
-    url = next(group for group in match.group("double", "single", "plain") if group is not None)
-    start = match.start(match.lastgroup or "plain")
-    return value[:start] + map_url(url) + value[start + len(url) :] if url else value
+    assert match is not None  # The pattern matches any value.
+    assert match.lastgroup is not None
+    start, end = match.span(match.lastgroup)
+    return value[:start] + map_url(value[start:end]) + value[end:] if start < end else value
 
 
 def _rewrite_link(match: re.Match[bytes], map_url: Callable[[bytes], bytes]) -> bytes:

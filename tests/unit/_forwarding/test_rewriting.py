@@ -67,6 +67,7 @@ def test_location_on_the_upstream_is_mapped_under_the_mount(value: bytes, expect
         (b"/v1/a", b"/api/a"),
         (b"/v1/", b"/api/"),
         (b"/v1", b"/api"),
+        (b"/v1#f", b"/api#f"),
         (b"/%76%31/a", b"/api/a"),
         (b"/v1/v1/a", b"/api/v1/a"),
         # The upstream's, but not under the base: callers cannot reach it, and are told no guess.
@@ -159,6 +160,7 @@ def test_location_with_or_without_the_default_port_is_mapped(value: bytes) -> No
         (b"https://up.example:8080/a", PLAIN),  # built from Host and X-Forwarded-Proto
         (b"https://up.example/a", httpx.URL("http://up.example")),
         (b"HTTPS://up.example:443/a", httpx.URL("http://up.example:80")),
+        (b"//up.example:80/a", httpx.URL("http://up.example")),
     ],
 )
 def test_location_with_other_scheme_of_upstream_is_mapped(value: bytes, base: httpx.URL) -> None:
@@ -177,6 +179,7 @@ def test_location_with_other_port_of_upstream_stays(value: bytes) -> None:
         (b"http://app.example:80/login", b"app.example", b"/api/login"),
         (b"//APP.example/login?a#b", b"app.example", b"/api/login?a#b"),
         (b"https://app.example/login", b"app.example:443", b"/api/login"),
+        (b"https://app.example/login", b" app.example ", b"/api/login"),
         (b"https://app.example:8443/login", b"app.example:8443", b"/api/login"),
         (b"https://app.example/api/login", b"app.example", b"/api/login"),
         (b"http://[::1]:8000/a", b"[::1]:8000", b"/api/a"),
@@ -240,6 +243,8 @@ def test_location_under_base_and_mount_follows_the_longer(
         (b"0;URL='http://up.example:8080/a?b'", b"0;URL='/api/a?b'"),
         (b'1.5 , url = "/a" ; x', b'1.5 , url = "/api/a" ; x'),
         (b"0; /a", b"0; /api/a"),
+        (b"0 url=/a", b"0 url=/api/a"),
+        (b"url=/a", b"url=/api/a"),
         (b"0; url=/api/a", b"0; url=/api/a"),
         (b"5", b"5"),
         (b"", b""),
@@ -262,7 +267,10 @@ def test_refresh_of_upstream_is_mapped(value: bytes, expected: bytes) -> None:
         ),
         (b'</a>; title="see </b>"; rel=x', b'</api/a>; title="see </b>"; rel=x'),
         (b'</a>; title="\\"</b>", </c>', b'</api/a>; title="\\"</b>", </api/c>'),
+        (b'</a>; title="\\\\", </c>', b'</api/a>; title="\\\\", </api/c>'),
+        (b'</a>; title="", </c>', b'</api/a>; title="", </api/c>'),
         (b"<a>; rel=x", b"<a>; rel=x"),
+        (b"</a, </b>", b"</a, </api/b>"),
         (b"</a", b"</a"),
         (b"<" * 60_000, b"<" * 60_000),
         (b'"\\' * 60_000, b'"\\' * 60_000),
@@ -276,12 +284,12 @@ PUBLIC = httpx.URL("http://up.example/public")
 
 
 @pytest.mark.parametrize(
-    "start", [b"//", b"/\\", b"/\t/", b"/\t\\", b"/\x01/", b"\t//", b"/ /", b"%2F/"]
+    "start", [b"//", b"/\\", b"/\t/", b"/\t\\", b"/\x01/", b"/\x7f/", b"\t//", b"/ /", b"%2F/"]
 )
 @pytest.mark.parametrize("prefix", [b"/public", b"http://up.example/public"])
 def test_location_at_root_never_names_another_host(prefix: bytes, start: bytes) -> None:
     mapped = location(prefix + start + b"evil.example", PUBLIC, b"")
-    seen_by_browser = re.sub(rb"[\0-\x20]", b"", mapped).replace(b"\\", b"/")
+    seen_by_browser = re.sub(rb"[\0-\x20\x7f]", b"", mapped).replace(b"\\", b"/")
     assert mapped.startswith((b"/", b"http://up.example/"))
     assert not seen_by_browser.startswith(b"//")
 

@@ -351,6 +351,8 @@ def test_dot_segment_after_a_second_decoding_is_found(path: bytes) -> None:
         b"/%ff/%ff",
         b"/%f0%9f%91%a9%e2%80%8d%f0%9f%91%a9.png",
         b"/a%u0041.b",
+        b"/a%ud800.b",
+        b"/%25%ff41.b",
         b"/%25.%25",
     ],
 )
