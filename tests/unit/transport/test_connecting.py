@@ -12,6 +12,7 @@ import pytest
 from asgi_upstream.testing._waiting import aeventually
 from asgi_upstream.transport import _connect as connecting
 from asgi_upstream.transport._connect import connect_tcp
+from tests.support.ports import open_full_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -40,16 +41,8 @@ async def listening() -> AsyncGenerator[tuple[Listener, int]]:
 
 @pytest.fixture
 def silent() -> Generator[int]:
-    """A port that takes no connection and refuses none: its queue is full."""
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(4):
-            one = stack.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
-        yield full.getsockname()[1]
+    with open_full_port() as port:
+        yield port
 
 
 def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:

@@ -16,6 +16,7 @@ from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import OutgoingRequest
+from tests.support.ports import open_full_port
 from tests.support.raw_upstream import OK, Upstream, client, eventually, read_request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
@@ -168,12 +169,8 @@ async def test_a_request_that_says_close_ends_its_connection() -> None:
 
 
 async def test_connects_without_waiters_give_way_to_another_origin() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        filling = [socket.socket() for _ in range(3)]
-        for one in filling:
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
-        black_hole = f"http://127.0.0.1:{full.getsockname()[1]}"
+    with open_full_port() as port:
+        black_hole = f"http://127.0.0.1:{port}"
         limits = httpx.Limits(max_connections=2)
         async with Upstream() as upstream, client(upstream, limits=limits) as c:
             leaving = [asyncio.create_task(c.get(black_hole)) for _ in range(2)]
@@ -183,8 +180,6 @@ async def test_connects_without_waiters_give_way_to_another_origin() -> None:
             await asyncio.wait(leaving)
             timeout = httpx.Timeout(10, pool=1)
             assert (await c.get("/", timeout=timeout)).status_code == 200
-        for one in filling:
-            one.close()
 
 
 async def test_a_network_stream_does_not_reach_into_the_next_exchange() -> None:

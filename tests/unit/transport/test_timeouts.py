@@ -1,13 +1,12 @@
 """Timeouts and errors of AsyncioTransport, compared with those of the transport of httpx."""
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from tests.support.ports import open_full_port
 from tests.support.raw_upstream import (
     BROKEN,
     OK,
@@ -84,19 +83,11 @@ async def test_who_waits_too_long_for_a_connection_has_a_pool_timeout() -> None:
 
 
 async def test_a_connect_that_is_never_answered_is_a_connect_timeout() -> None:
-    # A full backlog: what Linux does with one more is to say nothing.
-    with socket.socket() as full, contextlib.ExitStack() as filling:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(2):
-            sock = filling.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
+    with open_full_port() as port:
         async with client() as c:
-            url = f"http://127.0.0.1:{full.getsockname()[1]}"
             with pytest.raises(httpx.ConnectTimeout) as caught:
-                await c.get(url, timeout=httpx.Timeout(10, connect=0.2))
-            assert caught.value.request.url.port == full.getsockname()[1]
+                await c.get(f"http://127.0.0.1:{port}", timeout=httpx.Timeout(10, connect=0.2))
+            assert caught.value.request.url.port == port
 
 
 @pytest.mark.parametrize("name", BROKEN)
