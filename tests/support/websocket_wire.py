@@ -5,8 +5,6 @@ import contextlib
 import hashlib
 import socket
 import struct
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,29 +211,3 @@ class Listener:
     def close(self) -> None:
         self.hang_up()
         self._socket.close()
-
-
-class Doing(threading.Thread):
-    """What would block a test, done beside it."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self.failure: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as exc:
-            self.failure = exc
-
-    @property
-    def is_done(self) -> bool:
-        return not self.is_alive()
-
-    def finish(self, seconds: float = 30) -> None:
-        self.join(seconds)
-        assert self.is_done, "still at it"
-        if self.failure is not None:
-            raise self.failure
