@@ -36,7 +36,7 @@ LEFT_OUT = [
     "tests/docs/test_why.py",
     "tests/fuzz/test_fuzz.py",
 ]
-WITH_WS = ["tests/unit/_websockets/test_relay.py"]
+WITH_WS = [str(path) for path in Path("tests/unit/_websockets").glob("test_*.py")]
 WITH_ALL = [
     "tests/unit/test_libraries.py",
     "tests/unit/instrumentation/test_dashboard.py",

@@ -5,14 +5,11 @@ import hashlib
 import logging
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-import httpcore
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -36,6 +33,7 @@ from asgi_upstream import (
 )
 from asgi_upstream._websockets.handshake import build_handshake, validate_upgrade
 from tests import ON_HTTPX2
+from tests.support.scripted_websocket import SCOPE, Scripted, called
 
 pytestmark = pytest.mark.virtual_time
 
@@ -57,16 +55,6 @@ async def echo(websocket: WebSocket) -> None:
 
 
 UPSTREAM = Starlette(routes=[WebSocketRoute("/{path:path}", echo)])
-SCOPE: dict[str, Any] = {
-    "type": "websocket",
-    "http_version": "1.1",
-    "scheme": "ws",
-    "path": "/x",
-    "raw_path": b"/x",
-    "root_path": "",
-    "query_string": b"",
-    "headers": [],
-}
 
 
 def in_front(*routes: Any, **options: Any) -> TestClient:
@@ -78,24 +66,6 @@ def in_front(*routes: Any, **options: Any) -> TestClient:
 
 def refusing(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("refused", request=request)
-
-
-async def called(app: Any, coming: list[Message] | None = None, **scope: Any) -> list[Message]:
-    """What an app sends for one handshake on a server that takes no denial response."""
-    sent: list[Message] = []
-
-    coming = coming or [{"type": "websocket.connect"}]
-
-    async def receive() -> Message:
-        if not coming:
-            await anyio.sleep_forever()
-        return coming.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(SCOPE | scope, receive, send)
-    return sent
 
 
 def test_an_app_that_is_mounted_relays() -> None:
@@ -257,205 +227,6 @@ async def test_a_handshake_says_by_which_scheme_the_caller_came(scheme: str, sai
     ]
 
 
-class Scripted(httpcore.AsyncNetworkStream, httpx.AsyncBaseTransport):
-    """An upstream that accepts, and whose connection reads and writes as it is told."""
-
-    def __init__(self, *, write_error: Exception | None = None) -> None:
-        self.written: list[bytes] = []
-        self.comes: anyio.Event = anyio.Event()
-        self._write_error = write_error
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        key = request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        fields = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-accept": accept}
-        return httpx.Response(101, headers=fields, extensions={"network_stream": self})
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        await self.comes.wait()
-        return b"\x81\x05hello" + b"\x88\x02\x0f\xa1"  # and a Close of 4001
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.written.append(buffer)
-        self.comes.set()
-        if self._write_error is None:
-            await anyio.sleep_forever()
-        else:
-            raise self._write_error
-
-    async def aclose(self) -> None:
-        pass
-
-    async def calls(self) -> list[Message]:
-        """What a caller gets who says one thing."""
-        coming: list[Message] = [
-            {"type": "websocket.receive", "text": "anybody?"},
-            {"type": "websocket.connect"},
-        ]
-        async with httpx.AsyncClient(base_url="http://x", transport=self) as client:
-            return await called(ReverseProxy(), coming, state={"client": client})
-
-
-HEARD = [
-    {"type": "websocket.accept", "subprotocol": None, "headers": []},
-    {"type": "websocket.send", "text": "hello"},
-    {"type": "websocket.close", "code": 4001, "reason": ""},
-]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("error", [httpcore.WriteError, httpx.WriteError])
-async def test_last_upstream_message_is_relayed_after_a_failed_write(
-    error: type[Exception],
-) -> None:
-    assert await Scripted(write_error=error("gone")).calls() == HEARD
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
-async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
-    error: type[Exception],
-) -> None:
-    records: list[ExchangeRecord] = []
-
-    async def receive() -> Message:
-        if not coming:
-            await anyio.sleep_forever()
-        return coming.pop()
-
-    async def send(message: Message) -> None:
-        if message["type"] == "websocket.send":
-            raise error("broken pipe")
-
-    coming: list[Message] = [
-        {"type": "websocket.receive", "text": "anybody?"},
-        {"type": "websocket.connect"},
-    ]
-    upstream = Scripted(write_error=httpcore.WriteError("gone"))
-    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
-        app = ReverseProxy(observers=[records.append])
-        await app(SCOPE | {"state": {"client": client}}, receive, send)
-    assert [record.outcome for record in records] == [Outcome.CALLER_DISCONNECTED_MID_BODY]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
-async def test_server_that_cannot_refuse_counts_as_a_disconnect(
-    error: type[Exception],
-) -> None:
-    async def receive() -> Message:
-        if not connecting:
-            await anyio.sleep_forever()
-        return connecting.pop()
-
-    async def send(message: Message) -> None:
-        raise error("broken pipe")
-
-    connecting: list[Message] = [{"type": "websocket.connect"}]
-    records: list[ExchangeRecord] = []
-    scope = SCOPE | {"extensions": {"websocket.http.response": {}}}
-    transport = httpx.MockTransport(lambda request: httpx.Response(401, text="who?"))
-    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
-        websocket = WebSocket(scope, receive, send)
-        await relay_websocket(client, websocket, observers=[records.append])
-    (record,) = records
-    assert record.outcome.startswith("caller_disconnected")
-    assert record.exception is None
-
-
-@pytest.mark.anyio
-async def test_nothing_is_written_behind_a_frame_that_was_cut_off() -> None:
-    upstream = Scripted()
-    assert await upstream.calls() == HEARD
-    assert len(upstream.written) == 1
-
-
-class Pouring(Scripted):
-    """An upstream that says at once all that it is given, and a Close of 4001 behind it."""
-
-    def __init__(self, frames: bytes) -> None:
-        super().__init__()
-        self._left = frames + b"\x88\x02\x0f\xa1"
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        piece, self._left = self._left[:max_bytes], self._left[max_bytes:]
-        return piece
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.written.append(buffer)
-
-
-@pytest.mark.anyio
-async def test_many_short_messages_let_other_tasks_run() -> None:
-    turns: list[int] = []
-    heard = 0
-
-    async def send(message: Message) -> None:
-        nonlocal heard
-        heard += message["type"] == "websocket.send"
-
-    async def receive() -> Message:
-        if not connecting:
-            await anyio.sleep_forever()
-        return connecting.pop()
-
-    async def other() -> None:
-        while heard < 10_000:
-            turns.append(heard)
-            await anyio.lowlevel.checkpoint()
-
-    connecting: list[Message] = [{"type": "websocket.connect"}]
-    upstream = Pouring(b"\x81\x01x" * 10_000 + b"\x8a\x00" * 10_000)
-    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
-        with anyio.move_on_after(20):
-            async with anyio.create_task_group() as group:
-                group.start_soon(other)
-                await relay_websocket(client, WebSocket(SCOPE, receive, send))
-    assert heard == 10_000
-    assert max(after - before for before, after in pairwise(turns)) < 1000
-
-
-@pytest.mark.anyio
-async def test_message_in_many_fragments_takes_memory_of_its_bytes() -> None:
-    fragments = b"\x01\x00" + b"\x00\x02ab" * 12_000 + b"\x00\x00" * 12_000 + b"\x80\x04\r\n\rc"
-    await Pouring(b"").calls()  # what is made once
-    tracemalloc.start(1)
-    try:
-        sent = await Pouring(fragments).calls()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert sent[1] == {"type": "websocket.send", "text": "ab" * 12_000 + "\r\n\rc"}
-    assert peak < 700_000  # a list of the fragments alone would take twice that
-
-
-@pytest.mark.anyio
-async def test_a_close_that_has_come_already_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Waiting(Pouring):
-        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            return await super().read(max_bytes) or await Scripted.read(self, max_bytes)
-
-    async def receive() -> Message:
-        if not connecting:
-            await anyio.sleep_forever()
-        return connecting.pop()
-
-    async def send(message: Message) -> None:
-        if message["type"] == "websocket.send":
-            raise OSError("the caller has left")
-
-    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 11.0)
-    connecting: list[Message] = [{"type": "websocket.connect"}]
-    upstream = Waiting(b"\x81\x01x" * 3)
-    began = anyio.current_time()
-    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
-        await relay_websocket(client, WebSocket(SCOPE, receive, send))
-    assert anyio.current_time() - began < 10
-    assert len(upstream.written) == 1
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("broken", [True, False])
 async def test_the_record_of_a_refusal_says_how_the_refusal_went(broken: bool) -> None:
@@ -528,43 +299,6 @@ def test_an_acceptance_must_be_of_this_handshake() -> None:
     ):
         with pytest.raises(UpstreamProtocolError):
             check(**wrong)
-
-
-class SlowReader(Scripted):
-    """An upstream that takes a long message slowly, and answers only after its end."""
-
-    def __init__(self, chunk_time: float) -> None:
-        super().__init__()
-        self._chunk_time = chunk_time
-        self._missing = 1_000_000
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with anyio.move_on_after(timeout):
-            return await super().read(max_bytes)
-        raise httpcore.ReadTimeout
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.written.append(buffer)
-        await anyio.sleep(self._chunk_time)
-        self._missing -= len(buffer)
-        if self._missing <= 0:
-            self.comes.set()
-
-
-@pytest.mark.anyio
-async def test_upstream_that_takes_a_long_message_needs_no_pong() -> None:
-    """The ping waits behind the message, so its answer cannot come before."""
-    coming: list[Message] = [
-        {"type": "websocket.receive", "bytes": bytes(1_000_000)},
-        {"type": "websocket.connect"},
-    ]
-    upstream = SlowReader(chunk_time=0.02)
-    async with httpx.AsyncClient(base_url="http://x", transport=upstream) as client:
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await relay_websocket(client, WebSocket(scope, receive, send), ping_interval=0.01)
-
-        assert await called(app, coming) == HEARD
 
 
 @pytest.mark.anyio
