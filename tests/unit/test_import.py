@@ -48,3 +48,34 @@ def test_import_adds_few_modules_to_httpx_and_starlette() -> None:
     others = [name for name in added if not name.startswith("asgi_upstream")]
     assert len(others) <= 5, f"one of these is heavy, or all are: {others}"
     assert len(added) <= 60
+
+
+USE_TRANSPORT = """
+import asyncio, sys, httpx
+from asgi_upstream.transport import AsyncioTransport
+
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\nconnection: close\\r\\n\\r\\n")
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(transport=AsyncioTransport()) as client:
+        await client.get(url)
+        print("httpcore" in sys.modules)
+        import httpcore
+        async def mocked(pool, request):
+            return httpcore.Response(418)
+        httpcore.AsyncConnectionPool.handle_async_request = mocked
+        print((await client.get(url)).status_code)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+def test_transport_needs_httpcore_only_for_its_mocks() -> None:
+    """httpcore imports h2 and trio. That takes a fifth of the start of an app."""
+    assert printed(USE_TRANSPORT) == ["False", "418"]

@@ -1,9 +1,14 @@
-"""The parts of the transport that are httpx's or httpx2's, and that mocks and tracers must see."""
+"""The parts of the transport that are httpx's or httpx2's, and that mocks and tracers must see.
 
+httpcore is imported only when it is needed, because that takes a fifth of an app's start. Usually a
+mock or a tracer has imported it.
+"""
+
+import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
-
-import httpcore
 
 from .._httpx.flavors import subclass_for
 from .._httpx.interception import MethodGuard
@@ -16,43 +21,80 @@ from ._tracing import Tracer, TraceSettings
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 
+if TYPE_CHECKING:
+    import httpcore
+
+    _Pool = httpcore.AsyncConnectionPool
+else:
+    _Pool = object
+
 Extensions = Mapping[str, Any]
 SendRequest = Callable[
     [Origin, OutgoingRequest, Extensions, Tracer | None], Awaitable[HTTP11Connection]
 ]
 
 
-class Flavor:
-    """The classes for httpx or httpx2, and the methods that mocks and tracers replace."""
+class Core:
+    """The parts that are httpcore's or httpcore2's."""
 
-    def __init__(self, library: HTTPXModule, core: Any) -> None:
-        self.library = library
+    def __init__(self, core: Any, network_stream: type[UpgradedStream]) -> None:
         # respx replaces the method of the pool, Elastic APM that of the connection.
-        core_methods = (
+        self.methods = MethodGuard(
             (core.AsyncConnectionPool, "handle_async_request"),
             (core.AsyncHTTPConnection, "handle_async_request"),
         )
-        self.core_methods = MethodGuard(*core_methods)
-        self.all_methods = MethodGuard(
-            (library.AsyncHTTPTransport, "handle_async_request"), *core_methods
-        )
-        self.tracing = TraceSettings(core.__name__)
-        self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
-        self._traced_stream = subclass_for(TracedResponseStream, library.AsyncByteStream)
-        self._network_stream = subclass_for(UpgradedStream, core.AsyncNetworkStream)
-        self._network_stream.httpcore = core
+        self.network_stream = subclass_for(network_stream, core.AsyncNetworkStream)
         self.pool_class: type[InterceptedPool] = subclass_for(
             InterceptedPool, core.AsyncConnectionPool
         )
         self.response_class: type[httpcore.Response] = core.Response
 
+
+class Flavor:
+    """The classes for httpx or httpx2, and the methods that mocks and tracers replace.
+
+    Arguments:
+        library: httpx or httpx2.
+        core_name: The name of its httpcore.
+    """
+
+    def __init__(self, library: HTTPXModule, core_name: str) -> None:
+        self.library = library
+        self.tracing = TraceSettings(core_name)
+        self._core_name = core_name
+        self._transport_method = MethodGuard((library.AsyncHTTPTransport, "handle_async_request"))
+        self._stream = subclass_for(ResponseStream, library.AsyncByteStream)
+        self._traced_stream = subclass_for(TracedResponseStream, library.AsyncByteStream)
+        self._network_stream: type[UpgradedStream] = type(
+            "UpgradedStream", (UpgradedStream,), {"core_name": core_name}
+        )
+
+    @cached_property
+    def core(self) -> Core:
+        """The parts that need httpcore, which is imported."""
+        return Core(import_module(self._core_name), self._network_stream)
+
+    @property
+    def is_core_loaded(self) -> bool:
+        """Whether the app or a tool has imported httpcore."""
+        return self._core_name in sys.modules
+
+    def is_intact(self) -> bool:
+        """Whether no mock and no tracer has replaced a method of httpx or httpcore."""
+        return self._transport_method.is_intact() and (
+            not self.is_core_loaded or self.core.methods.is_intact()
+        )
+
     def make_stream(
         self, connection: HTTP11Connection, tracer: Tracer | None = None
     ) -> ResponseStream:
         """Return the stream of the response body on a connection."""
+        network_stream = self._network_stream
+        if connection.is_upgraded or self.is_core_loaded:
+            network_stream = self.core.network_stream
         if tracer is not None:
-            return self._traced_stream(self._network_stream, connection, tracer)
-        return self._stream(self._network_stream, connection)
+            return self._traced_stream(network_stream, connection, tracer)
+        return self._stream(network_stream, connection)
 
 
 def get_origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | None) -> Origin:
@@ -68,12 +110,6 @@ def get_origin(library: HTTPXModule, scheme: bytes, host: bytes, port: int | Non
     return scheme, host, port or _DEFAULT_PORTS[scheme], None
 
 
-if TYPE_CHECKING:
-    _Pool = httpcore.AsyncConnectionPool
-else:
-    _Pool = object
-
-
 class InterceptedPool(_Pool):
     """Takes the requests that come through httpx's transport, because it is wrapped or mocked.
 
@@ -85,9 +121,9 @@ class InterceptedPool(_Pool):
         self._flavor = flavor
         self._send = send
 
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+    async def handle_async_request(self, request: "httpcore.Request") -> "httpcore.Response":
         flavor = self._flavor
-        if not flavor.core_methods.is_intact():
+        if not flavor.core.methods.is_intact():
             return await super().handle_async_request(request)
         url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
         out = serialize_request(
@@ -103,6 +139,6 @@ class InterceptedPool(_Pool):
         if flavor.tracing.is_traced(extensions):
             tracer = Tracer(request, flavor.tracing.loggers)
         body = flavor.make_stream(await self._send(origin, out, extensions, tracer), tracer)
-        return flavor.response_class(
+        return flavor.core.response_class(
             body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
         )

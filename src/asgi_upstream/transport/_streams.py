@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, ClassVar
 
 import httpx
@@ -75,9 +76,13 @@ class TracedResponseStream(ResponseStream):
 
 
 class UpgradedStream:
-    """The raw connection after an upgrade to another protocol (RFC 9110 7.8)."""
+    """The raw connection after an upgrade to another protocol (RFC 9110 7.8).
 
-    httpcore: ClassVar[Any]
+    Attributes:
+        core_name: The name of the httpcore whose exceptions are raised.
+    """
+
+    core_name: ClassVar[str]
 
     def __init__(self, connection: HTTP11Connection) -> None:
         self._connection = connection
@@ -99,14 +104,15 @@ class UpgradedStream:
     def _map_exceptions(self) -> Generator[None]:
         """Raise httpcore's exceptions, which have the same names as httpx's."""
         if self._connection.request_count != self._exchange:
-            raise self.httpcore.ReadError("the connection has been returned to the pool")
+            read_error: type[Exception] = import_module(self.core_name).ReadError
+            raise read_error("the connection has been returned to the pool")
         try:
             yield
         except Exception as exc:
             if not is_httpx_error(exc, httpx.TransportError):
                 raise
-            cls = getattr(self.httpcore, type(exc).__name__, self.httpcore.ReadError)
-            raise cls(str(exc)) from exc
+            core = import_module(self.core_name)
+            raise getattr(core, type(exc).__name__, core.ReadError)(str(exc)) from exc
 
     async def aclose(self) -> None:
         if self._connection.request_count == self._exchange:

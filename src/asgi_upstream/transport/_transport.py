@@ -5,9 +5,9 @@ import ssl
 import threading
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
-import httpcore
 import httpx
 
 from .._httpx.flavors import get_library
@@ -15,7 +15,7 @@ from .._httpx.requests import ForwardedRequest
 from ._connect import SocketOption
 from ._connection import HTTP11Connection
 from ._connector import Connector
-from ._flavor import Extensions, Flavor, get_origin
+from ._flavor import Extensions, Flavor, InterceptedPool, get_origin
 from ._pool import Pool
 from ._pool_state import Origin, PoolState
 from ._serializer import OutgoingRequest, serialize_request
@@ -61,18 +61,16 @@ class AsyncioTransportMixin(_Transport):
         flavor = self._flavor
         context = flavor.library.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
         context.set_alpn_protocols(["http/1.1"])
-        self._pool = flavor.pool_class(
-            flavor,
-            self._send,
-            ssl_context=context,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            uds=uds,
-            local_address=local_address,
-            retries=retries,
-            socket_options=socket_options,
-        )
+        self._pool_options: dict[str, object] = {
+            "ssl_context": context,
+            "max_connections": limits.max_connections,
+            "max_keepalive_connections": limits.max_keepalive_connections,
+            "keepalive_expiry": limits.keepalive_expiry,
+            "uds": uds,
+            "local_address": local_address,
+            "retries": retries,
+            "socket_options": socket_options,
+        }
         self._connector = Connector(
             flavor.library, context, uds, local_address, retries, socket_options or ()
         )
@@ -82,6 +80,10 @@ class AsyncioTransportMixin(_Transport):
         self._loop = cast(asyncio.AbstractEventLoop, None)
         self._shared_url: httpx.URL | None = None
         self._shared_origin: Origin = (b"", b"", 0, None)
+
+    @cached_property
+    def _pool(self) -> InterceptedPool:  # type: ignore[override]
+        return self._flavor.core.pool_class(self._flavor, self._send, **self._pool_options)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = self._flavor.library
@@ -111,7 +113,7 @@ class AsyncioTransportMixin(_Transport):
         if (
             type(self).handle_async_request is not _ORIGINAL_HANDLE
             or "handle_async_request" in vars(self)
-            or not flavor.all_methods.is_intact()
+            or not flavor.is_intact()
             or get_library(type(request)) is not flavor.library
             or flavor.tracing.is_traced(request.extensions)
         ):
@@ -215,7 +217,8 @@ class AsyncioTransportMixin(_Transport):
         """Close every connection, also those in use. Then another event loop may use it."""
         self._asyncio_pool.close()
         self._thread = None
-        await self._pool.aclose()
+        if "_pool" in vars(self):
+            await self._pool.aclose()
 
 
 _ORIGINAL_HANDLE = AsyncioTransportMixin.handle_async_request
@@ -262,4 +265,4 @@ class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
             [docs/errors.md][on-asynciotransport].
     """
 
-    _flavor = Flavor(httpx, httpcore)
+    _flavor = Flavor(httpx, "httpcore")

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, cast
 
-import httpcore2
 import httpx2
 
 from .._httpx.interfaces import HTTPXModule
@@ -30,4 +29,4 @@ class AsyncioTransport(_Mixin, httpx2.AsyncHTTPTransport):
     with httpx2's classes.
     """
 
-    _flavor = Flavor(cast(HTTPXModule, httpx2), httpcore2)
+    _flavor = Flavor(cast(HTTPXModule, httpx2), "httpcore2")
