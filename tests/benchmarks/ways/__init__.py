@@ -1,0 +1,1 @@
+"""The relays that are compared, in modules that import only what they need."""
