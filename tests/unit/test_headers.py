@@ -15,20 +15,8 @@ from asgi_upstream._headers import (
     override,
     parse_content_length,
 )
+from tests.support.headers import HOP_BY_HOP, Fields, is_subsequence
 
-Fields = list[tuple[bytes, bytes]]
-
-HOP_BY_HOP = [
-    b"connection",
-    b"keep-alive",
-    b"proxy-authenticate",
-    b"proxy-authorization",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-]
 KNOWN = [
     *HOP_BY_HOP,
     b"content-length",
@@ -63,11 +51,6 @@ fields_in_lower_case: st.SearchStrategy[Fields] = st.lists(
 
 def names(fields: Fields) -> list[bytes]:
     return [name for name, _ in fields]
-
-
-def is_subsequence(part: Fields, whole: Fields) -> bool:
-    rest = iter(whole)
-    return all(field in rest for field in part)
 
 
 # --- end_to_end ----------------------------------------------------------------------------

@@ -99,7 +99,7 @@ HANDSHAKE: dict[str, Any] = {
 }
 
 
-class WebSocketCaller:
+class GreetingCaller:
     """One that says hello when it is accepted, and leaves when it is told to."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ async def test_websocket_failure_has_the_librarys_exception_as_cause(
             ("/silent", 1011, library.ReadTimeout),
             ("/resets", 1011, library.ReadError),
         ]:
-            caller = WebSocketCaller()
+            caller = GreetingCaller()
             scope = HANDSHAKE | {"path": path, "raw_path": path.encode()}
             websocket = WebSocket(scope, caller.receive, caller.send)
             await relay_websocket(client, websocket, ping_interval=0.1)
@@ -279,7 +279,7 @@ async def test_failed_handshake_has_the_librarys_exception_as_cause(
             ("http://127.0.0.1:1", UpstreamConnectError, library.ConnectError),
             (client.base_url, UpstreamTimeout, library.ReadTimeout),
         ]:
-            caller = WebSocketCaller()
+            caller = GreetingCaller()
             websocket = WebSocket(HANDSHAKE, caller.receive, caller.send)
             with pytest.raises(kind) as caught:
                 await relay_websocket(client, websocket, library.URL(url).join("/silent"))
