@@ -39,7 +39,7 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test-unit: $(DEV) ## run the tests that need no process: half a minute
-	@$(PARALLEL) -q -m "not serial and not slow and not process" tests/unit
+	@$(PARALLEL) -q -n 3 -m "not serial and not slow and not process and not exhaustive" tests/unit
 
 test: ## run the tests, in groups: six minutes
 	@$(MAKE) -s test-parallel

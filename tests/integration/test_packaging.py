@@ -23,14 +23,16 @@ VERSION = PROJECT["version"]
 WHEEL = f"asgi_upstream-{VERSION}-py3-none-any.whl"
 SDIST = f"asgi_upstream-{VERSION}.tar.gz"
 
+# As it was before the tests changed the list of trusted authorities. pip needs the machine's.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
 pytestmark = pytest.mark.slow
 
 
 def ran(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """What a command prints, which must succeed; the package is not on its path."""
-    outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, env=outside | environment, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

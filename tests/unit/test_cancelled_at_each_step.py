@@ -123,7 +123,10 @@ RARE_FAULTS = (
 
 
 def all_cases() -> Iterator[ParameterSet]:
-    """Combine everything. `make test` runs each kind with each fault on one combination."""
+    """Combine everything. `make test` runs each kind with each fault on one combination.
+
+    `make test-unit` runs each kind with some of the faults.
+    """
     for number, kind in enumerate(KINDS):
         for offset, fault in enumerate([*FAULTS, *TASK_FAULTS]):
             combinations = COMBINATIONS
@@ -137,6 +140,8 @@ def all_cases() -> Iterator[ParameterSet]:
                 )
                 is_usual = combination == usual and fault not in RARE_FAULTS
                 marks = [] if is_usual or takes_back else [pytest.mark.slow]
+                if (number + offset) % len(KINDS) > 1:
+                    marks.append(pytest.mark.exhaustive)
                 yield pytest.param(
                     kind, fault, *combination, marks=marks, id="-".join((kind, fault, *combination))
                 )

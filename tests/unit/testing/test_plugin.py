@@ -14,6 +14,7 @@ from asgi_upstream.testing import no_leaks
 from asgi_upstream.testing._malformed import MALFORMED
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/testing.md"
