@@ -105,6 +105,12 @@ def test_each_command_names_what_is_there(page: str) -> None:
                 assert path.with_suffix(".py").exists() or path.is_dir()
 
 
+def test_only_the_readme_installs_the_package() -> None:
+    """So that one place changes when the package is published, or when an extra is added."""
+    own = re.compile(r"pip install [^\n`]*(asgi-upstream|(?<=[ '\"])\.(?=[\s\[]))")
+    assert [page for page in PAGES if own.search((ROOT / page).read_text())] == ["README.md"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_each_link_leads_to_a_file_that_is_there(page: str) -> None:
     """And to a heading, by the name that GitHub gives it; the site's build checks its own."""

@@ -100,6 +100,16 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+def test_app_of_the_readme_without_upstream_is_502(folder: Path) -> None:
+    code = "import app\nfrom fastapi.testclient import TestClient\n"
+    code += "with TestClient(app.app) as caller:\n"
+    code += "    app.app.state.client.base_url = 'http://127.0.0.1:1'\n"
+    code += "    print(caller.get('/lines').text)\n"
+    shown = re.search(r"a 502 with `(.*?)`", (ROOT / "README.md").read_text())
+    assert shown is not None
+    assert run_python(folder, "-c", code).stdout == f"{shown[1]}\n"
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
