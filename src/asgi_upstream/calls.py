@@ -60,12 +60,12 @@ async def fetch(
     deadline: float | None = None,
     observers: Sequence[Observer] = (),
 ) -> Any:
-    """Send a request, and return the response when its whole body is there.
+    """Send a request, read the whole body, and return the response.
 
         response = await fetch(client, client.build_request("GET", "/item"), deadline=2)
 
     The call is counted and recorded like any other exchange. The response is read and closed, and
-    its body is decoded. Its status may be any: call `raise_for_status()` yourself.
+    its body is decoded. An error status is not an exception: call `raise_for_status()` yourself.
 
     Arguments:
         client: The shared client. Its auth, event hooks, mounts and proxies apply.
@@ -75,12 +75,12 @@ async def fetch(
         observers: Functions that get the `ExchangeRecord` of the call, besides those of the client.
 
     Returns:
-        The response of httpx, or of httpx2 if the client is from there.
+        httpx's response, or httpx2's if the client is from httpx2.
 
     Raises:
         UpstreamError: If the upstream failed. It is an `HTTPException` with the status 502, 503 or
             504. A deadline that passes is `UpstreamTimeout`, a large body `UpstreamBodyTooLarge`.
-        TypeError, ValueError: If an argument makes no sense. Causes and fixes:
+        TypeError, ValueError: If an argument is invalid. Causes and fixes:
             [docs/errors.md][when-the-app-is-written-or-started].
         RuntimeError: If the request's body was sent before and cannot be sent again.
     """
@@ -237,8 +237,8 @@ def cancel_on_disconnect(
         async with cancel_on_disconnect(request, deadline=5):
             user, orders = await asyncio.gather(fetch(...), fetch(...))
 
-    Everything in the block is cancelled, in child tasks too. A disconnect ends the request with the
-    status 499, which only logs and middleware see. Nothing is logged as an error.
+    Everything in the block is cancelled, including child tasks. A disconnect ends the request with
+    the status 499, which only logs and middleware see. Nothing is logged as an error.
 
     The block reads the caller's messages ahead to notice the disconnect, and keeps them: use
     `request` in the block and after it as usual, for example `await request.body()` or
@@ -252,7 +252,7 @@ def cancel_on_disconnect(
     Raises:
         UpstreamTimeout: If the deadline passes. It is an `HTTPException` with the status 504.
         HTTPException: With the status 499, if the caller disconnects.
-        TypeError, ValueError: At once, if an argument makes no sense. Causes and fixes:
+        TypeError, ValueError: At once, if an argument is invalid. Causes and fixes:
             [docs/errors.md][when-the-app-is-written-or-started].
     """
     if not hasattr(request, "_receive"):

@@ -52,7 +52,7 @@ def client_dependency(name: str, client_type: type[object] = httpx.AsyncClient) 
 
         Billing = Annotated[httpx.AsyncClient, Depends(client_dependency("billing"))]
 
-    The same name returns the same function, so that `app.dependency_overrides` finds it.
+    Calls with the same name return the same function, so that `app.dependency_overrides` finds it.
 
     Arguments:
         name: The `name=` of `client_lifespan`.

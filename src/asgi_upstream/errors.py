@@ -269,7 +269,7 @@ def describe_exception(exc: BaseException) -> str:
 
 
 class upstream_errors:
-    """Raises httpx's exceptions as `UpstreamError`s. A context manager and a decorator.
+    """Context manager and decorator that raises httpx's exceptions as `UpstreamError`s.
 
         with upstream_errors():
             answer = (await client.get("/item")).raise_for_status()
@@ -277,9 +277,9 @@ class upstream_errors:
     Decorates `async def` and plain `def` functions. `httpx.HTTPStatusError`, which only
     `raise_for_status()` raises, becomes a plain `UpstreamError`.
 
-    An exception group, as of `asyncio.TaskGroup`, becomes the most severe `UpstreamError` of its
-    members if it contains an upstream failure. The group is the `__cause__`. Put the block around
-    the task group. All other exceptions and groups pass unchanged.
+    If an exception group, for example from `asyncio.TaskGroup`, contains an upstream failure, it
+    becomes the most severe `UpstreamError` of its members. The group is the `__cause__`. Put the
+    block around the task group. All other exceptions and groups pass unchanged.
 
     Raises:
         UpstreamError: Or a subclass. Causes and fixes: [docs/errors.md][what-callers-get].

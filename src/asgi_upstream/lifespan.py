@@ -55,9 +55,9 @@ def client_lifespan(
 
         app = FastAPI(lifespan=client_lifespan(base_url="https://api.example"))
 
-    The client does not store cookies, because one caller's cookies would be sent with the next
-    caller's request. Pass `cookies=` (even an empty dict) to get httpx's usual behaviour.
-    Cookies that the factory puts on the client are kept and sent, also with that behaviour.
+    The client does not store cookies, because it would send one caller's cookies with the next
+    caller's request. It does store them, as httpx usually does, if you pass `cookies=` (even an
+    empty dict) or if the factory puts cookies on the client.
 
     The client gets an `AsyncioTransport`, made from `limits=`, `verify=`, `cert=` and `trust_env=`,
     if the factory is `httpx.AsyncClient` or `httpx2.AsyncClient` itself, the event loop is asyncio,
@@ -70,10 +70,10 @@ def client_lifespan(
 
     Arguments:
         factory: Called as `factory(**options)` at startup: `httpx.AsyncClient`, a subclass or a
-            function. It may be an async function: then its client counts as open already. It may
-            also make an `httpx.Client`, which is closed in a worker thread.
-        name: The key in the lifespan state, for `client_dependency(name)`. `get_client` finds
-            the client named "client".
+            function. The client of an async function may be open already, so it is not entered
+            with `async with`. An `httpx.Client` is closed in a worker thread.
+        name: The client's name for `client_dependency(name)`. It is the key in the lifespan
+            state. `get_client` finds the client named "client".
         observers: Functions that are called with the `ExchangeRecord` of each exchange on this
             client when the exchange has ended.
         options: Options of the factory: `base_url=`, `timeout=`, `limits=`, `headers=`, ...

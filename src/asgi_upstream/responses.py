@@ -259,8 +259,8 @@ class StreamedResponse(_UpstreamResponse):
         client: The shared client. Its auth, event hooks, mounts and proxies apply.
         request: The request to send, from `client.build_request(...)`.
         status_code: The status for the caller. Default: the upstream's.
-        headers: Headers for the caller. Each replaces the upstream's headers of its name. Headers
-            that are set on the object later do the same, and `set_cookie` adds one.
+        headers: Headers for the caller. Each replaces the upstream's headers of the same name. So
+            do headers that you set on the response later. `set_cookie` adds a cookie.
         media_type: The content type for the caller. Default: the upstream's.
         decode: Whether to relay the decoded body, without `content-encoding` and `content-length`.
         transform: A function that gets an async iterator of decoded bytes and returns another
@@ -268,14 +268,14 @@ class StreamedResponse(_UpstreamResponse):
         on_response: Called with the upstream's `httpx.Response` before anything is sent, async or
             not. It may raise, change `upstream.headers`, or return a response to send instead. The
             other arguments do not apply to that response.
-        deadline: Seconds for the whole exchange, with the time that the caller takes to read.
-        on_stream_error: A function that gets the exception of a body that fails after its start,
-            and returns the last bytes. Then the body ends properly. It implies `decode`, and no
-            `content-length`. Without it, the connection to the caller is closed, which is how HTTP
-            shows truncation.
+        deadline: Seconds for the whole exchange, including the time in which the caller reads.
+        on_stream_error: Called with the exception if the body fails after it has started. The
+            bytes that it returns end the body properly. It implies `decode`, and no
+            `content-length`. Without it, the caller's connection is closed, so that the caller
+            notices the truncation.
         heartbeat: Seconds of silence after which a comment is sent in an event stream
             (`text/event-stream`), between two events. Then the body is decoded and has no
-            `content-length`. Other media types are left alone.
+            `content-length`. Other media types are not changed.
         observers: Functions that get the `ExchangeRecord` when the exchange has ended, besides
             those of the client.
         background: A task that runs after the server has accepted the complete response. It does
@@ -303,7 +303,7 @@ class BufferedResponse(_UpstreamResponse):
 
     Arguments:
         max_bytes: Maximum body size in bytes, after decoding if the body is decoded. A larger body
-            is answered 502.
+            is a 502.
         on_response: Called when the body has arrived. The body is decoded, so that
             `upstream.json()` and `upstream.text` work, and relayed decoded.
     """

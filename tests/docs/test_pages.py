@@ -21,6 +21,7 @@ from asgi_upstream import (
     client_dependency,
     client_lifespan,
     fetch,
+    testing,
     transport,
 )
 from tests.support.pages import ROOT, Block, blocks, files, headings, pages
@@ -152,7 +153,11 @@ def test_the_api_details_have_each_public_name() -> None:
     shown = re.findall(r"^::: asgi_upstream\.([\w.]+)$", text, re.M)
     public = ["_websockets.relay.relay_websocket" if n == "relay_websocket" else n for n in PUBLIC]
     assert sorted(name for name in shown if not name.startswith("instrumentation.")) == sorted(
-        [*public, *(f"transport.{name}" for name in transport.__all__)]
+        [
+            *public,
+            *(f"transport.{name}" for name in transport.__all__),
+            *(f"testing.{name}" for name in testing.__all__),
+        ]
     )
 
 

@@ -42,7 +42,7 @@ class ReverseProxy:
         name: The client's name in the lifespan state. Or a function, async or not, that gets the
             connection and returns the name.
         prefix: Same as in `forward_request`.
-        methods: Methods to forward. GET includes HEAD. Others are answered 405. Default: all except
+        methods: Methods to forward. GET includes HEAD. Other methods get a 405. Default: all except
             CONNECT and TRACE, which are never forwarded (RFC 9110 9.3.6, 9.3.8).
         headers: Same as in `forward_request`.
         trust_forwarded_headers: Same as in `forward_request`.

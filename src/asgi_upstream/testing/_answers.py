@@ -119,7 +119,7 @@ class ScriptedResponse:
         return self._set_message(_Message(steps))
 
     def broken(self, kind: MalformedKind) -> Self:
-        """Send a malformed message. `_malformed.py` lists the kinds with their bytes."""
+        """Send a malformed message, such as "not-http". docs/testing.md lists the kinds."""
         return self.raw(MALFORMED[kind])
 
     def callback(self, function: "Callable[[ReceivedRequest], ScriptedResponse]") -> Self:

@@ -39,6 +39,7 @@ class ReceivedRequest:
 
     @property
     def method(self) -> str:
+        """The method, such as "GET"."""
         return self.head.split(b" ", 1)[0].decode("latin-1")
 
     @property
@@ -48,10 +49,12 @@ class ReceivedRequest:
 
     @property
     def path(self) -> str:
+        """The path as sent, not decoded."""
         return self.target.partition("?")[0]
 
     @property
     def query(self) -> httpx.QueryParams:
+        """The decoded parameters of the query."""
         return httpx.QueryParams(self.target.partition("?")[2])
 
     @property
@@ -67,6 +70,7 @@ class ReceivedRequest:
         return httpx.Headers(self.fields)
 
     def json(self) -> Any:
+        """Return the body's JSON value."""
         return json.loads(self.body)
 
     async def read_body(self, reader: asyncio.StreamReader) -> None:

@@ -50,26 +50,31 @@ class Upstream:
     # The script
 
     def get(self, path: str) -> ScriptedResponse:
+        """Script the responses to GET requests to this path."""
         return self.request("GET", path)
 
     def post(self, path: str) -> ScriptedResponse:
+        """Script the responses to POST requests to this path."""
         return self.request("POST", path)
 
     def put(self, path: str) -> ScriptedResponse:
+        """Script the responses to PUT requests to this path."""
         return self.request("PUT", path)
 
     def patch(self, path: str) -> ScriptedResponse:
+        """Script the responses to PATCH requests to this path."""
         return self.request("PATCH", path)
 
     def delete(self, path: str) -> ScriptedResponse:
+        """Script the responses to DELETE requests to this path."""
         return self.request("DELETE", path)
 
     def any(self, path: str | None = None) -> ScriptedResponse:
-        """Match every method. Without a path, match every request that has no other script."""
+        """Script the responses to any method. Without a path, to all unscripted requests."""
         return self.request(None, path)
 
     def request(self, method: str | None, path: str | None) -> ScriptedResponse:
-        """Start the response to matching requests. Replaces an earlier script."""
+        """Script the responses to a method and path. Replaces an earlier script."""
         if path is not None and not path.startswith(("/", "http://", "https://", "*")):
             raise ValueError(f"path={path!r}: a path starts with a slash")
         response = self._responses[method, path] = ScriptedResponse()
@@ -95,6 +100,7 @@ class Upstream:
 
     @property
     def url(self) -> str:
+        """The base URL, such as "http://127.0.0.1:50000"."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property

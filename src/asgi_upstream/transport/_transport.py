@@ -251,10 +251,12 @@ class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
     instrumentation that patch httpx's transport or httpcore's pool see its requests.
 
     Arguments:
-        limits: The numbers of connections and of idle ones, and the seconds that these are kept.
+        limits: The maximum numbers of connections and of idle connections, and the seconds for
+            which an idle connection is kept.
         retries: How often a failed connect is repeated.
         max_connection_age: Seconds after which a connection is closed when it is released, so that
-            a busy pool follows DNS. Up to a tenth less at random. None for no limit.
+            a busy pool follows DNS. The time is up to a tenth shorter, at random. None sets no
+            limit.
         verify, cert, trust_env, uds, local_address, socket_options: Same as in
             `httpx.AsyncHTTPTransport`.
 
