@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from tests.support import go
-from tests.support.servers import ROOT, eventually, free_port
+from tests.support.servers import ROOT, free_port
+from tests.support.waiting import eventually
 
 from .upstreams import NGINX
 

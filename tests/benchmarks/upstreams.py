@@ -19,7 +19,8 @@ from typing import NamedTuple, cast
 import trustme
 import uvloop
 
-from tests.support.servers import ROOT, eventually, free_port
+from tests.support.servers import ROOT, free_port
+from tests.support.waiting import eventually
 
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 CONFIG = """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 Serve = Callable[..., httpx.Client]
 

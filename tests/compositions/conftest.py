@@ -10,8 +10,8 @@ from asgi_upstream._clients import iter_registered
 from tests.compositions.callers import Serve
 from tests.compositions.upstream import arrivals
 from tests.support.example_apps import imported, served
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from examples.upstream import app as upstream_of_examples
 from tests.compositions.upstream import Tokens, tokens
 from tests.support.example_apps import imported, served
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.no_leaks
 

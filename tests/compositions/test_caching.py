@@ -17,8 +17,8 @@ from asgi_upstream import ReverseProxy, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
 from tests.compositions.callers import Serve
 from tests.compositions.upstream import arrivals
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

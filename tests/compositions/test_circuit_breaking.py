@@ -14,8 +14,8 @@ from examples.compositions import circuit_breaking as example
 from tests.compositions.callers import leave_when
 from tests.compositions.upstream import arrivals
 from tests.support.example_apps import imported, served
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 THRESHOLD, TTL = 3, 1.0
 

@@ -9,8 +9,8 @@ import pytest
 
 from examples.compositions import events as example
 from tests.compositions.callers import Serve, leave_when
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 BEFORE_THE_DEFAULT = 10  # seconds; both ping each 15 where nothing else is set
 KEPT_ALIVE = ["/kept-alive", "/kept-alive-by-fastapi"]

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.compositions.callers import Serve, leave_when
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 TIMEOUT = 1.5
 ORIGIN = "https://page.example"

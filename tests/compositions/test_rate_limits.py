@@ -14,8 +14,8 @@ from starlette.responses import Response
 from asgi_upstream import ReverseProxy, client_lifespan
 from tests.compositions.callers import Serve
 from tests.support.example_apps import imported, served
-from tests.support.servers import eventually
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 ANN, BOB = {"x-api-key": "ann"}, {"x-api-key": "bob"}
 

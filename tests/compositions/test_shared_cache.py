@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.compositions.upstream import arrivals
-from tests.support.servers import Answer, Server, ask, eventually, free_port
+from tests.support.servers import Answer, Server, ask, free_port
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 REDIS = shutil.which("redis-server", path=os.environ.get("PATH", "") + ":/usr/bin")
 WORKERS = 4

@@ -11,8 +11,9 @@ import pytest
 
 from tests.support.page_apps import Serve
 from tests.support.pages import ROOT, UPSTREAM, files
-from tests.support.servers import Caller, ask, eventually, free_port
+from tests.support.servers import Caller, ask, free_port
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 CODE = files("docs/common-errors.md")
 

@@ -15,8 +15,9 @@ from tests.support.nginx import PROXY, configure_nginx, needs_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import ROOT, files
 from tests.support.peers import CODE as PEERS
-from tests.support.servers import Caller, Server, ask, eventually, free_port
+from tests.support.servers import Caller, Server, ask, free_port
 from tests.support.upstream import BEHAVIOURS, Upstream
+from tests.support.waiting import eventually
 
 SHORT = "timeout=0.7"  # seconds that the upstream may be silent
 PATH, WITH_QUERY = '"/" + path)', '"/" + path + "?code=404")'  # by hand, no query is passed on

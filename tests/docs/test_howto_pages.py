@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from asgi_upstream import StreamedResponse, UpstreamError
-from asgi_upstream.testing import Upstream, eventually
+from asgi_upstream.testing import Upstream
 from tests.support.pages import run_page
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.of_httpx, pytest.mark.no_leaks]
 Serve = Callable[..., str]

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asgi_upstream.testing import eventually
 from examples.demo import PARTS
 from tests.support.pages import ROOT, blocks, files
 from tests.support.servers import free_port
+from tests.support.waiting import eventually
 
 APP, _, EVENTS = [b.code for b in blocks("README.md") if b.language == "python" and not b.name]
 CODE = files("README.md") | {"app.py": APP + EVENTS}

@@ -11,8 +11,9 @@ import pytest
 
 from tests.support.page_apps import Serve, serving
 from tests.support.pages import ROOT, files
-from tests.support.servers import Caller, Server, ask, eventually
+from tests.support.servers import Caller, Server, ask
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 CODE = files("docs/why.md")
 BEFORE, AFTER = CODE["before.py"], CODE["after.py"]

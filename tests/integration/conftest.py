@@ -4,8 +4,9 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.support.servers import NOISE, Caller, Server, eventually
+from tests.support.servers import NOISE, Caller, Server
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.server_choice import every_server
-from tests.support.servers import NOISE, Caller, Server, ask, eventually
+from tests.support.servers import NOISE, Caller, Server, ask
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 APP = "tests.support.apps.merge_app:app"
 

@@ -6,7 +6,8 @@ All of it on one server, and on every server the tests that depend on the server
 import pytest
 
 from tests.support.server_choice import ONE_SERVER, every_server
-from tests.support.servers import Answer, Server, eventually
+from tests.support.servers import Answer, Server
+from tests.support.waiting import eventually
 from tests.support.wire import (
     OK,
     Wire,

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from tests.support.server_choice import every_server
-from tests.support.servers import Answer, Server, ask, eventually
+from tests.support.servers import Answer, Server, ask
+from tests.support.waiting import eventually
 from tests.support.wire import Wire, connect, head, until_the_end
 
 pytest_plugins = ["tests.support.wire_fixtures"]

@@ -19,9 +19,9 @@ from tests.support.servers import (
     Answer,
     Caller,
     Server,
-    eventually,
 )
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers(
     *ALL_SERVERS,

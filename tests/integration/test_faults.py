@@ -20,8 +20,9 @@ import trustme
 
 from tests.support.apps.fault_app import HOST
 from tests.support.fault_proxy import End, Fault, FaultProxy
-from tests.support.servers import Answer, Caller, Server, ask, eventually
+from tests.support.servers import Answer, Caller, Server, ask
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 APP = "tests.support.apps.fault_app:app"
 # The stock transport on asyncio's own event loop, on trio and on uvloop; ours on asyncio's, uvloop.

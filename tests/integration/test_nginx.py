@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.nginx import needs_nginx, running_nginx
-from tests.support.servers import Server, ask, eventually, free_port
+from tests.support.servers import Server, ask, free_port
+from tests.support.waiting import eventually
 
 pytestmark = [*needs_nginx, pytest.mark.serial]
 

@@ -12,11 +12,12 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
-from asgi_upstream.testing import Upstream, eventually
+from asgi_upstream.testing import Upstream
 from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import blocks
 from tests.support.servers import Server, free_port
+from tests.support.waiting import eventually
 
 pytestmark = needs_nginx
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers import Answer, Server, ask, eventually
+from tests.support.servers import Answer, Server, ask
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 APP = "tests.support.apps.fault_app:app"
 CALLERS = {"uvicorn-httptools+asyncio": 2000, "uvicorn-h11+asyncio": 2000, "uvicorn-httptools": 200}

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 import asgi_upstream
-from tests.support.servers import eventually, free_port
+from tests.support.servers import free_port
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(asgi_upstream.__file__).parent

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.support.server_choice import ALL_SERVERS
-from tests.support.servers import NOISE, Caller, Server, ask, eventually
+from tests.support.servers import NOISE, Caller, Server, ask
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 APP = "tests.support.apps.records_app:app"
 Records = Callable[..., list[dict[str, Any]]]

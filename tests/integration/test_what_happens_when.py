@@ -16,10 +16,10 @@ from tests.support.servers import (
     Caller,
     Server,
     ask,
-    eventually,
     free_port,
 )
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 KINDS = ["plain/streamed", "plain/buffered", "plain/sync", "base/streamed", "gzip/streamed"]
 STREAMED = [kind for kind in KINDS if "buffered" not in kind]

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import pytest
 
 from asgi_upstream.testing import ReceivedRequest
-from tests.support.servers import GUNICORN, ROOT, Answer, Caller, Server, eventually
+from tests.support.servers import GUNICORN, ROOT, Answer, Caller, Server
 from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
 
 APP = "tests.support.apps.one_client_app:app"
 WITH_WORKERS = ("uvicorn-httptools", "granian", "hypercorn-asyncio", GUNICORN)

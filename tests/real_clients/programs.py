@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import ROOT, eventually
+from tests.support.servers import ROOT
+from tests.support.waiting import eventually
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin"
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.chromium import running_chromium
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.chromium, both_transports]
 

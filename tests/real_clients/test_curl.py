@@ -14,7 +14,8 @@ from tests.real_clients.app import build
 from tests.real_clients.programs import program, run
 from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.hypercorn import Certificate, Hypercorn
-from tests.support.servers import Server, eventually
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 pytestmark = both_transports
 

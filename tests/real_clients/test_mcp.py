@@ -16,10 +16,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ToolsListChanged
 from mcp.types import ToolListChangedNotification
 
-from asgi_upstream.testing import aeventually
 from tests.real_clients.programs import listening
 from tests.real_clients.upstreams import Upstreams, asked_directly, both_transports
 from tests.support.servers import Server
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.asyncio, both_transports]
 

@@ -14,7 +14,8 @@ import pytest
 from tests.real_clients.programs import listening
 from tests.real_clients.upstreams import Upstreams, both_transports
 from tests.support.nginx import configure_nginx, needs_nginx
-from tests.support.servers import Answer, Server, eventually, free_port
+from tests.support.servers import Answer, Server, free_port
+from tests.support.waiting import eventually
 from tests.support.wire import until_the_end
 
 pytestmark = [*needs_nginx, both_transports]

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from tests.real_clients.upstreams import Upstreams, both_transports
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = both_transports
 

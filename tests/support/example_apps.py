@@ -11,10 +11,11 @@ import pytest
 
 from asgi_upstream import testing
 from tests.support.pages import ROOT
+from tests.support.waiting import eventually
 
 __all__ = ["ROOT", "Serve", "imported", "open_at", "served", "until"]
 
-served, until = testing.serve, testing.eventually
+served, until = testing.serve, eventually
 Serve = Callable[..., httpx.Client]
 
 

@@ -12,7 +12,8 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from starlette.types import ASGIApp
 
-from tests.support.servers import eventually, free_port
+from tests.support.servers import free_port
+from tests.support.waiting import eventually
 
 
 class Certificate:

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import httpx
 
-from asgi_upstream import testing
 from asgi_upstream.transport import AsyncioTransport
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -93,9 +92,6 @@ class Upstream:
 def client(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClient:
     base_url = upstream.url if upstream is not None else ""
     return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=10)
-
-
-eventually = testing.aeventually
 
 
 def sending(data: bytes, *, then_reset: bool = False) -> Serve:

@@ -24,10 +24,10 @@ from asgi_upstream import (
     client_lifespan,
     count_open_exchanges,
 )
-from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport, PoolState
 from tests.support.asgi import Caller
 from tests.support.upstream import Upstream
+from tests.support.waiting import aeventually
 
 recorded_tests = [
     pytest.mark.process,

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from asgi_upstream import testing
+from tests.support.waiting import eventually
 
-eventually = testing.eventually
 ROOT = Path(__file__).parents[2]
 APP = "tests.support.apps.relay_app:app"
 GRACE = 2
@@ -41,15 +40,21 @@ ON_ASYNCIO_TRANSPORT = [f"{name}+asyncio" for name in COMMANDS if name != "hyper
 
 
 def free_port() -> int:
-    """A port that stays free until it is used.
+    """Return a port that no other test, in any process, is given while this process lives.
 
-    It is none that the system gives to a connection, or to a socket bound to port 0, and there are
-    so many that another process of the tests hardly draws the same.
+    The system gives none of these ports to a connection, or to a socket bound to port 0. A UDP
+    socket on the port of the same number reserves it, and is closed when the process ends.
     """
     while True:
         port = secrets.choice(range(10_000, 32_000))
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("127.0.0.1", port))
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(type=socket.SOCK_DGRAM) as reservation,
+            socket.socket() as probe,
+        ):
+            reservation.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
+            reservation.detach()
             return port
 
 

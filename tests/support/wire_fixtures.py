@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers import Server, eventually
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 from tests.support.wire import Wire, serving
 
 

@@ -149,10 +149,12 @@ async def test_fetch_ends_at_its_deadline(where: str) -> None:
 
 async def test_deadline_ends_a_body_that_never_waits() -> None:
     class Endless(httpx.AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            while True:
-                yield b""
-                await anyio.lowlevel.checkpoint()
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            await anyio.lowlevel.checkpoint()
+            return b""
 
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, stream=Endless())

@@ -32,9 +32,10 @@ from asgi_upstream import (
     upstream_errors,
 )
 from asgi_upstream.testing import Upstream as RealUpstream
-from asgi_upstream.testing import eventually, serve
+from asgi_upstream.testing import serve
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, answering, collect_garbage
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.virtual_time,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers import NOISE, Server, eventually
+from tests.support.servers import NOISE, Server
+from tests.support.waiting import eventually
 from tests.support.websocket_servers import start
 from tests.support.websocket_wire import Listener
 

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from tests.support.server_choice import every_server
-from tests.support.servers import Server, eventually
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 from tests.support.websocket_servers import start, websocket_servers
 from tests.support.websocket_traffic import Doing
 from tests.support.websocket_wire import (

@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Response
 
 from tests.real_clients.programs import clean_environment
-from tests.support.servers import ROOT, Server, eventually, free_port
+from tests.support.servers import ROOT, Server, free_port
+from tests.support.waiting import eventually
 
 # A public name, because several applications exempt 127.0.0.1 from their checks.
 HOST = "apps.example"

@@ -19,7 +19,7 @@ from tests.real_clients.apps.site import (
     skip_without,
 )
 from tests.real_clients.upstreams import ASYNCIO
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = skip_without("django")
 

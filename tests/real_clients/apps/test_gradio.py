@@ -6,7 +6,7 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from tests.real_clients.apps.site import Recipe, Site, Visitor, download, skip_without
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = skip_without("gradio")
 

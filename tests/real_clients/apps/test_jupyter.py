@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.real_clients.apps.site import Recipe, Site, Visitor, download, run, skip_without
-from tests.support.servers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = skip_without("jupyter")
 

@@ -13,7 +13,8 @@ import pytest
 
 from asgi_upstream.testing import ScriptedResponse, Upstream
 from tests.real_clients.apps.site import bin_folder, has
-from tests.support.servers import ROOT, eventually, free_port
+from tests.support.servers import ROOT, free_port
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,

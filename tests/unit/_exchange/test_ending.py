@@ -24,9 +24,9 @@ from asgi_upstream import (
 )
 from asgi_upstream import lifespan as lifespan_module
 from asgi_upstream._exchange import exchange as exchange_module
-from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, Upstream, answering
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 

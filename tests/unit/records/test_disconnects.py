@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from asgi_upstream import BufferedResponse, Outcome, StreamedResponse, count_open_exchanges
-from asgi_upstream.testing import aeventually
 from tests.support.asgi import Caller
 from tests.support.recorded import (
     Answer,
@@ -20,6 +19,7 @@ from tests.support.recorded import (
     streamed,
     unbuffered,
 )
+from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
 

@@ -6,7 +6,6 @@ import anyio
 import pytest
 
 from asgi_upstream import Outcome, count_open_exchanges
-from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import PoolState
 from tests.support.asgi import Caller
 from tests.support.ports import open_full_port
@@ -20,6 +19,7 @@ from tests.support.recorded import (
     streamed,
 )
 from tests.support.upstream import Upstream
+from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
 

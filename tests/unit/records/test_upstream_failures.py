@@ -21,7 +21,6 @@ from asgi_upstream import (
     UpstreamProtocolError,
     UpstreamTimeout,
 )
-from asgi_upstream.testing import aeventually
 from tests.support.asgi import Caller
 from tests.support.ports import open_full_port
 from tests.support.recorded import (
@@ -37,6 +36,7 @@ from tests.support.recorded import (
 )
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
+from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
-from asgi_upstream.testing._waiting import aeventually
 from asgi_upstream.transport import _connect as connecting
 from asgi_upstream.transport._connect import connect_tcp
 from tests.support.ports import open_full_port
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 

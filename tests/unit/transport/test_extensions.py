@@ -11,7 +11,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, TextMessage
 from wsproto.events import Request as Handshake
 
-from tests.support.raw_upstream import Upstream, client, eventually, read_request, sending
+from tests.support.raw_upstream import Upstream, client, read_request, sending
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -31,7 +32,7 @@ async def test_a_trace_that_fails_leaves_nothing_open() -> None:
     async with Upstream() as upstream, client(upstream) as c:
         with pytest.raises(ZeroDivisionError):
             await c.get("/", extensions={"trace": trace})
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 async def test_the_response_has_the_extensions_of_the_stock_transport() -> None:
@@ -76,7 +77,7 @@ async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
                 await stream.read(100, timeout=0.05)
             await stream.write(b"three\n", timeout=5)
             assert await stream.read(100) == b"THREE\n"
-        await eventually(lambda: not upstream.open)  # and it is not used again
+        await aeventually(lambda: not upstream.open)  # and it is not used again
         async with c.stream("GET", "/", headers=fields) as response:
             await response.extensions["network_stream"].aclose()
         assert len(upstream.peers) == 2
@@ -136,4 +137,4 @@ async def test_httpx_ws_works_on_it(scheme: str) -> None:
             for text in ("one", "two" * 50_000):
                 await websocket.send_text(text)
                 assert await websocket.receive_text(timeout=10) == text.upper()
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)

@@ -19,7 +19,8 @@ import pytest
 
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.nginx import configure_nginx, needs_nginx, skip_without_nginx
-from tests.support.servers import eventually, free_port
+from tests.support.servers import free_port
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio_only, pytest.mark.anyio, pytest.mark.serial]
 

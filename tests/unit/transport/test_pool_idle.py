@@ -61,6 +61,7 @@ async def test_a_connection_in_use_that_closes_leaves_nothing_behind() -> None:
     c.assert_empty()
 
 
+@pytest.mark.virtual_time
 async def test_idle_connections_expire_by_one_timer() -> None:
     loop = asyncio.get_running_loop()
     c = Connects(most=200, idle=200, expiry=0.5)

@@ -17,7 +17,8 @@ from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.ports import open_full_port
-from tests.support.raw_upstream import OK, Upstream, client, eventually, read_request
+from tests.support.raw_upstream import OK, Upstream, client, read_request
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -214,11 +215,11 @@ async def test_request_in_progress_at_client_close_is_not_sent_again() -> None:
         assert isinstance(transport, AsyncioTransport)
         await c.get("/first")
         under_way = asyncio.create_task(c.get("/second"))
-        await eventually(lambda: not transport.pool_state().idle)
+        await aeventually(lambda: not transport.pool_state().idle)
         await transport.aclose()
         with pytest.raises(httpx.CloseError, match="the client was closed"):
             await under_way
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
         assert len(upstream.peers) == 1
         assert transport.pool_state().open == 0
 
@@ -233,7 +234,7 @@ async def test_transport_used_after_close_still_expires_connections() -> None:
             await transport.aclose()
             assert transport.pool_state().open == 0
         await (await transport.handle_async_request(httpx.Request("GET", upstream.url))).aread()
-        await eventually(lambda: not transport.pool_state().open)
+        await aeventually(lambda: not transport.pool_state().open)
 
 
 async def test_endless_interim_responses_are_an_error() -> None:
@@ -252,7 +253,7 @@ async def test_endless_interim_responses_are_an_error() -> None:
         assert len(upstream.peers) == 1
         with pytest.raises(httpx.RemoteProtocolError, match="head exceeds 64 KiB"):
             await c.get("/forever")
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 async def test_bytes_after_a_body_read_late_are_not_the_next_response() -> None:

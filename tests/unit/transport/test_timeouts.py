@@ -13,9 +13,9 @@ from tests.support.raw_upstream import (
     Serve,
     Upstream,
     client,
-    eventually,
     read_request,
 )
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -40,7 +40,7 @@ async def test_silent_upstream_is_a_read_timeout(serve: Serve) -> None:
         with pytest.raises(httpx.ReadTimeout) as caught:
             await c.get("/", timeout=httpx.Timeout(10, read=0.1))
         assert caught.value.request.url == upstream.url + "/"
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 async def test_each_read_has_the_whole_read_timeout() -> None:
@@ -74,7 +74,7 @@ async def test_who_waits_too_long_for_a_connection_has_a_pool_timeout() -> None:
     limits = httpx.Limits(max_connections=1)
     async with Upstream(silent) as upstream, client(upstream, limits=limits) as c:
         first = asyncio.create_task(c.get("/"))
-        await eventually(lambda: upstream.open == 1)
+        await aeventually(lambda: upstream.open == 1)
         with pytest.raises(httpx.PoolTimeout) as caught:
             await c.get("/second", timeout=httpx.Timeout(10, pool=0.1))
         assert caught.value.request.url.path == "/second"
@@ -101,7 +101,7 @@ async def test_broken_upstream_raises_the_error_of_httpxs_transport(name: str) -
                     await c.post("/x", content=b"a body")
                 seen.append((type(caught.value), caught.value.request.url.path))
         assert seen[0] == seen[1]
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ async def test_request_body_error_is_raised_and_leaves_nothing_open() -> None:
     async with Upstream() as upstream, client(upstream) as c:
         with pytest.raises(ZeroDivisionError):
             await c.post("/", content=broken())
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
         assert (await c.get("/")).text == "ok"
 
 
@@ -154,6 +154,6 @@ async def test_failed_or_cancelled_read_frees_the_connection() -> None:
             responses.append(await c.send(request, stream=True))
             with pytest.raises(error):
                 await asyncio.wait_for(read_all(responses[-1]), 1)
-            await eventually(lambda: not upstream.open)
+            await aeventually(lambda: not upstream.open)
         for response in responses:
             await response.aclose()

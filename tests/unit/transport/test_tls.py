@@ -22,11 +22,11 @@ from asgi_upstream import (
     client_lifespan,
     fetch,
 )
-from asgi_upstream.testing import aeventually
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.raw_upstream import OK, Serve, Upstream, read_request
 from tests.support.tracing import trace_events
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 

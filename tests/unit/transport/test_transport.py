@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.raw_upstream import OK, Upstream, client, eventually
+from tests.support.raw_upstream import OK, Upstream, client
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -27,7 +28,7 @@ async def test_a_client_uses_it_as_any_transport() -> None:
         head = upstream.requests[-1]
         assert head.startswith(b"GET /a/b?c=d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % upstream.port)
         assert b"\r\nX-Name: value\r\n" in head
-    await eventually(lambda: not upstream.open)
+    await aeventually(lambda: not upstream.open)
 
 
 async def test_request_on_the_wire_is_that_of_httpxs_transport() -> None:

@@ -11,7 +11,8 @@ from starlette.types import Message
 
 from asgi_upstream import StreamedResponse, forward_request
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import Upstream, client, eventually
+from tests.support.raw_upstream import Upstream, client
+from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
@@ -96,7 +97,7 @@ async def test_early_response_arrives_at_once_and_ends_connection(
             async with asyncio.timeout(60):
                 response = await c.post("/", content=endless(), headers=fields)
             assert (response.status_code, response.text) == (413, "big")
-            await eventually(lambda: not upstream.open)
+            await aeventually(lambda: not upstream.open)
             assert len(upstream.peers) == number
 
 
@@ -111,7 +112,7 @@ async def test_cancelled_body_iterator_leaves_nothing_open() -> None:
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(60):
                 await c.post("/", content=content())
-        await eventually(lambda: not upstream.open)
+        await aeventually(lambda: not upstream.open)
         assert (await c.get("/")).text == "ok"
 
 
@@ -127,7 +128,7 @@ async def test_a_body_of_another_length_than_it_says_is_refused(parts: list[byte
             with pytest.raises(httpx.LocalProtocolError) as caught:
                 await c.post("/", content=body, headers=fields)
             assert caught.value.request.method == "POST"
-            await eventually(lambda: not upstream.open)
+            await aeventually(lambda: not upstream.open)
 
 
 BAD = ["\r", "\n", "\0", "\r\n", "\r\nx-injected: 1", "\n\nGET / HTTP/1.1"]
