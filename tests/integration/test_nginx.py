@@ -1,12 +1,15 @@
 """A real nginx as the upstream."""
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asgi_upstream import client_lifespan, fetch
 from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.servers import Server, ask, free_port
 from tests.support.waiting import eventually
@@ -16,15 +19,21 @@ pytestmark = [*needs_nginx, pytest.mark.serial]
 CONFIG = """
     gzip on; gzip_types *; gzip_min_length 1; keepalive_requests 3;
     server {{ listen 127.0.0.1:{port}; root {folder}; }}
+    server {{ listen 127.0.0.1:{h2_port} http2; root {folder}; }}
 """
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+def h2_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, h2_port: int) -> Iterator[tuple[Server, Path]]:
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     (folder / "big").write_bytes(os.urandom(5_000_000))
     (folder / "small").write_bytes(b"0123456789" * 10)
-    with running_nginx(folder, CONFIG.format(folder=folder, port=port)):
+    with running_nginx(folder, CONFIG.format(folder=folder, port=port, h2_port=h2_port)):
         server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
         try:
             eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 60)
@@ -55,3 +64,18 @@ def test_connection_that_nginx_ends_is_not_an_error(
     server, _ = app
     for _ in range(20):
         assert ask(server, "/plain/streamed/small").status == 200
+
+
+@pytest.mark.usefixtures("app")
+def test_goaway_after_three_requests_breaks_no_response(h2_port: int) -> None:
+    async def get_many() -> list[int]:
+        options: dict[str, Any] = {"http1": False, "http2": True}
+        async with client_lifespan(base_url=f"http://127.0.0.1:{h2_port}", **options)(
+            None
+        ) as state:
+            client: Any = state["client"]
+            requests = [client.build_request("GET", "/big") for _ in range(20)]
+            responses = await asyncio.gather(*(fetch(client, request) for request in requests))
+            return [len(response.content) for response in responses]
+
+    assert asyncio.run(get_many()) == [5_000_000] * 20

@@ -6,6 +6,7 @@ from .. import _headers as header_lists
 from .. import errors
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
+from .._httpx.goaway import finish_streams_after_goaway
 from .._httpx.interfaces import HTTPXModule
 from .._httpx.requests import ForwardedRequest
 from .._httpx.workarounds import clean_up_pool, make_target_absolute
@@ -35,6 +36,7 @@ async def send_request(
     if isinstance(request, ForwardedRequest):
         await request.resolve_body()
     make_target_absolute(client, request)
+    finish_streams_after_goaway(client, request.url)
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.

@@ -39,7 +39,7 @@ def warn_of_unknown_httpcore(consequence: str) -> None:
     )
 
 
-def _find_pool(client: Any, url: object) -> Any:
+def find_pool(client: Any, url: object) -> Any:
     """Return the pool that serves a URL, also if its transport is wrapped for retries or a cache.
 
     Raises:
@@ -76,7 +76,7 @@ async def clean_up_pool(client: Any, url: object, failure: BaseException) -> Non
     if not isinstance(failure, Exception):
         await _close_unfinished_tls(failure)
     try:
-        pool = _find_pool(client, url)
+        pool = find_pool(client, url)
     except AttributeError:  # another transport
         return
     await _clean_up(pool)
@@ -230,7 +230,7 @@ def make_target_absolute(client: Any, request: Any) -> None:
     if not target.startswith(b"/") or request.url.scheme != "http":
         return
     try:
-        pool = _find_pool(client, request.url)
+        pool = find_pool(client, request.url)
     except AttributeError:  # another transport
         return
     if any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__):
@@ -248,7 +248,7 @@ class EarlyResponseDetector:
         self._socket: Any = None
         self.write_error: type[Exception] = OSError
         try:
-            pool: Any = _find_pool(client, url)
+            pool: Any = find_pool(client, url)
             httpcore = sys.modules[type(pool).__module__.partition(".")[0]]
             requests = (r for r in pool._requests if r.request.stream is stream)
             connection: Any = next(requests).connection

@@ -1,0 +1,144 @@
+"""Lets HTTP/2 streams finish after a graceful GOAWAY of the upstream (RFC 9113 6.8).
+
+httpcore 1.0.9 fails every stream of the connection, also those that the upstream still answers.
+nginx sends a GOAWAY every 1,000 requests, and when it reloads. Delete this module when httpcore
+lets these streams finish.
+"""
+
+import sys
+from contextlib import suppress
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .._logging import logger
+from .workarounds import find_pool, is_of_httpcore, warn_of_unknown_httpcore
+
+_LAST_STREAM_ID = 2**31 - 1
+_REFUSED = "the upstream's GOAWAY refused the request"
+
+
+def finish_streams_after_goaway(client: Any, url: object) -> None:
+    """Prepare the pool that serves a URL, if it speaks HTTP/2 and is not prepared yet.
+
+    After a GOAWAY, a connection finishes its streams up to the last that the upstream accepted. It
+    takes no more requests. Requests that the upstream did not accept are sent on another
+    connection, unless their body is a stream.
+    """
+    try:
+        pool = find_pool(client, url)
+    except AttributeError:  # another transport
+        return
+    if not getattr(pool, "_http2", False) or "create_connection" in vars(pool):
+        return
+    create_connection: Any = pool.__class__.create_connection
+
+    def create_graceful_connection(origin: object) -> Any:
+        connection: Any = create_connection(pool, origin)
+        connection.__class__ = _graceful_class(connection.__class__)
+        return connection
+
+    pool.create_connection = create_graceful_connection
+
+
+class _GracefulConnection:
+    """A connection of httpcore's pool, which gets its HTTP/2 connection when it has connected."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if hasattr(value, "_h2_state"):
+            try:
+                _GoawayHandler(value)
+            except (AttributeError, StopIteration):
+                if is_of_httpcore(value):
+                    warn_of_unknown_httpcore("an HTTP/2 upstream's GOAWAY ends all its streams")
+
+
+@cache
+def _graceful_class(connection_class: Any) -> Any:
+    return type(connection_class.__name__, (_GracefulConnection, connection_class), {})
+
+
+class _GoawayHandler:
+    """Replaces what an HTTP/2 connection of httpcore does at a GOAWAY without an error."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._httpcore = sys.modules[type(connection).__module__.partition(".")[0]]
+        self._read_incoming_data = connection._read_incoming_data
+        self._send_request_body = connection._send_request_body
+        self._receive_response = connection._receive_response
+        self._last_accepted = 0
+        self._uploads = WeakKeyDictionary[Any, int]()
+        handlers = connection._h2_state._frame_dispatch_table
+        goaway = next(frame for frame in handlers if frame.__name__ == "GoAwayFrame")
+        self._fail_all_streams = handlers[goaway]
+        handlers[goaway] = self._receive_goaway
+        connection._read_incoming_data = self.read_incoming_data
+        connection._send_request_body = self.send_request_body
+        connection._receive_response = self.receive_response
+
+    def _receive_goaway(self, frame: Any) -> Any:
+        if frame.error_code:
+            return self._fail_all_streams(frame)
+        connection, self._last_accepted = self._connection, frame.last_stream_id
+        logger.debug("GOAWAY after stream %d: the connection ends", frame.last_stream_id)
+        # It takes no more requests, and closes after the last response.
+        connection._used_all_stream_ids = True
+        connection._h2_state.highest_outbound_stream_id = _LAST_STREAM_ID
+        for number in connection._events:
+            if number > frame.last_stream_id:
+                connection._events[number] = _RefusedEvents(self._httpcore.RemoteProtocolError)
+        return [], []
+
+    async def read_incoming_data(self, request: object) -> Any:
+        if self._is_refused(self._uploads.get(request, 0)):
+            raise self._httpcore.RemoteProtocolError(_REFUSED)  # It will get no more window.
+        events, connection = await self._read_incoming_data(request), self._connection
+        waiting = connection._max_streams_semaphore
+        if connection._used_all_stream_ids and not isinstance(waiting, _NoLimit):
+            connection._max_streams_semaphore = _NoLimit()
+            with suppress(ValueError):  # All requests that waited for a stream look elsewhere.
+                while True:
+                    await waiting.release()
+        return events
+
+    async def send_request_body(self, request: Any, stream_id: int) -> Any:
+        self._uploads[request] = stream_id
+        return await self._repeat_if_refused(self._send_request_body, request, stream_id)
+
+    async def receive_response(self, request: Any, stream_id: int) -> Any:
+        return await self._repeat_if_refused(self._receive_response, request, stream_id)
+
+    async def _repeat_if_refused(self, method: Any, request: Any, stream_id: int) -> Any:
+        """Let the pool send a request again that the upstream did not accept."""
+        core = self._httpcore
+        try:
+            return await method(request=request, stream_id=stream_id)
+        except (core.ProtocolError, core.NetworkError) as exc:
+            can_repeat = isinstance(getattr(request.stream, "_stream", None), bytes)
+            # An upstream that accepts no stream at all could refuse the request for ever.
+            if self._is_refused(stream_id) and can_repeat and self._last_accepted:
+                raise core.ConnectionNotAvailable from exc
+            raise
+
+    def _is_refused(self, stream_id: int) -> bool:
+        return isinstance(self._connection._events.get(stream_id), _RefusedEvents)
+
+
+class _NoLimit:
+    """A semaphore that nothing waits for."""
+
+    async def acquire(self) -> None: ...
+    async def release(self) -> None: ...
+
+
+class _RefusedEvents(list[Any]):
+    """The events of a stream that the upstream did not accept. To read one raises an exception."""
+
+    def __init__(self, exception_class: type[Exception]) -> None:
+        super().__init__([None])  # so that nothing waits for an event
+        self._exception_class = exception_class
+
+    def pop(self, _: Any = -1) -> Any:
+        raise self._exception_class(_REFUSED)

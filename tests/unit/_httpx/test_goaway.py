@@ -1,0 +1,258 @@
+"""An HTTP/2 upstream that ends its connections with a GOAWAY, as nginx does."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import httpx
+import pytest
+
+from asgi_upstream import (
+    ExchangeRecord,
+    StreamedResponse,
+    UpstreamProtocolError,
+    client_lifespan,
+    count_open_exchanges,
+    fetch,
+)
+from asgi_upstream._httpx.goaway import finish_streams_after_goaway
+from tests.support.asgi import Caller
+
+pytestmark = pytest.mark.asyncio
+
+MAX_CONCURRENT_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+NO_ERROR, INTERNAL_ERROR = 0, 2
+
+
+class Upstream:
+    """Sends a GOAWAY when the `goaway_after`th stream of a connection begins.
+
+    It ignores later streams. It answers when all streams up to that one have begun, or at once on
+    later connections. It leaves it to the other side to close.
+
+    Attributes:
+        accepted: The paths and bodies of the requests that it answered.
+        connections: How many connections it had.
+        all_closed: Is set when none of them is open.
+    """
+
+    def __init__(
+        self,
+        goaway_after: int,
+        *,
+        last: int | None = None,
+        error: int = NO_ERROR,
+        max_streams: int = 100,
+        answers: bool = True,
+    ) -> None:
+        self.accepted: list[tuple[str, bytes]] = []
+        self.connections = 0
+        self.all_closed = asyncio.Event()
+        self._open = 0
+        self._goaway_after, self._last, self._error = goaway_after, last, error
+        self._max_streams, self._answers = max_streams, answers
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._open += 1
+        self.all_closed.clear()
+        number = self.connections
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        state.local_settings = h2.settings.Settings(
+            client=False, initial_values={MAX_CONCURRENT_STREAMS: self._max_streams}
+        )
+        state.initiate_connection()
+        writer.write(state.data_to_send())
+        requests: dict[int, tuple[str, bytes]] = {}
+        complete: list[int] = []
+        goaway, begun = b"", 0
+        try:
+            while data := await reader.read(65536):
+                for event in state.receive_data(data):
+                    stream: Any = getattr(event, "stream_id", None)
+                    if isinstance(event, h2.events.RequestReceived):
+                        if goaway:
+                            continue
+                        requests[stream] = (dict(event.headers)[b":path"].decode(), b"")
+                        begun += 1
+                        if begun == self._goaway_after:
+                            last = stream if self._last is None else self._last
+                            goaway = _goaway_frame(last, self._error)
+                            requests = {s: r for s, r in requests.items() if s <= last}
+                            writer.write(state.data_to_send() + goaway)
+                    elif isinstance(event, h2.events.DataReceived) and stream in requests:
+                        path, body = requests[stream]
+                        requests[stream] = path, body + event.data
+                        state.acknowledge_received_data(event.flow_controlled_length, stream)
+                    elif isinstance(event, h2.events.StreamEnded) and stream in requests:
+                        complete.append(stream)
+                writer.write(state.data_to_send())
+                if self._answers and (goaway or number > 1):
+                    for stream in complete:
+                        await self._respond(state, writer, stream, requests[stream])
+                        requests.pop(stream)
+                    complete.clear()
+                if goaway and not self._answers:
+                    break
+        except ConnectionError:
+            pass
+        finally:
+            self._open -= 1
+            if not self._open:
+                self.all_closed.set()
+            writer.close()
+
+    async def _respond(
+        self, state: Any, writer: asyncio.StreamWriter, stream: int, request: tuple[str, bytes]
+    ) -> None:
+        self.accepted.append(request)
+        state.send_headers(stream, [(":status", "200"), ("x-path", request[0])])
+        writer.write(state.data_to_send())
+        await asyncio.sleep(0.02)
+        state.send_data(stream, b"first")
+        writer.write(state.data_to_send())
+        await asyncio.sleep(0.02)
+        state.send_data(stream, b" second", end_stream=True)
+        writer.write(state.data_to_send())
+
+
+def _goaway_frame(last_stream: int, error: int) -> bytes:
+    payload = last_stream.to_bytes(4) + error.to_bytes(4)
+    return len(payload).to_bytes(3) + b"\x07\x00" + bytes(4) + payload
+
+
+@asynccontextmanager
+async def serving(
+    upstream: Upstream, records: list[ExchangeRecord] | None = None, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    observers = [] if records is None else [records.append]
+    async with upstream.serve() as url:
+        lifespan = client_lifespan(
+            base_url=url, http1=False, http2=True, timeout=5, observers=observers, **options
+        )
+        async with lifespan(None) as state:
+            client: Any = state["client"]
+            yield client
+            pool = client._transport._pool
+            assert not pool._requests
+            assert all(connection.is_idle() for connection in pool._connections)
+            assert count_open_exchanges(client) == 0
+
+
+async def call(client: httpx.AsyncClient, path: str, **options: Any) -> str:
+    return (await fetch(client, client.build_request("GET", path, **options))).text
+
+
+async def test_streams_before_a_goaway_are_answered(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "asgi_upstream")
+    upstream, records = Upstream(3), list[ExchangeRecord]()
+    async with serving(upstream, records) as client:
+        bodies = await asyncio.gather(*(call(client, f"/{n}") for n in range(3)))
+        assert bodies == ["first second"] * 3
+        assert (upstream.connections, [r.outcome for r in records]) == (1, ["completed"] * 3)
+        assert "GOAWAY after stream 5: the connection ends" in caplog.messages
+
+
+async def test_connection_closes_after_its_last_response() -> None:
+    upstream = Upstream(2)
+    async with serving(upstream) as client:
+        await asyncio.gather(call(client, "/0"), call(client, "/1"))
+        await asyncio.wait_for(upstream.all_closed.wait(), 10)
+        transport: Any = client._transport
+        assert transport._pool._connections == []
+
+
+async def test_relayed_stream_before_a_goaway_is_whole() -> None:
+    async with serving(Upstream(1)) as client:
+        caller = Caller()
+        await caller.call(StreamedResponse(client, client.build_request("GET", "/0")))
+        assert (caller.status, caller.body) == (200, b"first second")
+
+
+async def test_requests_behind_a_goaway_are_sent_again() -> None:
+    upstream = Upstream(2)
+    async with serving(upstream) as client:
+        bodies = await asyncio.gather(*(call(client, f"/{n}", content=b"x") for n in range(9)))
+    assert bodies == ["first second"] * 9
+    assert sorted(upstream.accepted) == [(f"/{n}", b"x") for n in range(9)]
+    assert upstream.connections > 1
+
+
+async def test_request_that_a_goaway_refuses_is_sent_again() -> None:
+    upstream = Upstream(2, last=1)
+    async with serving(upstream) as client:
+        await asyncio.gather(call(client, "/0"), call(client, "/1"))
+    assert (upstream.accepted, upstream.connections) == ([("/0", b""), ("/1", b"")], 2)
+
+
+async def test_long_body_that_a_goaway_refuses_is_sent_again() -> None:
+    upstream, body = Upstream(2, last=1), b"x" * 200_000
+    async with serving(upstream) as client:
+        await asyncio.gather(call(client, "/0"), call(client, "/1", content=body))
+    assert (upstream.accepted, upstream.connections) == ([("/0", b""), ("/1", body)], 2)
+
+
+async def test_request_that_waits_for_a_stream_goes_elsewhere() -> None:
+    upstream = Upstream(1, max_streams=1)
+    async with serving(upstream) as client:
+        bodies = await asyncio.gather(*(call(client, f"/{n}") for n in range(3)))
+    assert (bodies, len(upstream.accepted)) == (["first second"] * 3, 3)
+
+
+async def test_accepted_request_without_response_is_a_502() -> None:
+    upstream = Upstream(1, answers=False)
+    async with serving(upstream) as client:
+        with pytest.raises(UpstreamProtocolError):
+            await call(client, "/0")
+    assert upstream.connections == 1
+
+
+async def test_pool_is_prepared_once_and_for_http2_only() -> None:
+    async with serving(Upstream(99)) as client, httpx.AsyncClient() as other:
+        transports: list[Any] = [client._transport, other._transport]
+        prepared = set[object]()
+        for _ in range(2):
+            finish_streams_after_goaway(client, "http://any")
+            finish_streams_after_goaway(other, "http://any")
+            prepared.add(transports[0]._pool.create_connection)
+        assert len(prepared) == 1
+        assert "create_connection" not in vars(transports[1]._pool)
+
+
+async def test_pool_of_one_connection_survives_a_goaway() -> None:
+    upstream = Upstream(2)
+    async with serving(upstream, limits=httpx.Limits(max_connections=1)) as client:
+        await asyncio.gather(*(call(client, f"/{n}") for n in range(9)))
+    assert len(upstream.accepted) == 9
+
+
+async def test_streamed_body_behind_a_goaway_is_a_502() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    async with serving(Upstream(2, last=1)) as client:
+        request = client.build_request("POST", "/1", content=body())
+        results = await asyncio.gather(
+            call(client, "/0"), fetch(client, request), return_exceptions=True
+        )
+    assert results[0] == "first second"
+    assert isinstance(results[1], UpstreamProtocolError)
+
+
+@pytest.mark.parametrize("options", [{"last": 0}, {"error": INTERNAL_ERROR}])
+async def test_goaway_that_accepts_nothing_is_a_502(options: dict[str, Any]) -> None:
+    async with serving(Upstream(1, **options)) as client:
+        with pytest.raises(UpstreamProtocolError):
+            await call(client, "/0")
