@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ from ._connect import SocketOption, connect_tcp
 from ._connection import ConnectionOwner, HTTP11Connection
 from ._pool_state import Origin
 from ._tracing import ConnectedStream, trace_connect
+
+Protocol = Callable[[], HTTP11Connection]
 
 
 class Connector:
@@ -89,28 +92,45 @@ class Connector:
             return HTTP11Connection(owner, loop, self._library)
 
         if self._uds is None:
-            address = {"host": host, "port": port, "local_address": self._local_address}
+            return await self._open_tcp(host, port, protocol, tls)
+        return await self._open_unix(self._uds, protocol, tls)
+
+    async def _open_tcp(
+        self, host: str, port: int, protocol: Protocol, tls: dict[str, Any]
+    ) -> HTTP11Connection:
+        loop = asyncio.get_running_loop()
+        address = {"host": host, "port": port, "local_address": self._local_address}
+        with ExitStack() as on_failure:  # A trace function may fail or be cancelled.
             async with trace_connect("connect_tcp", **address) as result:
                 sock = await connect_tcp(host, port, self._local_address, self._tcp_options)
+                on_failure.callback(sock.close)
                 result["return_value"] = ConnectedStream(partial(_get_socket_info, sock))
             if not tls:
+                on_failure.pop_all()
                 _, connection = await loop.create_connection(protocol, sock=sock)
                 return connection
-            names = {"ssl_context": self._tls, "server_hostname": sni or host}
+            names = {"ssl_context": self._tls, "server_hostname": tls["server_hostname"]}
             async with trace_connect("start_tls", **names) as result:
+                on_failure.pop_all()
                 _, connection = await loop.create_connection(protocol, sock=sock, **tls)
+                on_failure.callback(connection.close)
                 result["return_value"] = ConnectedStream(connection.get_extra_info)
+            on_failure.pop_all()
             return connection
-        async with trace_connect("connect_unix_socket", path=self._uds) as result:
-            transport, connection = await loop.create_unix_connection(protocol, self._uds, **tls)
-            result["return_value"] = ConnectedStream(connection.get_extra_info)
-        try:
+
+    async def _open_unix(
+        self, path: str, protocol: Protocol, tls: dict[str, Any]
+    ) -> HTTP11Connection:
+        loop = asyncio.get_running_loop()
+        with ExitStack() as on_failure:  # The pool does not know of the connection yet.
+            async with trace_connect("connect_unix_socket", path=path) as result:
+                transport, connection = await loop.create_unix_connection(protocol, path, **tls)
+                on_failure.callback(connection.close)
+                result["return_value"] = ConnectedStream(connection.get_extra_info)
             for option in self._socket_options:
                 transport.get_extra_info("socket").setsockopt(*option)
-        except BaseException:
-            transport.abort()  # the pool does not know of it yet
-            raise
-        return connection
+            on_failure.pop_all()
+            return connection
 
 
 def _get_socket_info(sock: socket.socket, name: str) -> Any:

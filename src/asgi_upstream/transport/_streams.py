@@ -71,7 +71,10 @@ class TracedResponseStream(ResponseStream):
 
     async def aclose(self) -> None:
         if self._connection is not None:
-            async with self._tracer.event("http11.response_closed"):
+            try:
+                async with self._tracer.event("http11.response_closed"):
+                    await super().aclose()
+            finally:  # The trace function may fail or be cancelled.
                 await super().aclose()
 
 

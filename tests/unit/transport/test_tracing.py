@@ -1,12 +1,17 @@
 """The `trace` extension and the DEBUG log are the same as on httpx's transport."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpcore
 import httpx
 import pytest
+import trustme
 
 from asgi_upstream import StreamedResponse, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
@@ -17,7 +22,7 @@ from tests.support.tracing import Event, trace_events
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 
 
-async def _chunks() -> AsyncIterator[bytes]:
+async def _chunks() -> AsyncGenerator[bytes]:
     yield b"first"
     yield b"second"
 
@@ -99,3 +104,46 @@ async def test_debug_log_has_the_lines_of_httpx(caplog: pytest.LogCaptureFixture
         line for line in seen if line[0] != "httpx"
     ]
     assert ("httpcore.connection", "connect_tcp.complete") in seen
+
+
+async def _count_events(transport: AsyncioTransport, url: str, fails_at: int) -> int:
+    """Send a request whose trace function fails at an event. Return the number of events."""
+    count = 0
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        if count == fails_at:
+            raise LookupError(name)
+
+    async with httpx.AsyncClient(transport=transport, base_url=url) as client:
+        body = _chunks()
+        with suppress(LookupError):
+            await client.post("/", content=body, extensions={"trace": trace})
+        await body.aclose()
+        state = transport.pool_state()
+        assert (state.open - state.idle, state.connecting, state.waiting) == (0, 0, 0)
+    return count
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
+async def test_trace_function_that_fails_leaves_nothing_open(kind: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    trust, tls = ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(trust)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    path = str(tmp_path / "socket") if kind == "unix" else ""
+    async with Upstream(tls=tls if kind == "tls" else None, path=path) as upstream:
+
+        def transport() -> AsyncioTransport:
+            return AsyncioTransport(verify=trust, uds=path or None, trust_env=False)
+
+        events = await _count_events(transport(), upstream.url, 0)
+        assert events > 9
+        for fails_at in range(1, events + 1):
+            await _count_events(transport(), upstream.url, fails_at)
+            for _ in range(1000):
+                if not upstream.open:
+                    break
+                await asyncio.sleep(0.01)
+            assert not upstream.open, fails_at
