@@ -36,7 +36,7 @@ async def send_request(
     if isinstance(request, ForwardedRequest):
         await request.resolve_body()
     make_target_absolute(client, request)
-    finish_streams_after_goaway(client, request.url)
+    finish_streams_after_goaway(client)
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.

@@ -12,24 +12,27 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from .._logging import logger
-from .workarounds import find_pool, is_of_httpcore, warn_of_unknown_httpcore
+from .workarounds import get_pool, is_of_httpcore, warn_of_unknown_httpcore
 
 _LAST_STREAM_ID = 2**31 - 1
 _REFUSED = "the upstream's GOAWAY refused the request"
 
 
-def finish_streams_after_goaway(client: Any, url: object) -> None:
-    """Prepare the pool that serves a URL, if it speaks HTTP/2 and is not prepared yet.
+def finish_streams_after_goaway(client: Any) -> None:
+    """Prepare the pools of a client that speak HTTP/2 and are not prepared yet.
 
     After a GOAWAY, a connection finishes its streams up to the last that the upstream accepted. It
     takes no more requests. Requests that the upstream did not accept are sent on another
     connection, unless their body is a stream.
     """
-    try:
-        pool = find_pool(client, url)
-    except AttributeError:  # another transport
-        return
-    if not getattr(pool, "_http2", False) or "create_connection" in vars(pool):
+    mounts: dict[object, Any] = getattr(client, "_mounts", {})
+    for transport in (getattr(client, "_transport", None), *mounts.values()):
+        with suppress(AttributeError):  # another transport
+            _prepare(get_pool(transport))
+
+
+def _prepare(pool: Any) -> None:
+    if not pool._http2 or "create_connection" in vars(pool):
         return
     create_connection: Any = pool.__class__.create_connection
 

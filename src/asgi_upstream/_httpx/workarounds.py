@@ -40,16 +40,23 @@ def warn_of_unknown_httpcore(consequence: str) -> None:
 
 
 def find_pool(client: Any, url: object) -> Any:
-    """Return the pool that serves a URL, also if its transport is wrapped for retries or a cache.
+    """Return the pool that serves a URL.
 
     Raises:
         AttributeError: If the transport has no pool.
     """
-    transport = client._transport_for_url(url)
-    # `AsyncioTransport` creates its pool on first access.
-    while "_pool" not in (attributes := getattr(transport, "__dict__", {})):
-        values = attributes.values()
-        transport = next((a for a in values if hasattr(a, "handle_async_request")), None)
+    return get_pool(client._transport_for_url(url))
+
+
+def get_pool(transport: Any) -> Any:
+    """Return the pool of a transport, also if it is wrapped for retries or a cache.
+
+    Raises:
+        AttributeError: If the transport has no pool.
+    """
+    while not hasattr(transport, "_pool"):
+        attributes = getattr(transport, "__dict__", {}).values()
+        transport = next((a for a in attributes if hasattr(a, "handle_async_request")), None)
         if transport is None:
             raise AttributeError("the transport has no pool")
     return transport._pool

@@ -224,8 +224,8 @@ async def test_pool_is_prepared_once_and_for_http2_only() -> None:
         transports: list[Any] = [client._transport, other._transport]
         prepared = set[object]()
         for _ in range(2):
-            finish_streams_after_goaway(client, "http://any")
-            finish_streams_after_goaway(other, "http://any")
+            finish_streams_after_goaway(client)
+            finish_streams_after_goaway(other)
             prepared.add(transports[0]._pool.create_connection)
         assert len(prepared) == 1
         assert "create_connection" not in vars(transports[1]._pool)
