@@ -226,6 +226,8 @@ def test_location_already_under_mount_is_not_mapped_again(value: bytes, expected
         ("http://up.example/a", b"/a/b", b"/a/b/c", b"/a/b/c"),
         ("http://up.example/a", b"/a/b", b"/a/c", b"/a/b/c"),
         ("http://up.example/v1", b"/api", b"/api/a", b"/api/a"),
+        ("http://up.example/v1?", b"/api", b"/v1/a", b"/api/a"),
+        ("http://up.example/longer", b"/api", b"http://up.example/api/a", b"/api/a"),
         ("http://up.example", b"/caf%C3%A9", b"/caf%c3%a9/a", b"/caf%c3%a9/a"),
         ("http://up.example/a%20b", b"/api", b"/a%20b/c", b"/api/c"),
     ],
@@ -423,6 +425,7 @@ def test_without_a_mount_a_cookies_path_only_loses_the_bases() -> None:
     assert cookie(b"a=1; Path=/v1/b", WITH_PATH, b"") == b"a=1; Path=/b"
     assert cookie(b"a=1; Path=/v1", WITH_PATH, b"") == b"a=1; Path=/"
     assert cookie(b"a=1; Path=/", PLAIN, b"") == b"a=1; Path=/"
+    assert cookie(b"a=1; Path=/", WITH_PATH, b"") == b"a=1; Path=/"
 
 
 # --- what always holds ---------------------------------------------------------------------
