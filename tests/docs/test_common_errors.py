@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.page_apps import Serve
 from tests.support.pages import ROOT, UPSTREAM, files
-from tests.support.servers import Caller, ask, free_port
+from tests.support.servers import SocketCaller, ask, free_port
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -20,9 +20,9 @@ CODE = files("docs/common-errors.md")
 
 def test_requests_in_async_def_holds_up_everybody(serve_page: Serve, upstream: Upstream) -> None:
     server = serve_page(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
-    slow = Caller(server, "/relay/never")
+    slow = SocketCaller(server, "/relay/never")
     eventually(lambda: upstream.open_exchanges == 1, 50)
-    health = Caller(server, "/health")
+    health = SocketCaller(server, "/health")
     health.socket.settimeout(1)
     with pytest.raises(TimeoutError):
         health.read(until=b"fine")
@@ -36,7 +36,7 @@ def test_a_thread_or_a_description_holds_up_nobody(
     serve_page: Serve, upstream: Upstream, name: str
 ) -> None:
     server = serve_page(CODE[name])
-    slow = Caller(server, "/relay/never")
+    slow = SocketCaller(server, "/relay/never")
     eventually(lambda: upstream.open_exchanges == 1, 50)
     assert b"fine" in ask(server, "/health").body
     slow.leave()
@@ -56,7 +56,7 @@ def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve_page: Ser
 
 def test_session_discards_connections_beyond_ten(serve_page: Serve) -> None:
     server = serve_page("import logging\n\nlogging.basicConfig()\n" + CODE["session.py"])
-    callers = [Caller(server, "/relay/chunks%3Fcount=3%26delay=0.2") for _ in range(30)]
+    callers = [SocketCaller(server, "/relay/chunks%3Fcount=3%26delay=0.2") for _ in range(30)]
     for caller in callers:
         caller.read()
     eventually(lambda: "Connection pool is full, discarding connection" in server.log(), 50)
@@ -130,7 +130,7 @@ def test_a_connection_of_a_loop_that_is_closed_cannot_be_used(
     program = Program(CODE[name], tmp_path, upstream.url)
     try:
         eventually(lambda: "Uvicorn running" in program.log(), 60)
-        caller = Caller(program, "/item")  # type: ignore[arg-type]
+        caller = SocketCaller(program, "/item")  # type: ignore[arg-type]
         assert status in caller.read().split(b"\r\n")[0]
         closed = "RuntimeError: Event loop is closed"
         assert (closed in program.log()) is (name == "two_loops.py")

@@ -15,7 +15,7 @@ from tests.support.nginx import PROXY, configure_nginx, needs_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import ROOT, files
 from tests.support.peers import CODE as PEERS
-from tests.support.servers import Caller, Server, ask, free_port
+from tests.support.servers import Server, SocketCaller, ask, free_port
 from tests.support.upstream import BEHAVIOURS, Upstream
 from tests.support.waiting import eventually
 
@@ -124,7 +124,7 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
     idle = upstream.open_exchanges
-    caller = Caller(server, path)
+    caller = SocketCaller(server, path)
     eventually(lambda: upstream.open_exchanges == idle + 1, 50)
     if after is not None:
         caller.read(until=after)

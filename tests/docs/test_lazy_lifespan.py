@@ -24,7 +24,7 @@ MANGUM: Mapping[str, Any] = {"http_version": "1.1", "aws.event": {}, "aws.contex
 REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="none")
 
 
-class App:
+class LoggedApp:
     """An app with a client, and a log of its lifespan."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class App:
 
 @pytest.mark.parametrize("server", [DAPHNE, A2WSGI, MANGUM], ids=["daphne", "a2wsgi", "mangum"])
 def test_first_request_starts_the_lifespan_for_all(server: Mapping[str, Any]) -> None:
-    app = App()
+    app = LoggedApp()
 
     async def main() -> None:
         REQUEST_ID.set("of the first request")
@@ -82,7 +82,7 @@ def test_first_request_starts_the_lifespan_for_all(server: Mapping[str, Any]) ->
 
 def test_invocations_in_one_loop_share_one_lifespan() -> None:
     """Mangum runs its loop once for each invocation."""
-    app, loop = App(), asyncio.new_event_loop()
+    app, loop = LoggedApp(), asyncio.new_event_loop()
     for _ in range(3):
         assert loop.run_until_complete(app.get(MANGUM)) == "http://up.example"
     assert app.log == ["start none"]
@@ -92,7 +92,7 @@ def test_invocations_in_one_loop_share_one_lifespan() -> None:
 
 
 def test_concurrent_first_requests_start_one_lifespan() -> None:
-    app = App()
+    app = LoggedApp()
 
     async def main() -> None:
         app.starting = asyncio.Event()
@@ -110,7 +110,7 @@ def test_concurrent_first_requests_start_one_lifespan() -> None:
 
 
 def test_failure_reaches_waiting_requests_and_next_one_retries() -> None:
-    app = App()
+    app = LoggedApp()
     app.failures.append(OSError("no database"))
 
     async def main() -> None:
@@ -127,14 +127,14 @@ def test_failure_without_exception_has_the_apps_message() -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
 
-    app = App()
+    app = LoggedApp()
     app.lazy = LazyLifespan(refuses)
     with pytest.raises(RuntimeError, match="no database"):
         asyncio.run(app.get())
 
 
 def test_each_event_loop_has_its_own_lifespan() -> None:
-    app = App()
+    app = LoggedApp()
     for _ in range(3):
         assert asyncio.run(app.get()) == "http://up.example"
     assert app.log == ["start none", "stop"] * 3
@@ -142,13 +142,13 @@ def test_each_event_loop_has_its_own_lifespan() -> None:
 
 
 def test_wrapper_does_nothing_if_the_server_runs_the_lifespan() -> None:
-    app = App()
+    app = LoggedApp()
     with TestClient(app.lazy) as caller:
         assert caller.get("/").text == "http://up.example"
     assert app.log == ["start none", "stop"]
 
 
 def test_close_without_a_request_does_nothing() -> None:
-    app = App()
+    app = LoggedApp()
     asyncio.run(app.lazy.aclose())
     assert app.log == []

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.page_apps import Serve, serving
 from tests.support.pages import ROOT, files
-from tests.support.servers import Caller, Server, ask
+from tests.support.servers import Server, SocketCaller, ask
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -94,7 +94,7 @@ def test_3_every_failure_is_500(serve: Serve) -> None:
         assert ask(serve(AFTER, **replaced), path).status == status
     for code, status in ((BEFORE, 500), (AFTER, 503)):
         server = serve(code, **full)
-        first = Caller(server, "/silent_mid_body")
+        first = SocketCaller(server, "/silent_mid_body")
         first.read(until=b"first")
         assert ask(server, "/item").status == status
         first.leave()
@@ -104,7 +104,7 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
     patient = {"base_url": "timeout=60, base_url"}  # so that no timeout is taken for a leaving
     with Upstream() as upstream, serving(tmp_path, upstream.url) as serve:
         for code, left_over in ((AFTER, 0), (BEFORE, 1)):
-            caller = Caller(serve(code, **patient), "/never")
+            caller = SocketCaller(serve(code, **patient), "/never")
             eventually(lambda: upstream.open_exchanges == 1, 50)
             caller.leave()
             if left_over:

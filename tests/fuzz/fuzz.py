@@ -31,7 +31,7 @@ from starlette.types import Message, Scope
 from asgi_upstream import BufferedResponse, StreamedResponse, client_lifespan
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
-from tests.support.memory import InMemory, StuckError, VirtualLoop, Wire, end_of_body
+from tests.support.memory import InMemory, MemorySocket, StuckError, VirtualLoop, end_of_body
 
 REQUEST = re.compile(rb"([A-Z]+) /(\d+)(?:-(\d+))? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*\r\n")
 SMUGGLED = b"HTTP/1.1 200 OK\r\nx-id: smuggled\r\ncontent-length: 8\r\n\r\nsmuggled"
@@ -339,10 +339,10 @@ class Case:
 
     # The far end.
 
-    def connected(self, wire: Wire) -> None:
+    def connected(self, wire: MemorySocket) -> None:
         self.far_ends.append(asyncio.create_task(self.far_end(wire)))
 
-    async def far_end(self, wire: Wire) -> None:
+    async def far_end(self, wire: MemorySocket) -> None:
         """One connection at the upstream, which ends in all events."""
         rng, news = self.rng, asyncio.Event()
         wire.on_write = news.set
@@ -382,7 +382,7 @@ class Case:
                 wire.connection.data_received(SMUGGLED)
         wire.reset() if self.chance(0.3) else wire.end()
 
-    async def heard(self, wire: Wire, news: asyncio.Event, patience: float) -> bool:
+    async def heard(self, wire: MemorySocket, news: asyncio.Event, patience: float) -> bool:
         """Whether more was taken in that time."""
         before, until = len(wire.taken), asyncio.get_running_loop().time() + patience
         while len(wire.taken) == before and not wire.closing:
@@ -399,7 +399,7 @@ class Case:
                 return False
         return len(wire.taken) > before
 
-    async def send(self, wire: Wire, raw: bytes) -> None:
+    async def send(self, wire: MemorySocket, raw: bytes) -> None:
         rng = self.rng
         cuts = sorted(rng.randrange(len(raw) + 1) for _ in range(rng.choice([0, 0, 1, 2, 5])))
         if SMUGGLED in raw:  # with the body: behind a later request it would be its response

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.support.servers import NOISE, Caller, Server
+from tests.support.servers import NOISE, Server, SocketCaller
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -36,9 +36,9 @@ def server(running: Server, upstream: Upstream) -> Iterator[Server]:
     """The app on one server. No test may leave an exchange open, or noise in the log."""
     before = len(running.log())
     yield running
-    for caller in Caller.open:
+    for caller in SocketCaller.open:
         caller.leave()
-    Caller.open.clear()
+    SocketCaller.open.clear()
     eventually(lambda: upstream.open_exchanges == 0, 20)
     for noise in NOISE:
         assert noise not in running.log()[before:]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.server_choice import every_server
-from tests.support.servers import NOISE, Caller, Server, ask
+from tests.support.servers import NOISE, Server, SocketCaller, ask
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -50,7 +50,9 @@ def test_disconnect_frees_both_upstreams(
     fields = "content-length: 3\r\n" if method == "POST" else ""
     body = b"abc" if method == "POST" else b""
     before = len(server.log())
-    caller = Caller(server, f"{base}/merge", method=method, fields=fields, body=body, target=path)
+    caller = SocketCaller(
+        server, f"{base}/merge", method=method, fields=fields, body=body, target=path
+    )
     eventually(lambda: upstream.open_exchanges == 2, 60)
     caller.leave()
     eventually(lambda: upstream.open_exchanges == 0, 60)
@@ -69,7 +71,7 @@ def test_failing_upstream_of_a_merge_is_502(server: Server) -> None:
 
 
 def test_silent_event_stream_has_heartbeats(server: Server, upstream: Upstream) -> None:
-    caller = Caller(server, "/heartbeat")
+    caller = SocketCaller(server, "/heartbeat")
     assert b": heartbeat\n\n" in caller.read(until=b": heartbeat\n\n")
     caller.leave()
     eventually(lambda: upstream.open_exchanges == 0, 60)

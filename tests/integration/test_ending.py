@@ -17,8 +17,8 @@ from tests.support.servers import (
     GUNICORN_AS_IT_COMES,
     NOISE,
     Answer,
-    Caller,
     Server,
+    SocketCaller,
 )
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
@@ -66,10 +66,12 @@ class Stop:
 def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
     server = Server(server_name, upstream.url, app="tests.support.apps.one_client_app:app")
     try:
-        callers = {name: Caller(server, path, **options) for name, (path, options) in HELD.items()}
+        callers = {
+            name: SocketCaller(server, path, **options) for name, (path, options) in HELD.items()
+        }
         # On trio hypercorn would never end: it shields its writes.
         deaf = [] if server_name == "hypercorn-trio" else ["/plain/streamed/pour"]
-        deaf_callers = [Caller(server, path, on_stream_error="frame") for path in deaf]
+        deaf_callers = [SocketCaller(server, path, on_stream_error="frame") for path in deaf]
         eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 50)
         time.sleep(0.3)  # so that every server watches its callers
         with ThreadPoolExecutor(len(callers)) as pool:
@@ -81,9 +83,9 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
     with contextlib.suppress(AssertionError):
         eventually(lambda: upstream.open_exchanges == 0, 20)
     yield Stop(server_name, answers, seconds, server.log(), upstream.open_exchanges)
-    for caller in Caller.open:
+    for caller in SocketCaller.open:
         caller.leave()
-    Caller.open.clear()
+    SocketCaller.open.clear()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_server_without_grace_waits_for_its_last_caller(
 ) -> None:
     server = Server(server_name, upstream.url, grace=None)
     try:
-        caller = Caller(server, "/plain/streamed/events")
+        caller = SocketCaller(server, "/plain/streamed/events")
         caller.read(b"data: ")
         server.process.send_signal(signal.SIGTERM)
         time.sleep(GRACE + 1)

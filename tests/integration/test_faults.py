@@ -19,8 +19,8 @@ import pytest
 import trustme
 
 from tests.support.apps.fault_app import HOST
-from tests.support.fault_proxy import End, Fault, FaultProxy
-from tests.support.servers import Answer, Caller, Server, ask
+from tests.support.fault_proxy import Ending, Fault, FaultProxy
+from tests.support.servers import Answer, Server, SocketCaller, ask
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -96,16 +96,16 @@ def through(proxy: FaultProxy, server: Server, path: str, **options: Any) -> Ans
 # Before the start.
 
 BEFORE: dict[str, tuple[Fault, int]] = {
-    "closes at once": (Fault(End.CLOSE), 502),
-    "resets at once": (Fault(End.RESET), 502),
-    "closes within the request": (Fault(End.CLOSE, up=20), 502),
-    "resets within the request": (Fault(End.RESET, up=20), 502),
-    "closes within the head": (Fault(End.CLOSE, down=20), 502),
-    "resets within the head": (Fault(End.RESET, down=20), 502),
-    "half-open at once": (Fault(End.SILENT), 504),
-    "half-open within the request": (Fault(End.SILENT, up=20), 504),
-    "half-open within the head": (Fault(End.SILENT, down=20), 504),
-    "never reads": (Fault(End.DEAF), 504),
+    "closes at once": (Fault(Ending.CLOSE), 502),
+    "resets at once": (Fault(Ending.RESET), 502),
+    "closes within the request": (Fault(Ending.CLOSE, up=20), 502),
+    "resets within the request": (Fault(Ending.RESET, up=20), 502),
+    "closes within the head": (Fault(Ending.CLOSE, down=20), 502),
+    "resets within the head": (Fault(Ending.RESET, down=20), 502),
+    "half-open at once": (Fault(Ending.SILENT), 504),
+    "half-open within the request": (Fault(Ending.SILENT, up=20), 504),
+    "half-open within the head": (Fault(Ending.SILENT, down=20), 504),
+    "never reads": (Fault(Ending.DEAF), 504),
     "late": (Fault(delay=2 * SHORT), 504),
 }
 kinds = pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered"])
@@ -119,7 +119,7 @@ def test_a_fault_before_the_start_is_an_error_status(
     proxy.fault, status = BEFORE[name]
     answer = through(proxy, server, f"{kind}/item", timeout=SHORT if status == 504 else LONG)
     assert (answer.status, answer.complete) == (status, True)
-    if proxy.fault.end is not End.DEAF:  # who does not read does not see the end
+    if proxy.fault.end is not Ending.DEAF:  # who does not read does not see the end
         eventually(lambda: proxy.open == 0, 20)
 
 
@@ -166,10 +166,10 @@ def test_a_peer_that_accepts_no_connection_is_504(server: Server) -> None:
 # In the middle of the body.
 
 DURING: dict[str, Fault] = {
-    "closes": Fault(End.CLOSE, down=100_000),
-    "resets": Fault(End.RESET, down=100_000),
-    "half-open": Fault(End.SILENT, down=100_000),
-    "never reads": Fault(End.DEAF, down=100_000),
+    "closes": Fault(Ending.CLOSE, down=100_000),
+    "resets": Fault(Ending.RESET, down=100_000),
+    "half-open": Fault(Ending.SILENT, down=100_000),
+    "never reads": Fault(Ending.DEAF, down=100_000),
 }
 BREAKS = ("closes", "resets")
 during = pytest.mark.parametrize("name", DURING)
@@ -254,9 +254,9 @@ def test_a_delay_delays_and_changes_nothing(server: Server, proxy: FaultProxy, k
 # Connections that are idle.
 
 
-@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+@pytest.mark.parametrize("end", [Ending.CLOSE, Ending.RESET])
 def test_a_connection_that_ends_while_idle_is_nobodys_error(
-    server: Server, proxy: FaultProxy, end: End
+    server: Server, proxy: FaultProxy, end: Ending
 ) -> None:
     assert through(proxy, server, "plain/streamed/item").status == 200
     for number in range(2, 6):
@@ -267,7 +267,7 @@ def test_a_connection_that_ends_while_idle_is_nobodys_error(
 
 def test_idle_connection_gone_silent_costs_one_timeout(server: Server, proxy: FaultProxy) -> None:
     assert through(proxy, server, "plain/streamed/item").status == 200
-    proxy.cut(End.SILENT)
+    proxy.cut(Ending.SILENT)
     assert through(proxy, server, "plain/streamed/item", timeout=SHORT).status == 504
     assert through(proxy, server, "plain/streamed/item", timeout=LONG).status == 200
     assert proxy.accepted == 2
@@ -276,10 +276,10 @@ def test_idle_connection_gone_silent_costs_one_timeout(server: Server, proxy: Fa
 # Uploads.
 
 UPLOADS: dict[str, tuple[Fault, int]] = {
-    "closes": (Fault(End.CLOSE, up=100_000), 502),
-    "resets": (Fault(End.RESET, up=100_000), 502),
-    "half-open": (Fault(End.SILENT, up=100_000), 504),
-    "never reads": (Fault(End.DEAF, up=100_000), 504),
+    "closes": (Fault(Ending.CLOSE, up=100_000), 502),
+    "resets": (Fault(Ending.RESET, up=100_000), 502),
+    "half-open": (Fault(Ending.SILENT, up=100_000), 504),
+    "never reads": (Fault(Ending.DEAF, up=100_000), 504),
 }
 
 
@@ -289,7 +289,7 @@ def test_a_fault_in_an_upload_is_an_error_status(
 ) -> None:
     proxy.fault, status = UPLOADS[name]
     size = 16 << 20  # more than all buffers on the way hold
-    caller = Caller(
+    caller = SocketCaller(
         server,
         "/plain/streamed/echo",
         method="POST",
@@ -323,9 +323,9 @@ def test_a_fault_in_an_upload_is_an_error_status(
 def test_disconnect_from_half_open_upstream_frees_connection(
     server: Server, proxy: FaultProxy, upstream: Upstream, down: int, reset: bool
 ) -> None:
-    proxy.fault = Fault(End.SILENT, down=down)
+    proxy.fault = Fault(Ending.SILENT, down=down)
     url = f"http://127.0.0.1:{proxy.port}/pour"
-    caller = Caller(server, "/plain/streamed/pour", url=url)
+    caller = SocketCaller(server, "/plain/streamed/pour", url=url)
     eventually(lambda: upstream.open_exchanges == 1, 20)
     caller.leave(reset=reset)
     eventually(lambda: proxy.open == 0, 20)
@@ -335,10 +335,10 @@ def test_disconnect_from_half_open_upstream_frees_connection(
 
 
 @kinds
-@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.SILENT])
+@pytest.mark.parametrize("end", [Ending.CLOSE, Ending.RESET, Ending.SILENT])
 @pytest.mark.parametrize("body", ["item?size=300000", "pour"])
 def test_tls_that_breaks_off_in_the_body_is_truncation(
-    server: Server, secure: Upstream, kind: str, end: End, body: str
+    server: Server, secure: Upstream, kind: str, end: Ending, body: str
 ) -> None:
     with FaultProxy(secure.port) as proxy:
         url = f"https://127.0.0.1:{proxy.port}/"
@@ -346,10 +346,10 @@ def test_tls_that_breaks_off_in_the_body_is_truncation(
         answer = ask(server, f"{path}/item", url=f"{url}item")
         assert (answer.status, answer.complete) == (200, True)
         proxy.fault = Fault(end, down=100_000)  # with no close_notify, as none comes from it
-        timeout = AFTER_HEAD if end is End.SILENT else LONG
+        timeout = AFTER_HEAD if end is Ending.SILENT else LONG
         answer = ask(server, f"{path}/item", url=url + body, timeout=timeout)
         if "buffered" in kind:
-            assert answer.status == (504 if end is End.SILENT else 502)
+            assert answer.status == (504 if end is Ending.SILENT else 502)
         else:
             assert answer.status == 200
             assert not answer.complete
@@ -359,16 +359,16 @@ def test_tls_that_breaks_off_in_the_body_is_truncation(
         assert ask(server, f"{path}/item", url=f"{url}item").complete
 
 
-@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.SILENT])
+@pytest.mark.parametrize("end", [Ending.CLOSE, Ending.RESET, Ending.SILENT])
 def test_tls_that_breaks_off_in_the_handshake_is_an_error_status(
-    server: Server, secure: Upstream, end: End
+    server: Server, secure: Upstream, end: Ending
 ) -> None:
     with FaultProxy(secure.port) as proxy:
         proxy.fault = Fault(end, down=500)
         url = f"https://127.0.0.1:{proxy.port}/item"
-        timeout = SHORT if end is End.SILENT else LONG
+        timeout = SHORT if end is Ending.SILENT else LONG
         answer = ask(server, "/plain/trusting/streamed/item", url=url, timeout=timeout)
-        assert answer.status == (504 if end is End.SILENT else 502)
+        assert answer.status == (504 if end is Ending.SILENT else 502)
         eventually(lambda: proxy.open == 0, 20)
 
 
@@ -394,7 +394,7 @@ def test_dns_that_fails_is_502_until_it_recovers(server: Server, proxy: FaultPro
         assert (answer.status, answer.body) == (502, b'{"detail":"The upstream cannot be reached"}')
         ask(server, "/resolver")
         assert by_name(proxy, server).status == 200
-        proxy.cut(End.CLOSE)
+        proxy.cut(Ending.CLOSE)
 
 
 @pytest.mark.servers(*RESOLVING, fast=("uvicorn-h11",))
@@ -404,7 +404,7 @@ def test_a_connection_that_is_kept_needs_no_dns(server: Server, proxy: FaultProx
     ask(server, "/resolver?fails=true")
     assert by_name(proxy, server).status == 200
     assert proxy.accepted == 1
-    proxy.cut(End.CLOSE)
+    proxy.cut(Ending.CLOSE)
 
 
 @pytest.mark.servers(*RESOLVING, fast=("uvicorn-h11",))
@@ -418,7 +418,7 @@ def test_dns_that_is_slow_is_504_after_the_connect_timeout(
     assert float(answer.field(b"x-seconds") or 9) < 4.5
     ask(server, "/resolver")
     assert by_name(proxy, server).status == 200
-    proxy.cut(End.CLOSE)
+    proxy.cut(Ending.CLOSE)
 
 
 # No descriptors left.
@@ -494,9 +494,9 @@ def log(request: pytest.FixtureRequest, server: Server) -> Iterator[str]:
 @pytest.mark.usefixtures("log")
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed"])
 def test_a_log_that_fails_changes_no_answer(server: Server, proxy: FaultProxy, kind: str) -> None:
-    proxy.fault = Fault(End.RESET)
+    proxy.fault = Fault(Ending.RESET)
     assert through(proxy, server, f"{kind}/item").status == 502
-    proxy.fault = Fault(End.SILENT)
+    proxy.fault = Fault(Ending.SILENT)
     assert through(proxy, server, f"{kind}/item", timeout=SHORT).status == 504
     proxy.fault = DURING["resets"]
     answer = through(proxy, server, f"{kind}/item?size=300000")

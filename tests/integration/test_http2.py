@@ -37,7 +37,7 @@ OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection", "transfer-e
 # To an upstream by HTTP/2.
 
 
-class Upstream:
+class HTTP2Upstream:
     """An ASGI app that counts, and does as the last part of the path says."""
 
     def __init__(self) -> None:
@@ -114,9 +114,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture
-def speaking_h2(certificate: Certificate) -> Iterator[tuple[Upstream, Server]]:
+def speaking_h2(certificate: Certificate) -> Iterator[tuple[HTTP2Upstream, Server]]:
     """A pair for each test, for one connection carries all that a test leaves behind."""
-    app = Upstream()
+    app = HTTP2Upstream()
     with Hypercorn(app, certificate) as upstream, pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPSTREAM_CA", str(certificate.authority))
         server = Server("uvicorn-httptools", upstream.url, app="tests.support.apps.forward_app:h2")
@@ -125,12 +125,12 @@ def speaking_h2(certificate: Certificate) -> Iterator[tuple[Upstream, Server]]:
 
 
 @pytest.fixture
-def upstream(speaking_h2: tuple[Upstream, Server]) -> Upstream:
+def upstream(speaking_h2: tuple[HTTP2Upstream, Server]) -> HTTP2Upstream:
     return speaking_h2[0]
 
 
 @pytest.fixture
-def app(speaking_h2: tuple[Upstream, Server]) -> Server:
+def app(speaking_h2: tuple[HTTP2Upstream, Server]) -> Server:
     return speaking_h2[1]
 
 
@@ -139,7 +139,7 @@ def told(answer: Answer) -> Any:
     return json.loads(answer.body)
 
 
-def test_a_request_goes_to_the_upstream_by_http_2(upstream: Upstream, app: Server) -> None:
+def test_a_request_goes_to_the_upstream_by_http_2(upstream: HTTP2Upstream, app: Server) -> None:
     answer = send(app, head("GET", "/forward/a%2Fb//x%zz?c=%2f", "X-A: 1", "X-A: 2", "X-E:"))
     told_of = told(answer)
     assert (told_of["version"], told_of["method"]) == ("2", "GET")
@@ -150,7 +150,7 @@ def test_a_request_goes_to_the_upstream_by_http_2(upstream: Upstream, app: Serve
     assert answer.complete
 
 
-def test_no_field_of_one_connection_goes_into_http_2(upstream: Upstream, app: Server) -> None:
+def test_no_field_of_one_connection_goes_into_http_2(upstream: HTTP2Upstream, app: Server) -> None:
     fields = ["Connection: x-a", "X-A: 1", "Keep-Alive: timeout=5", "Proxy-Connection: close"]
     fields += ["Upgrade: other", "TE: trailers", "Trailer: x-b", "Transfer-Encoding: chunked"]
     body = b"5\r\nhello\r\n0\r\n\r\n"
@@ -160,7 +160,9 @@ def test_no_field_of_one_connection_goes_into_http_2(upstream: Upstream, app: Se
     assert (told_of["version"], told_of["body"]) == ("2", "hello")
 
 
-def test_a_body_with_a_length_goes_by_http_2_and_keeps_it(upstream: Upstream, app: Server) -> None:
+def test_a_body_with_a_length_goes_by_http_2_and_keeps_it(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     for size in (0, 5, 300_000):
         request = head("POST", "/forward/x", f"Content-Length: {size}") + b"a" * size
         told_of = told(send(app, request))
@@ -168,7 +170,9 @@ def test_a_body_with_a_length_goes_by_http_2_and_keeps_it(upstream: Upstream, ap
         assert ["content-length", str(size)] in told_of["fields"]
 
 
-def test_many_exchanges_share_one_connection_at_a_time(upstream: Upstream, app: Server) -> None:
+def test_many_exchanges_share_one_connection_at_a_time(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     told(send(app, head("GET", "/forward/x")))
     before = len(upstream.scopes)
     start = time.monotonic()
@@ -188,20 +192,24 @@ def pouring(app: Server, name: str) -> socket.socket:
     return connection
 
 
-def test_a_caller_who_leaves_resets_its_stream(upstream: Upstream, app: Server) -> None:
+def test_a_caller_who_leaves_resets_its_stream(upstream: HTTP2Upstream, app: Server) -> None:
     with pouring(app, "leaves") as leaving:
         assert leaving.recv(1000).startswith(b"HTTP/1.1 200")
     eventually(lambda: "leaves" in upstream.left, 40)
 
 
-def test_disconnect_before_the_headers_resets_the_stream(upstream: Upstream, app: Server) -> None:
+def test_disconnect_before_the_headers_resets_the_stream(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     with connect(app) as leaving:
         leaving.sendall(head("GET", "/forward/never"))
         eventually(lambda: upstream.busy == 1, 60)
     eventually(lambda: upstream.busy == 0, 40)
 
 
-def test_a_caller_who_leaves_does_not_disturb_the_others(upstream: Upstream, app: Server) -> None:
+def test_a_caller_who_leaves_does_not_disturb_the_others(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     # Hypercorn itself ends a connection now and then when streams into which it pours are reset.
     for _ in range(10):
         before = len(upstream.scopes)
@@ -226,7 +234,9 @@ def goes_on_while_others_leave(app: Server) -> bool:
         return got >= 40 * MB
 
 
-def test_disconnects_do_not_use_up_streams_of_a_connection(upstream: Upstream, app: Server) -> None:
+def test_disconnects_do_not_use_up_streams_of_a_connection(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     # https://github.com/encode/httpcore/issues/943: "Max outbound streams is 200, 200 open".
     for left in (0, 50, 100, 150):
         leaving = [connect(app) for _ in range(50)]
@@ -239,7 +249,7 @@ def test_disconnects_do_not_use_up_streams_of_a_connection(upstream: Upstream, a
 
 
 def test_websocket_to_an_http_2_upstream_is_502_and_is_closed(
-    upstream: Upstream, app: Server
+    upstream: HTTP2Upstream, app: Server
 ) -> None:
     assert told(send(app, head("GET", "/forward/x")))["version"] == "2"
     fields = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
@@ -254,7 +264,7 @@ def test_websocket_to_an_http_2_upstream_is_502_and_is_closed(
     assert "use a client without http2=True" in app.log()
 
 
-def test_flow_control_holds_a_slow_reader(upstream: Upstream, app: Server) -> None:
+def test_flow_control_holds_a_slow_reader(upstream: HTTP2Upstream, app: Server) -> None:
     told(send(app, head("GET", "/forward/x")))
     memory = app.memory()
     with pouring(app, "slow") as slow:
@@ -267,7 +277,7 @@ def test_flow_control_holds_a_slow_reader(upstream: Upstream, app: Server) -> No
             time.sleep(0.1)
 
 
-def test_a_slow_reader_does_not_hold_the_others(upstream: Upstream, app: Server) -> None:
+def test_a_slow_reader_does_not_hold_the_others(upstream: HTTP2Upstream, app: Server) -> None:
     with pouring(app, "slow") as slow:
         assert slow.recv(1000).startswith(b"HTTP/1.1 200")
         # Each other exchange reads some of the slow one's, until its window is used up.
@@ -279,7 +289,7 @@ def test_a_slow_reader_does_not_hold_the_others(upstream: Upstream, app: Server)
 
 
 def test_an_upload_that_its_caller_tears_is_reset_and_not_ended(
-    upstream: Upstream, app: Server
+    upstream: HTTP2Upstream, app: Server
 ) -> None:
     with connect(app) as connection:
         connection.sendall(head("POST", "/forward/x", "Content-Length: 500") + b"a" * 100)
@@ -288,7 +298,9 @@ def test_an_upload_that_its_caller_tears_is_reset_and_not_ended(
     assert upstream.bodies == []
 
 
-def test_trailers_of_an_upstream_by_http_2_are_dropped(upstream: Upstream, app: Server) -> None:
+def test_trailers_of_an_upstream_by_http_2_are_dropped(
+    upstream: HTTP2Upstream, app: Server
+) -> None:
     with connect(app) as connection:
         connection.sendall(head("GET", "/forward/trailers"))
         data = until_the_end(connection)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.server_choice import ALL_SERVERS
-from tests.support.servers import NOISE, Caller, Server, ask
+from tests.support.servers import NOISE, Server, SocketCaller, ask
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -41,9 +41,9 @@ def records(observed: Server, upstream: Upstream) -> Iterator[Records]:
         return got
 
     yield kept
-    for caller in Caller.open:
+    for caller in SocketCaller.open:
         caller.leave()
-    Caller.open.clear()
+    SocketCaller.open.clear()
 
 
 def test_each_answer_has_one_record_with_its_bytes(observed: Server, records: Records) -> None:
@@ -83,7 +83,7 @@ def test_a_head_request_receives_nothing(observed: Server, records: Records, way
 def test_a_caller_who_leaves_before_the_headers(
     observed: Server, records: Records, upstream: Upstream, way: str, reset: bool
 ) -> None:
-    caller = Caller(observed, f"{way}/never")
+    caller = SocketCaller(observed, f"{way}/never")
     eventually(lambda: upstream.open_exchanges == 1, 50)
     assert observed.state()["open"] == 1
     caller.leave(reset=reset)
@@ -96,7 +96,7 @@ def test_a_caller_who_leaves_before_the_headers(
 def test_a_caller_who_leaves_in_the_body(
     observed: Server, records: Records, way: str, path: str
 ) -> None:
-    caller = Caller(observed, f"{way}/{path}")
+    caller = SocketCaller(observed, f"{way}/{path}")
     caller.read(until=b"\r\n\r\n")
     caller.leave()
     (record,) = records()
@@ -107,7 +107,7 @@ def test_a_caller_who_leaves_in_its_upload(
     observed: Server, records: Records, upstream: Upstream
 ) -> None:
     fields = "content-length: 6\r\n"
-    caller = Caller(observed, "/forward/echo", method="POST", fields=fields, body=b"abc")
+    caller = SocketCaller(observed, "/forward/echo", method="POST", fields=fields, body=b"abc")
     eventually(lambda: upstream.open_exchanges == 1, 50)
     caller.leave()
     (record,) = records()
@@ -132,7 +132,7 @@ def test_many_at_once_are_counted_and_each_has_its_record(
     observed: Server, records: Records, upstream: Upstream
 ) -> None:
     """50 are at the upstream, 10 wait for a place; half leave, for the others it ends."""
-    callers = [Caller(observed, f"{way}/never") for way in WAYS for _ in range(20)]
+    callers = [SocketCaller(observed, f"{way}/never") for way in WAYS for _ in range(20)]
     eventually(lambda: observed.state()["open"] == 60, 60)
     eventually(lambda: upstream.open_exchanges == 50, 60)
     for caller in callers:
@@ -146,8 +146,8 @@ def test_exchange_open_when_the_server_stops_has_one_record(
 ) -> None:
     """Or in none on granian, which kills its worker."""
     server = Server(server_name, upstream.url, app=APP)
-    callers = [Caller(server, f"{way}/never") for way in WAYS]
-    streaming = Caller(server, "/plain/streamed/events")
+    callers = [SocketCaller(server, f"{way}/never") for way in WAYS]
+    streaming = SocketCaller(server, "/plain/streamed/events")
     streaming.read(until=b"data:")
     eventually(lambda: upstream.open_exchanges == 4, 50)
     server.stop()
@@ -156,4 +156,4 @@ def test_exchange_open_when_the_server_stops_has_one_record(
     eventually(lambda: upstream.open_exchanges == 0, 50)
     for caller in [*callers, streaming]:
         caller.leave()
-    Caller.open.clear()
+    SocketCaller.open.clear()

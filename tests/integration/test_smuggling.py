@@ -389,7 +389,7 @@ ATTACKS |= {f"{name}, left open": ATTACKS[name].replace(HIDDEN, OPEN) for name i
 
 
 @dataclass
-class Outcome:
+class AttackResult:
     answers: bytes
     victim: bytes
 
@@ -398,7 +398,7 @@ class Outcome:
 class Aftermath:
     """Of all attacks on one server."""
 
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, AttackResult]
     connections: list[Connection]
     busy: int
 
@@ -433,7 +433,7 @@ def send(server: Server, data: bytes, quiet: float) -> bytes:
     return answer
 
 
-def attack(server: Server, name: str) -> Outcome:
+def attack(server: Server, name: str) -> AttackResult:
     """The attack, and on another connection a request of somebody else's."""
     key = key_of(name)
     answers = send(server, (ATTACKS[name] + LAST).replace(b"KKKK", key), QUIET)
@@ -443,7 +443,7 @@ def attack(server: Server, name: str) -> Outcome:
         time.sleep(pause)
         if answer := send(server, victim, 60):
             break
-    return Outcome(answers, answer)
+    return AttackResult(answers, answer)
 
 
 @pytest.fixture(scope="module")

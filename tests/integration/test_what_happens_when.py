@@ -13,8 +13,8 @@ from tests.support.server_choice import every_server
 from tests.support.servers import (
     GRACE,
     Answer,
-    Caller,
     Server,
+    SocketCaller,
     ask,
     free_port,
 )
@@ -81,7 +81,7 @@ def test_every_final_status_is_relayed(server: Server, kind: str, code: int) -> 
 @every_server
 @kinds
 def test_head_keeps_the_length_and_has_no_body(server: Server, kind: str) -> None:
-    data = Caller(server, f"/{kind}/item?size=77", method="HEAD").read()
+    data = SocketCaller(server, f"/{kind}/item?size=77", method="HEAD").read()
     answer = Answer(data)
     assert (answer.status, answer.all(b"content-length"), answer.body) == (200, [b"77"], b"")
 
@@ -107,14 +107,14 @@ def test_a_compressed_body_is_relayed_as_it_is_or_decoded(server: Server, kind: 
 
 @every_server
 def test_a_chunk_leaves_before_the_next_one_comes(server: Server) -> None:
-    caller = Caller(server, "/plain/streamed/silent_mid_body")
+    caller = SocketCaller(server, "/plain/streamed/silent_mid_body")
     assert b"first" in caller.read(b"first")
     caller.leave()
 
 
 @every_server
 def test_the_head_of_a_silent_stream_arrives_at_once(server: Server) -> None:
-    caller = Caller(server, "/plain/streamed/silent_after_head")
+    caller = SocketCaller(server, "/plain/streamed/silent_after_head")
     assert b" 200 " in caller.read(b"\r\n\r\n")
     caller.leave()
 
@@ -149,7 +149,7 @@ def test_disconnect_before_the_headers_frees_connection(
     server: Server, upstream: Upstream, kind: str, reset: bool
 ) -> None:
     connections = upstream.open_connections
-    caller = Caller(server, f"/{kind}/never")
+    caller = SocketCaller(server, f"/{kind}/never")
     eventually(lambda: upstream.open_exchanges == 1, 20)
     caller.leave(reset=reset)
     eventually(lambda: upstream.open_exchanges == 0, 10)
@@ -179,7 +179,7 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
     server: Server, upstream: Upstream, kind: str, reset: bool, behaviour: str
 ) -> None:
     options: dict[str, Any] = {"max_bytes": 10**12} if "buffered" in kind else {}
-    caller = Caller(server, f"/{kind}/{behaviour}", **options)
+    caller = SocketCaller(server, f"/{kind}/{behaviour}", **options)
     eventually(lambda: upstream.open_exchanges == 1, 20)
     if "buffered" not in kind:
         caller.read(b"\r\n\r\n")
@@ -192,7 +192,7 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
 def test_disconnect_after_the_upload_frees_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
-    caller = Caller(
+    caller = SocketCaller(
         server,
         f"/{kind}/never",
         method="POST",
@@ -210,7 +210,7 @@ def test_disconnect_after_the_upload_frees_connection(
 def test_disconnect_within_the_upload_frees_connection(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
-    caller = Caller(
+    caller = SocketCaller(
         server,
         f"/{kind}/never",
         method="POST",
@@ -226,7 +226,7 @@ def test_disconnect_within_the_upload_frees_connection(
 def test_slot_of_a_small_pool_is_free_after_a_disconnect(
     server: Server, upstream: Upstream
 ) -> None:
-    caller = Caller(server, "/plain/narrow/never")
+    caller = SocketCaller(server, "/plain/narrow/never")
     eventually(lambda: upstream.open_exchanges == 1, 20)
     caller.leave()
     assert ask(server, "/plain/narrow/item").status == 200
@@ -236,10 +236,10 @@ def test_slot_of_a_small_pool_is_free_after_a_disconnect(
 def test_disconnect_while_waiting_for_the_pool_takes_no_slot(
     server: Server, upstream: Upstream
 ) -> None:
-    holder = Caller(server, "/plain/narrow/never")
+    holder = SocketCaller(server, "/plain/narrow/never")
     eventually(lambda: upstream.open_exchanges == 1, 20)
     requests = len(upstream.requests)
-    waiting = [Caller(server, "/plain/narrow/item") for _ in range(5)]
+    waiting = [SocketCaller(server, "/plain/narrow/item") for _ in range(5)]
     time.sleep(0.1)
     for caller in waiting:
         caller.leave()
@@ -253,7 +253,7 @@ def test_disconnect_while_waiting_for_the_pool_takes_no_slot(
 def test_a_caller_who_leaves_is_not_logged_as_a_failure(server: Server, upstream: Upstream) -> None:
     def leave() -> None:
         for path in ("plain/streamed/never", "base/streamed/never", "base/streamed/pour"):
-            caller = Caller(server, f"/{path}")
+            caller = SocketCaller(server, f"/{path}")
             eventually(lambda: upstream.open_exchanges == 1, 20)
             caller.leave()
             eventually(lambda: upstream.open_exchanges == 0, 20)
@@ -269,7 +269,9 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
     paths = ["never", "silent_after_head", "silent_mid_body", "events", "pour"]
     with ThreadPoolExecutor(20) as pool:
         callers = list(
-            pool.map(lambda n: Caller(server, f"/{KINDS[n % 2]}/{paths[n // 2 % 4]}"), range(500))
+            pool.map(
+                lambda n: SocketCaller(server, f"/{KINDS[n % 2]}/{paths[n // 2 % 4]}"), range(500)
+            )
         )
         eventually(lambda: upstream.open_exchanges == 500, 60)
         list(pool.map(lambda n: callers[n].leave(reset=n % 2 == 0), range(500)))
@@ -283,8 +285,8 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
 def test_many_disconnects_at_once_free_all_slots_of_the_pool(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
-    def call(number: int) -> Caller:
-        return Caller(server, f"/{kind}/fifty/never")
+    def call(number: int) -> SocketCaller:
+        return SocketCaller(server, f"/{kind}/fifty/never")
 
     with ThreadPoolExecutor(20) as pool:
         callers = list(pool.map(call, range(200)))
@@ -302,7 +304,7 @@ def test_background_runs_if_the_response_was_sent_whole(server: Server, upstream
         ask(server, f"/plain/{kind}/item", background=f"whole {kind}")
         ask(server, f"/plain/{kind}/short", background=f"failed {kind}")
         for path in ("never", "silent_mid_body"):
-            caller = Caller(server, f"/plain/{kind}/{path}", background=f"left {kind} {path}")
+            caller = SocketCaller(server, f"/plain/{kind}/{path}", background=f"left {kind} {path}")
             eventually(lambda: upstream.open_exchanges == 1, 20)
             caller.leave()
             eventually(lambda: upstream.open_exchanges == 0, 20)
@@ -390,7 +392,7 @@ def test_a_deadline_before_the_headers_is_504(server: Server, kind: str) -> None
 
 
 def test_a_full_pool_is_503_with_retry_after(server: Server, upstream: Upstream) -> None:
-    holder = Caller(server, "/plain/narrow/never")
+    holder = SocketCaller(server, "/plain/narrow/never")
     eventually(lambda: upstream.open_exchanges == 1, 20)
     answer = ask(server, "/plain/narrow/item", timeout=0.1)
     assert (answer.status, answer.field(b"retry-after")) == (503, b"1")
@@ -524,7 +526,7 @@ def test_a_caller_who_does_not_read_holds_the_upstream_back(
     server: Server, upstream: Upstream, kind: str
 ) -> None:
     ask(server, f"/{kind}/item?size=3000000")
-    caller = Caller(server, f"/{kind}/pour")
+    caller = SocketCaller(server, f"/{kind}/pour")
     caller.read(b"\r\n\r\n")
     time.sleep(0.5)
     before = server.memory()
@@ -541,7 +543,7 @@ def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
     ask(server, "/plain/streamed/item?size=3000000")
     before = server.memory()
     for _ in range(5):
-        caller = Caller(server, "/plain/streamed/pour")
+        caller = SocketCaller(server, "/plain/streamed/pour")
         caller.read_bytes(3_000_000)
         caller.leave(reset=True)
         eventually(lambda: upstream.open_exchanges == 0, 20)
@@ -558,7 +560,7 @@ def test_stopped_server_ends_in_its_grace_and_closes_upstream(
     server = Server(server_name, upstream.url)
     try:
         callers = [
-            Caller(server, f"/{kind}/{behaviour}")
+            SocketCaller(server, f"/{kind}/{behaviour}")
             for kind in KINDS
             for behaviour in ("never", "events", "silent_mid_body")
         ]

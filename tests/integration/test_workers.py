@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from asgi_upstream.testing import ReceivedRequest
-from tests.support.servers import GUNICORN, ROOT, Answer, Caller, Server
+from tests.support.servers import GUNICORN, ROOT, Answer, Server, SocketCaller
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
 
@@ -35,9 +35,9 @@ def serving(name: str, upstream: Upstream, *options: str) -> Iterator[Server]:
     try:
         yield server
     finally:
-        for caller in Caller.open:
+        for caller in SocketCaller.open:
             caller.leave()
-        Caller.open.clear()
+        SocketCaller.open.clear()
         server.stop()
 
 
@@ -64,11 +64,11 @@ def test_each_worker_has_a_pool_of_its_own(
         for _ in range(400):  # which worker takes a connection is the kernel's choice
             if upstream.open_exchanges == full:
                 break
-            Caller(server, "/plain/streamed/never")
+            SocketCaller(server, "/plain/streamed/never")
             time.sleep(0.02)
         eventually(lambda: upstream.open_exchanges == full, 60)
         for _ in range(2 * full):
-            Caller(server, "/plain/streamed/never")
+            SocketCaller(server, "/plain/streamed/never")
         time.sleep(0.5)
         assert upstream.open_exchanges == full
         assert sorted(under_way().values()) == [PLACES] * workers
@@ -103,7 +103,7 @@ class Load:
     def _ask(self) -> None:
         while not self._over.is_set() and time.monotonic() < self._until:
             try:
-                caller = Caller(self._server, "/plain/streamed/chunks?count=5&delay=0.03")
+                caller = SocketCaller(self._server, "/plain/streamed/chunks?count=5&delay=0.03")
                 data = caller.read()
             except OSError:
                 data = b""
@@ -169,7 +169,7 @@ def test_a_stop_of_several_workers_finishes_a_short_answer(
     upstream: Upstream, server_name: str
 ) -> None:
     with serving(server_name, upstream, "--workers", "2") as server, ThreadPoolExecutor(1) as pool:
-        caller = Caller(server, "/plain/streamed/chunks?count=15&delay=0.1")
+        caller = SocketCaller(server, "/plain/streamed/chunks?count=15&delay=0.1")
         caller.read(b"chunk-0;")
         reading = pool.submit(caller.read)
         server.stop()

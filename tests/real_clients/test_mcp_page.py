@@ -43,7 +43,7 @@ app.router.routes += [Route(f"/{name}", mcp) for name in ("authorize", "token", 
 """
 
 
-class Site:
+class MCPSite:
     """The page's apps behind TLS, and the MCP server that they forward to."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
@@ -85,9 +85,9 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path) -> Iterator[MCPSite]:
     with ExitStack() as stack:
-        yield Site(stack, tmp_path)
+        yield MCPSite(stack, tmp_path)
 
 
 async def add(http: httpx2.AsyncClient, url: str, mode: str = "auto") -> object:
@@ -105,7 +105,9 @@ async def add(http: httpx2.AsyncClient, url: str, mode: str = "auto") -> object:
         pytest.param(STARLETTE, "legacy", id="starlette-legacy"),
     ],
 )
-async def test_bare_path_is_called_without_a_redirect(site: Site, addition: str, mode: str) -> None:
+async def test_bare_path_is_called_without_a_redirect(
+    site: MCPSite, addition: str, mode: str
+) -> None:
     url = site.serve(files("docs/mcp.md")["app.py"] + addition)
     statuses: list[int] = []
     http = site.connect()
@@ -118,7 +120,7 @@ async def test_bare_path_is_called_without_a_redirect(site: Site, addition: str,
     assert all(200 <= status < 300 for status in statuses)
 
 
-async def test_checked_endpoint_refuses_and_forwards(site: Site) -> None:
+async def test_checked_endpoint_refuses_and_forwards(site: MCPSite) -> None:
     url = site.serve(files("docs/mcp.md")["checked.py"])
     async with site.connect() as http:
         assert (await http.post(f"{url}/mcp", json={})).status_code in (401, 403)
@@ -146,7 +148,7 @@ class Storage:
         self.client = client_info
 
 
-async def test_oauth_metadata_leads_the_client_to_a_token(site: Site) -> None:
+async def test_oauth_metadata_leads_the_client_to_a_token(site: MCPSite) -> None:
     code = files("docs/mcp.md")["app.py"] + ISSUER
     url = site.serve(code, "tests.real_clients.mcp_oauth_server:app")
     came_back: list[dict[str, list[str]]] = []

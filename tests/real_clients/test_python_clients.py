@@ -27,7 +27,7 @@ PARTS = 30
 DIGEST = hashlib.sha256(PART * PARTS).hexdigest()
 
 
-class Answer(NamedTuple):
+class ClientAnswer(NamedTuple):
     status: int
     body: bytes
     cookies: dict[str, str]
@@ -43,14 +43,14 @@ class Client(ABC):
         self.url = url
 
     @abstractmethod
-    def ask(self, method: str, path: str, **options: Any) -> Answer: ...
+    def ask(self, method: str, path: str, **options: Any) -> ClientAnswer: ...
 
     @abstractmethod
-    def upload(self, path: str) -> Answer:
+    def upload(self, path: str) -> ClientAnswer:
         """Send a body of unknown length."""
 
     @abstractmethod
-    def form(self, path: str, file: bytes) -> Answer: ...
+    def form(self, path: str, file: bytes) -> ClientAnswer: ...
 
     @abstractmethod
     def read_and_leave(self, path: str) -> bytes:
@@ -83,16 +83,16 @@ class Httpx(Client):
         super().__init__(url)
         self._client = package.Client(base_url=url, trust_env=False, timeout=20)
 
-    def ask(self, method: str, path: str, **options: Any) -> Answer:
+    def ask(self, method: str, path: str, **options: Any) -> ClientAnswer:
         if isinstance(options.get("data"), bytes):
             options["content"] = options.pop("data")
         answer = self._client.request(method, path, follow_redirects=True, **options)
-        return Answer(answer.status_code, answer.content, dict(self._client.cookies))
+        return ClientAnswer(answer.status_code, answer.content, dict(self._client.cookies))
 
-    def upload(self, path: str) -> Answer:
+    def upload(self, path: str) -> ClientAnswer:
         return self.ask("POST", path, content=parts())
 
-    def form(self, path: str, file: bytes) -> Answer:
+    def form(self, path: str, file: bytes) -> ClientAnswer:
         return self.ask("POST", path, files={"file": ("name.bin", file)}, data={"a": "b"})
 
     def read_and_leave(self, path: str) -> bytes:
@@ -119,18 +119,18 @@ class Requests(Client):
         self._session = requests.Session()
         self._session.trust_env = False
 
-    def ask(self, method: str, path: str, **options: Any) -> Answer:
+    def ask(self, method: str, path: str, **options: Any) -> ClientAnswer:
         with self._session.request(method, self.url + path, timeout=20, **options) as answer:
-            return Answer(
+            return ClientAnswer(
                 answer.status_code,
                 answer.content,
                 {c.name: c.value or "" for c in self._session.cookies},
             )
 
-    def upload(self, path: str) -> Answer:
+    def upload(self, path: str) -> ClientAnswer:
         return self.ask("POST", path, data=parts())
 
-    def form(self, path: str, file: bytes) -> Answer:
+    def form(self, path: str, file: bytes) -> ClientAnswer:
         return self.ask("POST", path, files={"file": ("name.bin", file)}, data={"a": "b"})
 
     def read_and_leave(self, path: str) -> bytes:
@@ -157,22 +157,22 @@ class Aiohttp(Client):
         timeout = aiohttp.ClientTimeout(20)
         self._session = aiohttp.ClientSession(self.url, cookie_jar=jar, timeout=timeout)
 
-    def ask(self, method: str, path: str, **options: Any) -> Answer:
-        async def ask() -> Answer:
+    def ask(self, method: str, path: str, **options: Any) -> ClientAnswer:
+        async def ask() -> ClientAnswer:
             async with self._session.request(method, path, **options) as answer:
                 cookies = {cookie.key: cookie.value for cookie in self._session.cookie_jar}
-                return Answer(answer.status, await answer.read(), cookies)
+                return ClientAnswer(answer.status, await answer.read(), cookies)
 
         return self._loop.run(ask())
 
-    def upload(self, path: str) -> Answer:
+    def upload(self, path: str) -> ClientAnswer:
         async def several() -> AsyncIterator[bytes]:
             for part in parts():
                 yield part
 
         return self.ask("POST", path, data=several())
 
-    def form(self, path: str, file: bytes) -> Answer:
+    def form(self, path: str, file: bytes) -> ClientAnswer:
         form = aiohttp.FormData({"a": "b"})
         form.add_field("file", io.BytesIO(file), filename="name.bin")
         return self.ask("POST", path, data=form)

@@ -96,7 +96,7 @@ class Reading:
         self._seen.complete = True
 
 
-class Caller:
+class SoakCaller:
     """One after the other, on one connection as long as that may be used again."""
 
     def __init__(self, port: int, has_come: Callable[[int], bool]) -> None:

@@ -3,19 +3,19 @@
 import asyncio
 import itertools
 
-from tests.support.fault_proxy import End, Fault, FaultProxy
+from tests.support.fault_proxy import Ending, Fault, FaultProxy
 
 FAULTS = [
     Fault(),
     Fault(delay=0.2),
-    Fault(End.RESET, down=3000),
+    Fault(Ending.RESET, down=3000),
     Fault(delay=0.001, piece=1),
-    Fault(End.CLOSE, down=100),
-    Fault(End.SILENT, down=500),
-    Fault(End.RESET, up=100),
-    Fault(End.DEAF, up=2000),
-    Fault(End.SILENT),
-    Fault(End.RESET),
+    Fault(Ending.CLOSE, down=100),
+    Fault(Ending.SILENT, down=500),
+    Fault(Ending.RESET, up=100),
+    Fault(Ending.DEAF, up=2000),
+    Fault(Ending.SILENT),
+    Fault(Ending.RESET),
 ]
 
 

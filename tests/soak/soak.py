@@ -15,10 +15,10 @@ from tests.support.servers import NOISE, Answer, Server, ask
 
 from . import faults
 from .app import KEPT_IDLE
-from .callers import Caller, Seen
+from .callers import Seen, SoakCaller
 from .plan import MID_BODY, Plan, Plans
 from .report import Report, Sample, progress
-from .upstream import Upstream
+from .upstream import SoakUpstream
 from .verdict import wrong, wrong_upload
 
 # The last exchange of each client, which closes its own connection: line and fate.
@@ -33,7 +33,7 @@ class Soak:
     """One run. `say` is given a line every few seconds."""
 
     server: Server
-    upstream: Upstream
+    upstream: SoakUpstream
     plans: Plans
     report: Report
     say: Callable[[str], None]
@@ -77,7 +77,7 @@ class Soak:
             lambda: not self.upstream.connections and self._descriptors() <= descriptors, 10
         )
 
-    async def _call(self, caller: Caller, plan: Plan) -> None:
+    async def _call(self, caller: SoakCaller, plan: Plan) -> None:
         seen = await caller.carry_out(plan)
         why = wrong(plan, seen)
         if why == "500" and self.server.name == "granian" and plan.fate in MID_BODY:
@@ -126,8 +126,8 @@ class Soak:
             statistics.quantiles(latencies, n=100)[-1] if len(latencies) > 1 else 0.0,
         )
 
-    def _caller(self) -> Caller:
-        return Caller(self.server.port, self.upstream.seen.__contains__)
+    def _caller(self) -> SoakCaller:
+        return SoakCaller(self.server.port, self.upstream.seen.__contains__)
 
     def _descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.server.pid}/fd"))
@@ -145,7 +145,7 @@ async def soak(
     """Let a server, and a transport with it ("granian+asyncio"), stand mixed traffic."""
     title = f"{name}{' with faults' if with_faults else ''}, {seconds:g} s, {callers} callers"
     report = Report(title, seed)
-    async with Upstream() as upstream, _proxied(upstream, with_faults) as proxy:
+    async with SoakUpstream() as upstream, _proxied(upstream, with_faults) as proxy:
         url = f"http://127.0.0.1:{upstream.port}"
         start = partial(Server, name, url, app="tests.soak.app:app", dev_mode=False)
         server = await asyncio.to_thread(start)
@@ -167,7 +167,7 @@ async def soak(
 
 
 @contextlib.asynccontextmanager
-async def _proxied(upstream: Upstream, with_faults: bool) -> AsyncIterator[FaultProxy | None]:
+async def _proxied(upstream: SoakUpstream, with_faults: bool) -> AsyncIterator[FaultProxy | None]:
     if not with_faults:
         yield None
         return

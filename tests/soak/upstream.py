@@ -19,7 +19,7 @@ ESTABLISHED = 1  # of Linux's tcp(7)
 
 
 @dataclass
-class Upstream:
+class SoakUpstream:
     """The server, in the event loop of whoever enters it.
 
     Attributes:

@@ -12,7 +12,7 @@ RawHeaders = Sequence[tuple[str, str]]
 Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
-class Upstream(httpx.AsyncBaseTransport):
+class InMemoryUpstream(httpx.AsyncBaseTransport):
     """A transport that answers by a function and counts the exchanges that are open."""
 
     def __init__(self, answer: Answer) -> None:
@@ -47,7 +47,7 @@ class Upstream(httpx.AsyncBaseTransport):
 
 
 class _Counted(httpx.AsyncByteStream):
-    def __init__(self, upstream: Upstream, stream: httpx.AsyncByteStream) -> None:
+    def __init__(self, upstream: InMemoryUpstream, stream: httpx.AsyncByteStream) -> None:
         self._upstream = upstream
         self._stream = stream
         self._chunks = aiter(stream)
@@ -99,7 +99,7 @@ def answering(
     headers: RawHeaders = (),
     before: float = 0,
     failing: Exception | None = None,
-) -> Upstream:
+) -> InMemoryUpstream:
     """An upstream that gives every request the same answer, `before` seconds after it came."""
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -108,7 +108,7 @@ def answering(
             raise failing
         return httpx.Response(status, headers=list(headers), stream=Script(*steps))
 
-    return Upstream(answer)
+    return InMemoryUpstream(answer)
 
 
 class Caller:

@@ -21,7 +21,7 @@ from asgi_upstream import (
 from tests.support.faults import is_trio
 from tests.support.steps import SteppedCaller
 
-Exchange = Callable[[httpx.AsyncClient, SteppedCaller], Awaitable[Any]]
+RunExchange = Callable[[httpx.AsyncClient, SteppedCaller], Awaitable[Any]]
 
 
 async def streamed(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
@@ -100,7 +100,7 @@ async def denied(client: httpx.AsyncClient, caller: SteppedCaller) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    run: Exchange
+    run: RunExchange
     body: tuple[bytes, ...] = ()
     complete: bool = True
     websocket: bool = False

@@ -19,7 +19,7 @@ from typing import Literal, Self
 from asgi_upstream.testing._listening import LoopbackServer, reset
 
 
-class End(Enum):
+class Ending(Enum):
     """How a connection ends."""
 
     CLOSE = auto()
@@ -45,7 +45,7 @@ class Fault:
         only: the way that `delay` and `piece` are about; both where None.
     """
 
-    end: End | None = None
+    end: Ending | None = None
     up: int | None = None
     down: int | None = None
     delay: float = 0.0
@@ -92,7 +92,7 @@ class FaultProxy:
 
         self._call(change)
 
-    def cut(self, end: End) -> None:
+    def cut(self, end: Ending) -> None:
         """End all connections that are open, as they are, and none that come."""
 
         def end_all() -> None:
@@ -206,13 +206,13 @@ class _Link:
         if not self._forwards:
             return
         self._forwards = False
-        if self._fault.end is End.DEAF:
+        if self._fault.end is Ending.DEAF:
             self._hears.clear()
-        elif self._fault.end is End.CLOSE:
+        elif self._fault.end is Ending.CLOSE:
             self._caller[1].write_eof()
-        elif self._fault.end is End.RESET:
+        elif self._fault.end is Ending.RESET:
             reset(self._caller[1])
-        if self._fault.end in (End.CLOSE, End.RESET):
+        if self._fault.end in (Ending.CLOSE, Ending.RESET):
             self._drop_upstream()
 
     def _drop_upstream(self) -> None:

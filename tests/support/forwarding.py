@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from asgi_upstream import (
     ReverseProxy,
 )
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 
 BASE = "http://up.example"
 
@@ -21,7 +21,7 @@ BASE = "http://up.example"
 Fields = Iterable[tuple[bytes, bytes]]
 
 
-def client_of(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClient:
+def client_of(upstream: InMemoryUpstream | None = None, **options: Any) -> httpx.AsyncClient:
     options.setdefault("base_url", BASE)
     return httpx.AsyncClient(transport=upstream or answering(), **options)
 
@@ -65,7 +65,7 @@ async def called(caller: Caller, app: ASGIApp) -> Caller:
 
 
 async def forwarded(
-    upstream: Upstream,
+    upstream: InMemoryUpstream,
     path: str = "/",
     method: str = "GET",
     *,

@@ -66,7 +66,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             asyncio._set_running_loop(None)
 
 
-class Wire(asyncio.Transport):
+class MemorySocket(asyncio.Transport):
     """The near end of a socket, as a connection sees it; the test is at the far end.
 
     What is written is buffered here until the far end takes it, at once where it `drains`.
@@ -199,16 +199,16 @@ class InMemory(AsyncioTransport):
 
     connecting_takes = 0.0
 
-    def __init__(self, connected: Callable[[Wire], None], **options: Any) -> None:
+    def __init__(self, connected: Callable[[MemorySocket], None], **options: Any) -> None:
         super().__init__(verify=_TLS, **options)
         self.connected = connected
-        self.wires: list[Wire] = []
+        self.wires: list[MemorySocket] = []
         self._connector.open = self.open  # type: ignore[method-assign]
 
     async def open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
         await asyncio.sleep(self.connecting_takes)
         loop = asyncio.get_running_loop()
-        wire = Wire(HTTP11Connection(owner, loop, httpx), loop)
+        wire = MemorySocket(HTTP11Connection(owner, loop, httpx), loop)
         self.wires.append(wire)
         self.connected(wire)
         return wire.connection

@@ -30,7 +30,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return data
 
 
-class Upstream:
+class RawUpstream:
     """On loopback: serves each connection by a function, or each request with `OK`.
 
     Not the testing kit's: it is in the event loop of the client; each can wait for the other.
@@ -89,7 +89,7 @@ class Upstream:
             writer.write(OK[:-2] if self.requests[-1].startswith(b"HEAD") else OK)
 
 
-def client(upstream: Upstream | None = None, **options: Any) -> httpx.AsyncClient:
+def client(upstream: RawUpstream | None = None, **options: Any) -> httpx.AsyncClient:
     base_url = upstream.url if upstream is not None else ""
     return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=10)
 

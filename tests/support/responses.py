@@ -11,7 +11,7 @@ from asgi_upstream import (
     BufferedResponse,
     StreamedResponse,
 )
-from tests.support.asgi import Caller, Upstream
+from tests.support.asgi import Caller, InMemoryUpstream
 
 both = pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 
@@ -20,7 +20,7 @@ AnyClass = type[StreamedResponse] | type[BufferedResponse]
 
 
 def answer_of(
-    upstream: Upstream,
+    upstream: InMemoryUpstream,
     cls: AnyClass = StreamedResponse,
     method: str = "GET",
     path: str = "/",
@@ -31,7 +31,7 @@ def answer_of(
 
 
 async def called(
-    upstream: Upstream,
+    upstream: InMemoryUpstream,
     cls: AnyClass = StreamedResponse,
     method: str = "GET",
     **options: Any,
@@ -47,7 +47,10 @@ async def called(
 
 
 async def failing(
-    upstream: Upstream, error: type[Exception], cls: AnyClass = StreamedResponse, **options: Any
+    upstream: InMemoryUpstream,
+    error: type[Exception],
+    cls: AnyClass = StreamedResponse,
+    **options: Any,
 ) -> tuple[Caller, Exception]:
     """The same for a call that raises `error`."""
     caller = Caller()
@@ -66,7 +69,7 @@ async def upper(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class Ran:
     """A background task that remembers what the caller had when it ran."""
 
-    def __init__(self, caller: Caller, upstream: Upstream) -> None:
+    def __init__(self, caller: Caller, upstream: InMemoryUpstream) -> None:
         self.caller = caller
         self.upstream = upstream
         self.when: list[tuple[bool, int]] = []

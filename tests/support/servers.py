@@ -146,7 +146,7 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def state(self) -> Any:
-        return json.loads(Caller(self, "/state").read().split(b"\r\n\r\n", 1)[1])
+        return json.loads(SocketCaller(self, "/state").read().split(b"\r\n\r\n", 1)[1])
 
     def memory(self) -> int:
         """Resident bytes."""
@@ -154,10 +154,10 @@ class Server:
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
-class Caller:
+class SocketCaller:
     """One request on one socket."""
 
-    open: ClassVar[list["Caller"]] = []
+    open: ClassVar[list["SocketCaller"]] = []
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Caller:
         head = f"{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n"
         head += f"x-options: {json.dumps(options)}\r\n{fields}\r\n"
         self.socket.sendall(head.encode() + body)
-        Caller.open.append(self)
+        SocketCaller.open.append(self)
 
     def read(self, until: bytes | None = None) -> bytes:
         """All that comes until the end of the connection, or until some bytes have come."""
@@ -238,7 +238,7 @@ class Answer:
 
 
 def ask(server: Server, path: str, **arguments: Any) -> Answer:
-    return Answer(Caller(server, path, **arguments).read())
+    return Answer(SocketCaller(server, path, **arguments).read())
 
 
 NOISE = ("never retrieved", "was destroyed", "loop is closed", "was never awaited")

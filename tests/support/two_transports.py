@@ -25,7 +25,7 @@ class Sent:
 
 
 @dataclass
-class Outcome:
+class TransportResult:
     """What a caller sees of an exchange, and whether its connection was kept."""
 
     status: int | None = None
@@ -37,7 +37,7 @@ class Outcome:
     kept: bool = False
 
 
-class Wire(asyncio.Transport):
+class ScriptedSocket(asyncio.Transport):
     """Below AsyncioTransport: sends when it is written to."""
 
     def __init__(self, connection: HTTP11Connection, sent: Sent) -> None:
@@ -82,7 +82,7 @@ class Wire(asyncio.Transport):
             self._loop.call_soon(self._connection.connection_lost, None)
 
 
-class Fast(AsyncioTransport):
+class ScriptedTransport(AsyncioTransport):
     def __init__(self, sent: Sent) -> None:
         super().__init__(verify=_TLS)
         self._sent = sent
@@ -90,11 +90,11 @@ class Fast(AsyncioTransport):
 
     async def _open(self, origin: Origin, owner: ConnectionOwner) -> HTTP11Connection:
         connection = HTTP11Connection(owner, asyncio.get_running_loop(), httpx)
-        connection.connection_made(Wire(connection, self._sent))
+        connection.connection_made(ScriptedSocket(connection, self._sent))
         return connection
 
 
-class Stream(httpcore.AsyncNetworkStream):
+class ScriptedStream(httpcore.AsyncNetworkStream):
     """Below the stock transport."""
 
     def __init__(self, sent: Sent) -> None:
@@ -131,11 +131,11 @@ class Backend(httpcore.AsyncNetworkBackend):
         self._sent = sent
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return Stream(self._sent)
+        return ScriptedStream(self._sent)
 
 
 def fast(sent: Sent) -> AsyncioTransport:
-    return Fast(sent)
+    return ScriptedTransport(sent)
 
 
 def stock(sent: Sent) -> httpx.AsyncHTTPTransport:
@@ -148,8 +148,8 @@ def stock(sent: Sent) -> httpx.AsyncHTTPTransport:
 
 async def exchange(
     transport: httpx.AsyncHTTPTransport, method: str, sent: Sent, *, upgrade: bool = True
-) -> Outcome:
-    outcome = Outcome()
+) -> TransportResult:
+    outcome = TransportResult()
     fields = {"connection": "upgrade", "upgrade": "x"} if upgrade else {}
     request = httpx.Request(method, "http://upstream.example/", headers=fields)
     try:
@@ -178,13 +178,15 @@ async def exchange(
     return outcome
 
 
-def both(runner: asyncio.Runner, sent: Sent, method: str = "GET") -> tuple[Outcome, Outcome]:
+def both(
+    runner: asyncio.Runner, sent: Sent, method: str = "GET"
+) -> tuple[TransportResult, TransportResult]:
     ours = runner.run(exchange(fast(sent), method, sent))
     theirs = runner.run(exchange(stock(sent), method, sent))
     return ours, theirs
 
 
-def agree(ours: Outcome, theirs: Outcome) -> None:
+def agree(ours: TransportResult, theirs: TransportResult) -> None:
     if theirs.error is httpx.ReadTimeout and ours.error is httpx.RemoteProtocolError:
         # It was known to be broken before its end had come.
         theirs.error = ours.error
@@ -203,7 +205,7 @@ def agree(ours: Outcome, theirs: Outcome) -> None:
     assert ours == theirs
 
 
-def refused(ours: Outcome) -> bool:
+def refused(ours: TransportResult) -> bool:
     return ours.error is httpx.RemoteProtocolError and not ours.kept
 
 

@@ -19,7 +19,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 @dataclass
-class Seen:
+class SeenRequest:
     """One request as the upstream read it, by the letter of RFC 9112."""
 
     head: bytes
@@ -71,7 +71,7 @@ class Wire:
         self.reset()
 
     def reset(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRequest] = []
         self.answer = OK
         self.closes = False  # the connection, when it has answered
         self.early = False  # answers when the head is there, and waits for the other to close
@@ -100,7 +100,7 @@ class Wire:
         return len(self.under_way)
 
     @property
-    def only(self) -> Seen:
+    def only(self) -> SeenRequest:
         assert len(self.seen) == 1, [seen.line for seen in self.seen]
         return self.seen[0]
 
@@ -140,7 +140,7 @@ class Wire:
             if not line:
                 return False
             head += line
-        seen = Seen(head, connection)
+        seen = SeenRequest(head, connection)
         self.under_way.add(connection)
         self.seen.append(seen)
         if self.early:
@@ -162,7 +162,7 @@ class Wire:
         return not closes
 
 
-def _read_body(seen: Seen, reader: io.BufferedReader) -> None:
+def _read_body(seen: SeenRequest, reader: io.BufferedReader) -> None:
     def exactly(number: int) -> bytes:
         data = b""
         while len(data) < number:
@@ -230,7 +230,7 @@ def forwarded(
     body: bytes = b"",
     version: str = "1.1",
     host: str = "app",
-) -> Seen:
+) -> SeenRequest:
     """The one request that the upstream saw for one of a caller's."""
     answer = send(server, head(method, target, *fields, version=version, host=host) + body)
     assert answer.status == 200, (answer.status, answer.body)

@@ -22,9 +22,9 @@ from asgi_upstream import (
     fetch,
     forward_request,
 )
-from asgi_upstream.testing import Upstream as RealUpstream
+from asgi_upstream.testing import Upstream
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 
 pytestmark = [
     pytest.mark.virtual_time,
@@ -34,7 +34,9 @@ pytestmark = [
 ]
 
 
-async def fetched(upstream: Upstream, **options: Any) -> tuple[httpx.Response, ExchangeRecord]:
+async def fetched(
+    upstream: InMemoryUpstream, **options: Any
+) -> tuple[httpx.Response, ExchangeRecord]:
     records: list[ExchangeRecord] = []
     client = upstream.client()
     try:
@@ -49,7 +51,7 @@ async def fetched(upstream: Upstream, **options: Any) -> tuple[httpx.Response, E
 
 
 async def failing(
-    upstream: Upstream, error: type[Exception], **options: Any
+    upstream: InMemoryUpstream, error: type[Exception], **options: Any
 ) -> tuple[Exception, ExchangeRecord]:
     records: list[ExchangeRecord] = []
     client = upstream.client()
@@ -159,7 +161,7 @@ async def test_deadline_ends_a_body_that_never_waits() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, stream=Endless())
 
-    upstream = Upstream(answer)
+    upstream = InMemoryUpstream(answer)
     client = upstream.client()
     with anyio.fail_after(60), pytest.raises(UpstreamTimeout):
         await fetch(client, client.build_request("GET", "/"), deadline=0.05)
@@ -225,7 +227,7 @@ async def test_fetch_counts_while_it_is_open() -> None:
         counts.append(count_open_exchanges(client))
         return httpx.Response(200)
 
-    client = Upstream(answer).client()
+    client = InMemoryUpstream(answer).client()
     await fetch(client, client.build_request("GET", "/"))
     assert counts == [1]
     assert count_open_exchanges(client) == 0
@@ -262,7 +264,7 @@ async def test_fetch_loses_no_pool_slots(fast: bool) -> None:
     transport: httpx.AsyncBaseTransport = (
         AsyncioTransport(limits=limits) if fast else httpx.AsyncHTTPTransport(limits=limits)
     )
-    with RealUpstream() as upstream:
+    with Upstream() as upstream:
         upstream.get("/large").content(b"x" * 100_000)
         upstream.get("/slow").stall(60)
         upstream.get("/ok").json({"a": 1})

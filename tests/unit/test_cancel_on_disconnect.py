@@ -31,8 +31,7 @@ from asgi_upstream import (
     get_client,
     upstream_errors,
 )
-from asgi_upstream.testing import Upstream as RealUpstream
-from asgi_upstream.testing import serve
+from asgi_upstream.testing import Upstream, serve
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, answering, collect_garbage
 from tests.support.waiting import eventually
@@ -91,7 +90,7 @@ IN_TASK_GROUP = pytest.param(in_task_group, marks=pytest.mark.asyncio_only)
 MERGES = [alone, GATHERED, IN_TASK_GROUP, in_anyio_group, in_upstream_errors]
 
 
-class App:
+class FetchingApp:
     """An app with one endpoint, and what its calls recorded."""
 
     def __init__(self, *steps: bytes | float, before: float = 0) -> None:
@@ -133,7 +132,7 @@ async def run(
 @pytest.mark.parametrize("middleware", [False, True])
 @pytest.mark.parametrize("merge", MERGES)
 async def test_block_that_is_not_cancelled_changes_nothing(merge: Merge, middleware: bool) -> None:
-    app = App(b"x")
+    app = FetchingApp(b"x")
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request, deadline=60):
@@ -154,7 +153,7 @@ async def test_disconnect_cancels_all_calls_and_is_499(
     where: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app = App(60) if where == "body" else App(before=60)
+    app = FetchingApp(60) if where == "body" else FetchingApp(before=60)
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request):
@@ -171,7 +170,7 @@ async def test_disconnect_cancels_all_calls_and_is_499(
 
 @pytest.mark.parametrize("merge", MERGES)
 async def test_deadline_of_a_block_is_504(merge: Merge) -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request, deadline=0.05):
@@ -197,7 +196,7 @@ async def test_deadline_can_be_handled_by_the_endpoint() -> None:
 
 
 async def test_record_says_why_a_call_was_cancelled() -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request):
@@ -210,7 +209,7 @@ async def test_record_says_why_a_call_was_cancelled() -> None:
 
 
 async def test_record_of_a_call_that_met_the_deadline_of_a_block() -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request, deadline=0.05):
@@ -273,7 +272,7 @@ async def test_cancellation_from_outside_is_not_taken_for_the_callers() -> None:
 @pytest.mark.parametrize("middleware", [False, True])
 @pytest.mark.parametrize("order", ["before", "in", "after"])
 async def test_body_is_whole_wherever_it_is_read(order: str, middleware: bool) -> None:
-    app = App(b"x")
+    app = FetchingApp(b"x")
     seen: list[bytes] = []
 
     async def endpoint(request: Request) -> Response:
@@ -296,7 +295,7 @@ async def test_body_is_whole_wherever_it_is_read(order: str, middleware: bool) -
 
 @pytest.mark.parametrize("middleware", [False, True])
 async def test_disconnect_after_the_body_was_read_is_seen(middleware: bool) -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
 
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -311,7 +310,7 @@ async def test_disconnect_after_the_body_was_read_is_seen(middleware: bool) -> N
 
 
 async def test_body_can_be_forwarded_after_the_block() -> None:
-    app = App(b"x")
+    app = FetchingApp(b"x")
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request):
@@ -337,7 +336,7 @@ async def test_large_body_is_not_collected_in_memory() -> None:
 
 
 async def test_blocks_may_be_nested_and_follow_each_other() -> None:
-    app = App(b"x")
+    app = FetchingApp(b"x")
 
     async def endpoint(request: Request) -> Response:
         async with cancel_on_disconnect(request):
@@ -370,7 +369,7 @@ async def test_block_needs_a_request_with_messages() -> None:
 
 
 async def test_block_works_as_a_dependency() -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
     api = fastapi.FastAPI()
 
     async def cancelling(request: Request) -> AsyncIterator[None]:
@@ -411,7 +410,7 @@ class WebSocketCaller:
 
 
 async def test_websocket_block_is_cancelled_by_a_disconnect() -> None:
-    app = App(before=60)
+    app = FetchingApp(before=60)
     api = fastapi.FastAPI()
 
     @api.websocket("/")
@@ -429,7 +428,7 @@ async def test_websocket_block_is_cancelled_by_a_disconnect() -> None:
 
 
 async def test_websocket_messages_are_kept_for_the_endpoint() -> None:
-    app = App(0.05, b"x")
+    app = FetchingApp(0.05, b"x")
     seen: list[str] = []
     caller = WebSocketCaller("1", "2", "3", disconnects=False)
     websocket = WebSocket(caller.scope, caller.receive, caller.send)
@@ -448,7 +447,7 @@ async def test_websocket_messages_are_kept_for_the_endpoint() -> None:
 def test_caller_who_disconnects_frees_the_upstreams(
     server: str, transport: Callable[[], Any] | None
 ) -> None:
-    with RealUpstream() as upstream:
+    with Upstream() as upstream:
         upstream.get("/a").stall(60)
         upstream.get("/b").json(1)
         options: dict[str, Any] = {"transport": transport()} if transport else {}

@@ -25,7 +25,7 @@ from asgi_upstream import (
     count_open_exchanges,
     upstream_errors,
 )
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.responses import (
     AnyClass,
     answer_of,
@@ -422,7 +422,7 @@ async def test_server_that_never_accepts_the_499_is_given_up(
         await anyio.sleep_forever()
         raise AssertionError
 
-    upstream = Upstream(silent)
+    upstream = InMemoryUpstream(silent)
     async with upstream.client() as client:
         response = StreamedResponse(client, client.build_request("GET", "/"))
         with anyio.fail_after(60):

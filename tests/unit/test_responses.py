@@ -21,7 +21,14 @@ from asgi_upstream import (
     StreamedResponse,
     UpstreamProtocolError,
 )
-from tests.support.asgi import Caller, RawHeaders, Script, Upstream, answering, collect_garbage
+from tests.support.asgi import (
+    Caller,
+    InMemoryUpstream,
+    RawHeaders,
+    Script,
+    answering,
+    collect_garbage,
+)
 from tests.support.responses import AnyClass, answer_of, both, called, failing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -174,7 +181,7 @@ async def test_a_client_that_follows_redirects_follows_them(cls: AnyClass) -> No
             return httpx.Response(302, headers={"location": "/end"}, stream=Script(b"moved"))
         return httpx.Response(200, stream=Script(b"the end"))
 
-    upstream = Upstream(answer)
+    upstream = InMemoryUpstream(answer)
     client = upstream.client()
     client.follow_redirects = True
     caller = await Caller().call(cls(client, client.build_request("GET", "/")))

@@ -18,7 +18,7 @@ from asgi_upstream import (
     StreamedResponse,
     UpstreamError,
 )
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.responses import AnyClass, Ran, answer_of, both, upper
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -202,19 +202,19 @@ async def waiting_on(awaitable: Awaitable[Any]) -> None:
     await awaitable
 
 
-def scenario(cls: AnyClass, **options: Any) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+def scenario(cls: AnyClass, **options: Any) -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
     upstream = answering(b"a", 0.0, b"b", headers=[("x", "1")])
     caller = Caller()
     return upstream, answer_of(upstream, cls, **options)(caller.scope, caller.receive, caller.send)
 
 
-def watched(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+def watched(cls: AnyClass) -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
     upstream = answering(b"a", b"b", before=0.4)
     caller = Caller()
     return upstream, answer_of(upstream, cls)(caller.scope, caller.receive, caller.send)
 
 
-def replaced(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+def replaced(cls: AnyClass) -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
     async def instead(upstream: httpx.Response) -> Response:
         await asyncio.sleep(0)
         return Response("own")
@@ -222,7 +222,7 @@ def replaced(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
     return scenario(cls, on_response=instead)
 
 
-def uploading(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+def uploading(cls: AnyClass) -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
     upstream = answering(b"a")
     caller = Caller("POST", headers=[(b"content-length", b"6")], body=[b"one", b"two"])
     client = upstream.client()
@@ -231,14 +231,14 @@ def uploading(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
     return upstream, response(caller.scope, caller.receive, caller.send)
 
 
-def dying(cls: AnyClass) -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+def dying(cls: AnyClass) -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
     upstream = answering(b"a", httpx.ReadError("reset"))
     caller = Caller()
     response = answer_of(upstream, cls, deadline=9)
     return upstream, response(caller.scope, caller.receive, caller.send)
 
 
-SCENARIOS: dict[str, Callable[[AnyClass], tuple[Upstream, Coroutine[Any, Any, Any]]]] = {
+SCENARIOS: dict[str, Callable[[AnyClass], tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]]] = {
     "plain": scenario,
     "deadline": lambda cls: scenario(cls, deadline=9),
     "transform": lambda cls: scenario(cls, transform=upper),
@@ -250,7 +250,7 @@ SCENARIOS: dict[str, Callable[[AnyClass], tuple[Upstream, Coroutine[Any, Any, An
 
 
 async def cancelled_at_any_wait(
-    make: Callable[[], tuple[Upstream, Coroutine[Any, Any, Any]]],
+    make: Callable[[], tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]],
 ) -> tuple[list[int], list[int]]:
     """At which waits a cancellation was swallowed, and at which it left something open."""
     upstream, coroutine = make()
@@ -270,7 +270,7 @@ async def cancelled_at_any_wait(
 @pytest.mark.parametrize("kind", SCENARIOS)
 @pytest.mark.asyncio_only
 async def test_a_task_cancelled_at_any_wait_leaves_nothing_open(cls: AnyClass, kind: str) -> None:
-    def make() -> tuple[Upstream, Coroutine[Any, Any, Any]]:
+    def make() -> tuple[InMemoryUpstream, Coroutine[Any, Any, Any]]:
         upstream, coroutine = SCENARIOS[kind](cls)
         upstream.closing_waits = False
         return upstream, coroutine

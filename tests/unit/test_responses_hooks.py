@@ -20,7 +20,7 @@ from asgi_upstream import (
     UpstreamError,
     UpstreamProtocolError,
 )
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.responses import AnyClass, Ran, answer_of, both, called, failing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -192,7 +192,7 @@ async def test_buffered_body_in_unknown_coding_is_relayed() -> None:
     assert caller.values("content-encoding") == ["nonsense"]
 
 
-async def opened_by_hand(upstream: Upstream) -> httpx.Response:
+async def opened_by_hand(upstream: InMemoryUpstream) -> httpx.Response:
     client = upstream.client()
     return await client.send(client.build_request("GET", "/"), stream=True)
 

@@ -8,20 +8,20 @@ import pytest
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.upstream import app as upstream_app
-from tests.docs.llm_gateway.gateway import DEEP, SWIFT, WISE, Serve, Upstream, gateway_with
+from tests.docs.llm_gateway.gateway import DEEP, SWIFT, WISE, ModelUpstream, Serve, gateway_with
 from tests.support.example_apps import served, until
 
 
 @pytest.fixture(scope="module")
-def upstream_of_all() -> Iterator[Upstream]:
+def upstream_of_all() -> Iterator[ModelUpstream]:
     with served(upstream_app) as url:
-        upstream = Upstream(url)
+        upstream = ModelUpstream(url)
         yield upstream
         upstream.close()
 
 
 @pytest.fixture
-def upstream(upstream_of_all: Upstream) -> Iterator[Upstream]:
+def upstream(upstream_of_all: ModelUpstream) -> Iterator[ModelUpstream]:
     """Fails where a test leaves the upstream at work, or a place of a caller taken."""
     yield upstream_of_all
     until(lambda: not any(upstream_of_all.at_work(name) for name in (SWIFT, DEEP, WISE)))
@@ -29,7 +29,7 @@ def upstream(upstream_of_all: Upstream) -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def serve(upstream_of_all: Upstream) -> Iterator[Serve]:
+def serve(upstream_of_all: ModelUpstream) -> Iterator[Serve]:
     """Serves the gateway with the environment given, once for all tests; its URL."""
     with ExitStack() as stack:
 
@@ -48,5 +48,5 @@ def serve(upstream_of_all: Upstream) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def gateway(serve: Serve, upstream: Upstream) -> str:
+def gateway(serve: Serve, upstream: ModelUpstream) -> str:
     return serve()

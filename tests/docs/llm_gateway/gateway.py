@@ -14,7 +14,7 @@ Serve = Callable[..., str]
 SWIFT, DEEP, WISE = "swift", "deep", "wise"
 
 
-class Upstream:
+class ModelUpstream:
     """The upstream, as seen from outside of the gateway: what it has made, and for whom."""
 
     def __init__(self, url: str) -> None:

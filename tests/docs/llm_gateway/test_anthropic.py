@@ -8,10 +8,10 @@ import pytest
 from anthropic import Anthropic
 from anthropic.types import MessageParam, TextDelta
 
-from asgi_upstream.testing import Upstream as ScriptedUpstream
+from asgi_upstream.testing import Upstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
-from tests.docs.llm_gateway.gateway import WISE, Serve, Upstream
+from tests.docs.llm_gateway.gateway import WISE, ModelUpstream, Serve
 from tests.support.example_apps import until
 
 PROMPT: list[MessageParam] = [{"role": "user", "content": "Why stop the model?"}]
@@ -35,7 +35,7 @@ def ask(client: Anthropic, model: str = "wise-1", max_tokens: int = 10) -> str:
         return stream.get_final_text()
 
 
-def test_message_stream_arrives_token_by_token(ann: Anthropic, upstream: Upstream) -> None:
+def test_message_stream_arrives_token_by_token(ann: Anthropic, upstream: ModelUpstream) -> None:
     words: list[str] = []
     with ann.messages.create(
         model="wise-1", messages=PROMPT, max_tokens=ENDLESS, stream=True
@@ -65,7 +65,7 @@ def test_whole_message_arrives_with_its_usage(ann: Anthropic) -> None:
     assert message.usage.output_tokens == 5
 
 
-def test_message_tokens_are_counted_for_the_caller(gateway: str, upstream: Upstream) -> None:
+def test_message_tokens_are_counted_for_the_caller(gateway: str, upstream: ModelUpstream) -> None:
     bob = CALLERS["key-of-bob"]
     with connect(gateway, api_key="key-of-bob") as client:
         left = bob.tokens_left
@@ -78,7 +78,7 @@ def test_message_tokens_are_counted_for_the_caller(gateway: str, upstream: Upstr
         until(lambda: bob.tokens_left == left - 19 - 4 - DIES_AFTER)
 
 
-def test_bearer_token_works_in_place_of_the_api_key(gateway: str, upstream: Upstream) -> None:
+def test_bearer_token_works_in_place_of_the_api_key(gateway: str, upstream: ModelUpstream) -> None:
     with connect(gateway, api_key=None, auth_token="key-of-ann") as client:
         assert ask(client, max_tokens=2).split() == WORDS[:2]
 
@@ -110,7 +110,7 @@ def test_broken_message_stream_ends_in_an_error(ann: Anthropic) -> None:
     assert "".join(words).split() == WORDS[:DIES_AFTER]
 
 
-def test_late_message_stream_ends_in_an_error(serve: Serve, upstream: Upstream) -> None:
+def test_late_message_stream_ends_in_an_error(serve: Serve, upstream: ModelUpstream) -> None:
     with (
         connect(serve(DEADLINE="1")) as client,
         pytest.raises(anthropic.APIStatusError, match="took too long"),
@@ -129,7 +129,7 @@ def test_count_tokens_counts_the_prompt(ann: Anthropic) -> None:
 
 def test_version_and_beta_headers_reach_the_upstream(serve: Serve) -> None:
     message = {"id": "m", "type": "message", "content": [], "usage": {}}
-    with ScriptedUpstream() as provider:
+    with Upstream() as provider:
         provider.any().json(message)
         with connect(
             serve(WISE_URL=f"{provider.url}/v1", WISE_KEY="sk-wise"),

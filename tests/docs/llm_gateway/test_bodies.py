@@ -14,7 +14,7 @@ import zstandard
 from anthropic import Anthropic
 from openai import OpenAI
 
-from asgi_upstream.testing import Upstream as ScriptedUpstream
+from asgi_upstream.testing import Upstream
 from examples.llm_gateway.bodies import MAX_BYTES
 from examples.llm_gateway.model import WORDS
 from tests.docs.llm_gateway.gateway import Serve
@@ -140,7 +140,7 @@ def test_zstd_body_with_a_huge_window_is_400(gateway: str) -> None:
 def test_silent_model_gets_heartbeats_between_events(serve: Serve) -> None:
     first = b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n'
     headers = {"content-type": "text/event-stream"}
-    with ScriptedUpstream() as provider:
+    with Upstream() as provider:
         provider.any().chunks(first, 0.5, b"data: [DONE]\n\n", headers=headers)
         url = serve(SWIFT_URL=f"{provider.url}/v1", HEARTBEAT="0.1")
         response = post(url, json.dumps(ASKED | {"stream": True}).encode(), "identity")

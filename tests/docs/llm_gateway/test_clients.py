@@ -17,12 +17,12 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_upstream import UpstreamProtocolError
-from asgi_upstream.testing import Upstream as ScriptedUpstream
+from asgi_upstream.testing import Upstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, THINKS, WORDS
 from examples.llm_gateway.upstream import KEYS
 from examples.llm_gateway.usage import Usage
-from tests.docs.llm_gateway.gateway import DEEP, SWIFT, Serve, Upstream
+from tests.docs.llm_gateway.gateway import DEEP, SWIFT, ModelUpstream, Serve
 from tests.support.example_apps import until
 from tests.support.pages import blocks
 from tests.support.servers import free_port
@@ -80,7 +80,7 @@ def newest_ended(url: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("usage", [False, True], ids=["without-usage", "with-usage"])
 def test_token_arrives_while_the_upstream_is_still_at_work(
-    ann: OpenAI, upstream: Upstream, usage: bool
+    ann: OpenAI, upstream: ModelUpstream, usage: bool
 ) -> None:
     before = upstream.made(SWIFT)
     options = {"include_usage": usage}
@@ -106,7 +106,7 @@ def test_whole_completion_arrives_with_its_usage(ann: OpenAI) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 5)
 
 
-def test_model_chooses_the_upstream_and_its_key(ann: OpenAI, upstream: Upstream) -> None:
+def test_model_chooses_the_upstream_and_its_key(ann: OpenAI, upstream: ModelUpstream) -> None:
     before = upstream.made(SWIFT), upstream.made(DEEP)
     list(streamed(ann, "swift-1", max_tokens=3))
     assert (upstream.made(SWIFT), upstream.made(DEEP)) == (before[0] + 3, before[1])
@@ -123,7 +123,7 @@ def test_models_of_all_openai_upstreams_are_listed(ann: OpenAI) -> None:
 
 
 def test_upstream_stops_when_the_caller_closes_a_stream(
-    ann: OpenAI, gateway: str, upstream: Upstream
+    ann: OpenAI, gateway: str, upstream: ModelUpstream
 ) -> None:
     before = upstream.made(SWIFT)
     stream = streamed(ann, max_tokens=ENDLESS)
@@ -139,7 +139,7 @@ def test_upstream_stops_when_the_caller_closes_a_stream(
 
 
 def test_upstream_stops_when_a_whole_completion_is_abandoned(
-    call: Call, gateway: str, upstream: Upstream
+    call: Call, gateway: str, upstream: ModelUpstream
 ) -> None:
     before = upstream.made(SWIFT)
     with pytest.raises(openai.APITimeoutError):
@@ -152,7 +152,7 @@ def test_upstream_stops_when_a_whole_completion_is_abandoned(
 
 
 def test_disconnect_before_the_first_token_costs_no_tokens(
-    call: Call, gateway: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    call: Call, gateway: str, upstream: ModelUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(THINKS, "slow", 1.5)
     before = upstream.made(SWIFT)
@@ -163,7 +163,9 @@ def test_disconnect_before_the_first_token_costs_no_tokens(
     assert upstream.made(SWIFT) == before
 
 
-def test_upstream_stops_when_an_async_caller_is_cancelled(gateway: str, upstream: Upstream) -> None:
+def test_upstream_stops_when_an_async_caller_is_cancelled(
+    gateway: str, upstream: ModelUpstream
+) -> None:
     async def read(begun: asyncio.Event) -> None:
         http = openai.DefaultAsyncHttpxClient(trust_env=False)
         url = f"{gateway}/v1"
@@ -246,7 +248,7 @@ def test_upstream_that_is_down_is_502_and_the_other_answers(call: Call, serve: S
 
 
 def test_late_chat_stream_ends_in_an_error_and_stops_the_model(
-    call: Call, serve: Serve, upstream: Upstream
+    call: Call, serve: Serve, upstream: ModelUpstream
 ) -> None:
     client = call(url=serve(DEADLINE="1"))
     words: list[str] = []
@@ -304,7 +306,7 @@ def test_disconnect_during_the_request_logs_no_failure(
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_html_page_of_the_upstream_is_502(call: Call, serve: Serve, stream: bool) -> None:
-    with ScriptedUpstream() as proxy:
+    with Upstream() as proxy:
         proxy.any().text("<html>all is well</html>", headers={"content-type": "text/html"})
         client = call(url=serve(SWIFT_URL=f"{proxy.url}/v1"))
         with pytest.raises(openai.InternalServerError) as failed:
@@ -342,7 +344,7 @@ def test_upstream_keys_never_reach_a_caller_or_the_log(
 def test_upstream_error_that_quotes_the_key_is_hidden(
     call: Call, serve: Serve, status: int
 ) -> None:
-    with ScriptedUpstream() as refusing:
+    with Upstream() as refusing:
         refusing.any().json({"error": {"message": "sk-cited is no key"}}, status=status)
         url = serve(SWIFT_URL=f"{refusing.url}/v1", SWIFT_KEY="sk-cited")
         for stream in (True, False):
@@ -401,7 +403,7 @@ def test_tokens_are_counted_for_the_caller(call: Call, gateway: str) -> None:
     until(lambda: counted("dies", "completion") == DIES_AFTER)
 
 
-def test_concurrent_requests_are_limited_per_caller(call: Call, upstream: Upstream) -> None:
+def test_concurrent_requests_are_limited_per_caller(call: Call, upstream: ModelUpstream) -> None:
     ann, bob = call(), call("key-of-bob")
     with streamed(ann, max_tokens=ENDLESS), streamed(ann, max_tokens=ENDLESS):
         with pytest.raises(openai.RateLimitError, match="too many concurrent requests"):

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
 from tests.docs.llm_gateway.browser import NARROW, WIDE, Chat
-from tests.docs.llm_gateway.gateway import DEEP, Serve, Upstream
+from tests.docs.llm_gateway.gateway import DEEP, ModelUpstream, Serve
 from tests.support.chromium import CHROMIUM, running_chromium
 from tests.support.example_apps import until
 
@@ -56,7 +56,7 @@ def chat(open_page: Open) -> Chat:
 # Tokens
 
 
-def test_page_shows_tokens_one_by_one(chat: Chat, upstream: Upstream) -> None:
+def test_page_shows_tokens_one_by_one(chat: Chat, upstream: ModelUpstream) -> None:
     chat.page.evaluate(
         """() => {
             window.seen = [];
@@ -106,7 +106,7 @@ def test_page_shows_markup_of_a_model_as_text(chat: Chat) -> None:
 # Stop
 
 
-def test_stop_button_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
+def test_stop_button_stops_the_upstream(chat: Chat, upstream: ModelUpstream) -> None:
     before = upstream.made(DEEP)
     chat.lengthen_answers(LONG)
     chat.ask("deep-1")
@@ -122,7 +122,7 @@ def test_stop_button_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
 
 
 def test_stop_button_before_the_first_token_stops_the_upstream(
-    chat: Chat, upstream: Upstream
+    chat: Chat, upstream: ModelUpstream
 ) -> None:
     chat.ask("slow")
     until(lambda: chat.outcomes()[:1] == ["Live"])
@@ -131,7 +131,7 @@ def test_stop_button_before_the_first_token_stops_the_upstream(
     assert chat.answer() == ""
 
 
-def test_closed_page_stops_the_upstream(chat: Chat, upstream: Upstream) -> None:
+def test_closed_page_stops_the_upstream(chat: Chat, upstream: ModelUpstream) -> None:
     chat.lengthen_answers(LONG)
     chat.ask("deep-1")
     chat.wait_until(lambda: upstream.at_work(DEEP) == 1)
@@ -274,7 +274,7 @@ LOOKS = """() => {
 }"""
 
 
-def test_page_works_by_keyboard_alone(chat: Chat, upstream: Upstream) -> None:
+def test_page_works_by_keyboard_alone(chat: Chat, upstream: ModelUpstream) -> None:
     chat.lengthen_answers(LONG)
     page = chat.page
     page.get_by_label("Model").select_option("deep-1")

@@ -6,10 +6,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from asgi_upstream.testing import Upstream as ScriptedUpstream
+from asgi_upstream.testing import Upstream
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
-from tests.docs.llm_gateway.gateway import SWIFT, Serve, Upstream
+from tests.docs.llm_gateway.gateway import SWIFT, ModelUpstream, Serve
 from tests.support.example_apps import until
 
 ENDLESS = 1_000
@@ -27,7 +27,7 @@ def ann(gateway: str) -> Iterator[OpenAI]:
         yield client
 
 
-def test_response_stream_arrives_token_by_token(ann: OpenAI, upstream: Upstream) -> None:
+def test_response_stream_arrives_token_by_token(ann: OpenAI, upstream: ModelUpstream) -> None:
     words: list[str] = []
     with ann.responses.create(
         model="swift-1", input=INPUT, stream=True, max_output_tokens=ENDLESS
@@ -49,7 +49,7 @@ def test_whole_response_arrives_with_its_usage(ann: OpenAI) -> None:
     assert (response.usage.input_tokens, response.usage.output_tokens) == (4, 5)
 
 
-def test_response_tokens_are_counted_for_the_caller(gateway: str, upstream: Upstream) -> None:
+def test_response_tokens_are_counted_for_the_caller(gateway: str, upstream: ModelUpstream) -> None:
     bob = CALLERS["key-of-bob"]
     with connect(gateway, "key-of-bob") as client:
         left = bob.tokens_left
@@ -70,7 +70,7 @@ def test_broken_response_stream_ends_in_an_error(ann: OpenAI) -> None:
     assert not isinstance(broken.value, openai.APIConnectionError)
 
 
-def test_late_response_stream_ends_in_an_error(serve: Serve, upstream: Upstream) -> None:
+def test_late_response_stream_ends_in_an_error(serve: Serve, upstream: ModelUpstream) -> None:
     with (
         connect(serve(DEADLINE="1")) as client,
         pytest.raises(openai.APIError, match="took too long"),
@@ -94,7 +94,7 @@ def test_embeddings_are_forwarded(ann: OpenAI) -> None:
 
 def test_embeddings_keep_keys_and_accounts_apart(serve: Serve) -> None:
     vector = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [1.0]}]}
-    with ScriptedUpstream() as provider:
+    with Upstream() as provider:
         provider.any().json(vector, headers={"openai-organization": "the-gateway"})
         url = serve(SWIFT_URL=f"{provider.url}/v1", SWIFT_KEY="sk-swift")
         with connect(url) as plain:

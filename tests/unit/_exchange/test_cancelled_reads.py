@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from asgi_upstream import ExchangeRecord, Outcome, StreamedResponse
-from asgi_upstream.testing import Upstream as RealUpstream
+from asgi_upstream.testing import Upstream
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, Upstream, collect_garbage
+from tests.support.asgi import Caller, InMemoryUpstream, collect_garbage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -111,7 +111,7 @@ async def call(
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers=headers, stream=body)
 
-    upstream = Upstream(answer)
+    upstream = InMemoryUpstream(answer)
     client = upstream.client()
     response = StreamedResponse(
         client, client.build_request("GET", "/"), observers=[records.append], **options
@@ -219,7 +219,7 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, stream=body)
 
-    upstream = Upstream(answer)
+    upstream = InMemoryUpstream(answer)
     client = upstream.client()
     with anyio.fail_after(60):
         await caller.call(
@@ -236,7 +236,7 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
 async def test_cancelled_read_of_a_real_transport_loses_nothing(
     fast: bool, cancel: Cancel, on_response: Any
 ) -> None:
-    with RealUpstream() as upstream:
+    with Upstream() as upstream:
         upstream.get("/").chunks(CHUNKS[0], 0.2, CHUNKS[1], 0.2, CHUNKS[2])
 
         async def transform(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

@@ -14,7 +14,7 @@ from asgi_upstream import (
     UpstreamProtocolError,
     forward_request,
 )
-from tests.support.asgi import Caller, RawHeaders, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, RawHeaders, answering
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -41,7 +41,7 @@ ASKED = [("accept-encoding", "gzip, compress, br;q=0.5"), ("range", "bytes=0-5")
 
 
 async def send(
-    upstream: Upstream,
+    upstream: InMemoryUpstream,
     *,
     forwarded: bool = False,
     headers: RawHeaders = (),

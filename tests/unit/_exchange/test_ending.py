@@ -25,7 +25,7 @@ from asgi_upstream import (
 from asgi_upstream import lifespan as lifespan_module
 from asgi_upstream._exchange import exchange as exchange_module
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -102,7 +102,7 @@ async def test_caller_that_reads_no_error_frame_delays_no_cancellation(
 
 
 @contextlib.asynccontextmanager
-async def closed_meanwhile(upstream: Upstream, caller: Caller) -> AsyncIterator[Any]:
+async def closed_meanwhile(upstream: InMemoryUpstream, caller: Caller) -> AsyncIterator[Any]:
     """A client whose lifespan was left while it had an exchange."""
     async with anyio.create_task_group() as group:
         async with client_lifespan(upstream.client)(None) as state:

@@ -22,9 +22,9 @@ from asgi_upstream import (
     UpstreamTimeout,
 )
 from asgi_upstream._exchange.heartbeat import COMMENT, EventBoundaries, HeartbeatBody
-from asgi_upstream.testing import Upstream as RealUpstream
+from asgi_upstream.testing import Upstream
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.asgi import Caller, RawHeaders, Upstream, answering, collect_garbage
+from tests.support.asgi import Caller, InMemoryUpstream, RawHeaders, answering, collect_garbage
 
 pytestmark = pytest.mark.virtual_time
 
@@ -302,7 +302,7 @@ async def test_response_without_body_has_no_comment(method: str) -> None:
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
 async def test_heartbeat_works_on_a_real_transport(fast: bool) -> None:
     transport = AsyncioTransport() if fast else httpx.AsyncHTTPTransport()
-    with RealUpstream() as upstream:
+    with Upstream() as upstream:
         upstream.get("/").chunks(b"data: 1\n\n", 0.2, b"data: 2\n\n", headers=dict(SSE))
         async with httpx.AsyncClient(transport=transport, base_url=upstream.url) as client:
             caller = Caller()
@@ -314,7 +314,7 @@ async def test_heartbeat_works_on_a_real_transport(fast: bool) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, "1", float("nan")])
 def test_heartbeat_that_makes_no_sense_is_refused(value: Any) -> None:
-    client = Upstream.client(answering())
+    client = InMemoryUpstream.client(answering())
     request = client.build_request("GET", "/")
     with pytest.raises(ValueError, match="heartbeat="):
         StreamedResponse(client, request, heartbeat=value)

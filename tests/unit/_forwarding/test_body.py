@@ -24,13 +24,13 @@ from asgi_upstream import (
     get_client,
 )
 from asgi_upstream._forwarding import body as caller_bodies
-from tests.support.asgi import Caller, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, answering
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 def make_caller(
-    upstream: Upstream,
+    upstream: InMemoryUpstream,
     method: str = "POST",
     chunks: Sequence[bytes] = (),
     *,

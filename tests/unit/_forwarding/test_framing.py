@@ -20,7 +20,7 @@ from asgi_upstream import (
     StreamedResponse,
     forward_request,
 )
-from tests.support.asgi import Caller, Script, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, Script, answering
 from tests.support.forwarding import (
     BASE,
     called,
@@ -191,7 +191,7 @@ async def test_response_called_twice_refuses_to_send_a_body_again() -> None:
 
 @pytest.mark.anyio
 async def test_a_response_of_a_bodyless_request_can_be_called_again() -> None:
-    upstream = Upstream(_ok)
+    upstream = InMemoryUpstream(_ok)
     client = client_of(upstream)
     response = StreamedResponse(client, forward_request(client, request_of()))
     for _ in range(2):
@@ -267,7 +267,7 @@ async def _asks_for_a_token(request: httpx.Request) -> httpx.Response:
 
 @pytest.mark.anyio
 async def test_an_auth_flow_may_send_a_bodyless_request_again() -> None:
-    upstream = Upstream(_asks_for_a_token)
+    upstream = InMemoryUpstream(_asks_for_a_token)
     caller = caller_of("/a%2Fb", client=client_of(upstream, auth=SecondTry()))
     await called(caller, ReverseProxy())
     assert caller.status == 200
@@ -276,7 +276,7 @@ async def test_an_auth_flow_may_send_a_bodyless_request_again() -> None:
 
 @pytest.mark.anyio
 async def test_auth_flow_that_repeats_a_streamed_body_is_an_error() -> None:
-    upstream = Upstream(_asks_for_a_token)
+    upstream = InMemoryUpstream(_asks_for_a_token)
     caller = caller_of(
         "/",
         "POST",
@@ -408,6 +408,6 @@ async def test_forwarded_request_sent_by_hand_follows_redirects() -> None:
             return httpx.Response(302, headers={"location": "/b"}, stream=Script())
         return httpx.Response(200, stream=Script(target))
 
-    client = client_of(Upstream(answer), follow_redirects=True)
+    client = client_of(InMemoryUpstream(answer), follow_redirects=True)
     response = await client.send(forward_request(client, request_of("/a")))
     assert (response.status_code, response.content) == (200, b"/b")

@@ -23,7 +23,7 @@ from asgi_upstream import (
     UpstreamError,
 )
 from asgi_upstream.dependencies import _cached_dependency
-from tests.support.asgi import Caller, Script, Upstream, answering
+from tests.support.asgi import Caller, InMemoryUpstream, Script, answering
 from tests.support.examples import count_examples
 from tests.support.forwarding import (
     BASE,
@@ -345,7 +345,7 @@ async def test_rewriting_keeps_the_bytes_of_all_other_fields() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(201, headers=fields, stream=Script())
 
-    caller = await forwarded(Upstream(answer), rewrite_redirects=True, rewrite_cookies=True)
+    caller = await forwarded(InMemoryUpstream(answer), rewrite_redirects=True, rewrite_cookies=True)
     assert caller.headers == fields
 
 
@@ -553,7 +553,7 @@ def test_nothing_that_a_caller_or_an_upstream_does_becomes_a_500(
         headers = [(b"location", location.encode("latin-1")), (b"set-cookie", b"a=1; Path; Path=/")]
         return httpx.Response(answer, headers=headers, stream=Script(b"a"))
 
-    upstream = Upstream(respond)
+    upstream = InMemoryUpstream(respond)
     client = client_of(upstream, params={"key": "own"} if params else None)
     caller = Caller(method, headers=fields, body=[b"abc"])
     path = unquote(raw.partition(b"?")[0].decode("latin-1"))

@@ -19,7 +19,7 @@ from asgi_upstream.transport._read_buffer import CHUNK_OVERHEAD
 from asgi_upstream.transport._response_head import ReadState
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.examples import count_examples
-from tests.support.memory import MOST_READ, VirtualLoop, Wire
+from tests.support.memory import MOST_READ, MemorySocket, VirtualLoop
 
 PATTERN = bytes(range(251)) * 5000  # of a prime period, so that what is out of order is seen
 MOST_PART = 200_000
@@ -48,7 +48,7 @@ class BackPressure(RuleBasedStateMachine):
 
     def connect(self) -> None:
         self.connection = HTTP11Connection(self.owner, self.loop, httpx)
-        self.wire = Wire(self.connection, self.loop)
+        self.wire = MemorySocket(self.connection, self.loop)
         self.wire.draining = False
         self.under_way = False
         self.reading: asyncio.Task[bytes] | None = None
@@ -180,7 +180,7 @@ class BackPressure(RuleBasedStateMachine):
         clean, before = self.is_clean(), self.owner.released
         await self.connection.aclose()
         assert (self.owner.released > before, not self.connection.closed) == (clean, clean)
-        assert not clean or self.wire.unsent <= Wire.HIGH
+        assert not clean or self.wire.unsent <= MemorySocket.HIGH
 
     def is_clean(self) -> bool:
         connection = self.connection
@@ -230,7 +230,7 @@ class BackPressure(RuleBasedStateMachine):
     @invariant()
     def no_more_waits_to_be_sent_than_the_socket_takes_and_one_part(self) -> None:
         if self.under_way and self.uploads == "chunked":
-            assert self.wire.unsent <= Wire.HIGH + MOST_PART + 100
+            assert self.wire.unsent <= MemorySocket.HIGH + MOST_PART + 100
 
     # And in the end.
 

@@ -17,7 +17,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from asgi_upstream import BufferedResponse, StreamedResponse, UpstreamBodyTooLarge, client_lifespan
-from tests.support.memory import InMemory, VirtualLoop, Wire, end_of_body
+from tests.support.memory import InMemory, MemorySocket, VirtualLoop, end_of_body
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HEAD = re.compile(rb"[A-Z]+ (/\w+) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*\r\n")
@@ -26,7 +26,7 @@ MOST_STEPS = 500
 
 
 @dataclass(frozen=True)
-class Kind:
+class TransportKind:
     """What is sent, and what is answered: pieces, with a wait after each."""
 
     answer: tuple[bytes, ...]
@@ -38,47 +38,49 @@ class Kind:
 
 
 KINDS = {
-    "small": Kind((OK + b"content-length: 2\r\n\r\nok",)),
-    "length": Kind((OK + b"content-length: 600000\r\n\r\n", BIG[:400_000], BIG[400_000:])),
-    "chunked": Kind(
+    "small": TransportKind((OK + b"content-length: 2\r\n\r\nok",)),
+    "length": TransportKind((OK + b"content-length: 600000\r\n\r\n", BIG[:400_000], BIG[400_000:])),
+    "chunked": TransportKind(
         (OK + b"transfer-encoding: chunked\r\n\r\n2\r", b"\nok\r\n3\r\nabc", b"\r\n0\r\n", b"\r\n")
     ),
-    "until close": Kind((OK + b"\r\nok", b"more"), ends=True),
-    "interim": Kind((b"HTTP/1.1 103 X\r\n\r\n", OK + b"content-length: 2\r\n\r\n", b"ok")),
-    "HEAD": Kind((OK, b"content-length: 2\r\n\r\n"), "HEAD"),
-    "upload in chunks": Kind((OK + b"content-length: 2\r\n\r\nok",), "POST", "chunks"),
-    "upload of a length": Kind((OK + b"content-length: 2\r\n\r\nok",), "POST", "length"),
-    "upload of bytes": Kind((OK + b"content-length: 2\r\n\r\nok",), "POST", "bytes"),
-    "refused": Kind(
+    "until close": TransportKind((OK + b"\r\nok", b"more"), ends=True),
+    "interim": TransportKind((b"HTTP/1.1 103 X\r\n\r\n", OK + b"content-length: 2\r\n\r\n", b"ok")),
+    "HEAD": TransportKind((OK, b"content-length: 2\r\n\r\n"), "HEAD"),
+    "upload in chunks": TransportKind((OK + b"content-length: 2\r\n\r\nok",), "POST", "chunks"),
+    "upload of a length": TransportKind((OK + b"content-length: 2\r\n\r\nok",), "POST", "length"),
+    "upload of bytes": TransportKind((OK + b"content-length: 2\r\n\r\nok",), "POST", "bytes"),
+    "refused": TransportKind(
         (*[b""] * 15, b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\n\r\n", b"no"),
         "POST",
         "endless",
         early=True,
     ),
-    "both at once": Kind(
+    "both at once": TransportKind(
         (OK + b"content-length: 2\r\n\r\n", b"o", b"k"), "POST", "chunks", early=True
     ),
-    "upgrade": Kind(
+    "upgrade": TransportKind(
         (OK.replace(b"200", b"101") + b"connection: upgrade\r\nupgrade: x\r\n\r\n", b"hello"),
         upgrade=True,
     ),
 }
 
-Use = Callable[["Run", httpx.Request], Awaitable[None]]
+Use = Callable[["TransportRun", httpx.Request], Awaitable[None]]
 
 
-class Run:
+class TransportRun:
     """One exchange of a kind, cancelled at one step; and one after it."""
 
-    def __init__(self, kind: Kind, use: Use, before: str, step: int, *, late: bool) -> None:
+    def __init__(
+        self, kind: TransportKind, use: Use, before: str, step: int, *, late: bool
+    ) -> None:
         self.kind, self.use, self.before = kind, use, before
         self.step, self.late = step, late
         self.steps = 0
 
-    def connected(self, wire: Wire) -> None:
+    def connected(self, wire: MemorySocket) -> None:
         self.far_ends.append(asyncio.create_task(self.far_end(wire)))
 
-    async def far_end(self, wire: Wire) -> None:
+    async def far_end(self, wire: MemorySocket) -> None:
         news, at = asyncio.Event(), 0
         wire.on_write = news.set
         wire.draining = False
@@ -202,7 +204,7 @@ class Run:
 # Who uses it.
 
 
-async def alone(run: Run, request: httpx.Request) -> None:
+async def alone(run: TransportRun, request: httpx.Request) -> None:
     response = await run.client.send(request, stream=True)
     try:
         async for _ in response.aiter_raw():
@@ -211,7 +213,7 @@ async def alone(run: Run, request: httpx.Request) -> None:
         await response.aclose()
 
 
-async def upgraded(run: Run, request: httpx.Request) -> None:
+async def upgraded(run: TransportRun, request: httpx.Request) -> None:
     response = await run.client.send(request, stream=True)
     try:
         stream = response.extensions["network_stream"]
@@ -222,7 +224,7 @@ async def upgraded(run: Run, request: httpx.Request) -> None:
         await response.aclose()
 
 
-async def relayed(run: Run, request: httpx.Request) -> None:
+async def relayed(run: TransportRun, request: httpx.Request) -> None:
     opening = run.transport.send_raw(request)
     assert opening is not None
     connection = await opening
@@ -246,15 +248,15 @@ async def answered(app: StreamedResponse | BufferedResponse, method: str) -> Non
     await app(scope, receive, send)
 
 
-async def streamed(run: Run, request: httpx.Request) -> None:
+async def streamed(run: TransportRun, request: httpx.Request) -> None:
     await answered(StreamedResponse(run.client, request), request.method)
 
 
-async def with_a_deadline(run: Run, request: httpx.Request) -> None:
+async def with_a_deadline(run: TransportRun, request: httpx.Request) -> None:
     await answered(StreamedResponse(run.client, request, deadline=1000), request.method)
 
 
-async def transformed(run: Run, request: httpx.Request) -> None:
+async def transformed(run: TransportRun, request: httpx.Request) -> None:
     async def transform(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for part in parts:
             await asyncio.sleep(0)
@@ -263,18 +265,18 @@ async def transformed(run: Run, request: httpx.Request) -> None:
     await answered(StreamedResponse(run.client, request, transform=transform), request.method)
 
 
-async def looked_at(run: Run, request: httpx.Request) -> None:
+async def looked_at(run: TransportRun, request: httpx.Request) -> None:
     async def on_response(upstream: httpx.Response) -> None:
         await asyncio.sleep(0.01)
 
     await answered(StreamedResponse(run.client, request, on_response=on_response), request.method)
 
 
-async def buffered(run: Run, request: httpx.Request) -> None:
+async def buffered(run: TransportRun, request: httpx.Request) -> None:
     await answered(BufferedResponse(run.client, request), request.method)
 
 
-async def too_large(run: Run, request: httpx.Request) -> None:
+async def too_large(run: TransportRun, request: httpx.Request) -> None:
     with contextlib.suppress(UpstreamBodyTooLarge):
         await answered(BufferedResponse(run.client, request, max_bytes=1), request.method)
 
@@ -300,7 +302,7 @@ def test_cancellation_at_any_step_leaves_nothing_open(
     first = (part + 2 * BEFORE.index(before) + late) % PARTS
     for use in [upgraded] if kind.upgrade else USES[first::PARTS]:
         for step in range(MOST_STEPS):
-            run = Run(kind, use, before, step, late=late)
+            run = TransportRun(kind, use, before, step, late=late)
             loop = VirtualLoop()
             try:
                 has_that_step = loop.run_until_complete(run.run())

@@ -17,7 +17,7 @@ from tests.support.waiting import aeventually
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
 
-class Listener:
+class CountingListener:
     """Accepts, and counts who is there."""
 
     opened = open = 0
@@ -32,8 +32,8 @@ class Listener:
 
 
 @contextlib.asynccontextmanager
-async def listening() -> AsyncGenerator[tuple[Listener, int]]:
-    listener = Listener()
+async def listening() -> AsyncGenerator[tuple[CountingListener, int]]:
+    listener = CountingListener()
     server = await asyncio.start_server(listener, "127.0.0.1", 0)
     async with server:
         yield listener, server.sockets[0].getsockname()[1]

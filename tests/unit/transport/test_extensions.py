@@ -11,14 +11,14 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, TextMessage
 from wsproto.events import Request as Handshake
 
-from tests.support.raw_upstream import Upstream, client, read_request, sending
+from tests.support.raw_upstream import RawUpstream, client, read_request, sending
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
 
 async def test_the_target_is_sent_as_it_is() -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         await c.request("OPTIONS", "/", extensions={"target": b"*"})
         await c.get("/", extensions={"target": b"/%2e/a//b?c%20d"})
         lines = [head.split(b"\r\n")[0] for head in upstream.requests]
@@ -29,7 +29,7 @@ async def test_a_trace_that_fails_leaves_nothing_open() -> None:
     async def trace(name: str, info: dict[str, Any]) -> None:
         raise ZeroDivisionError
 
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         with pytest.raises(ZeroDivisionError):
             await c.get("/", extensions={"trace": trace})
         await aeventually(lambda: not upstream.open)
@@ -37,7 +37,7 @@ async def test_a_trace_that_fails_leaves_nothing_open() -> None:
 
 async def test_the_response_has_the_extensions_of_the_stock_transport() -> None:
     answer = b"HTTP/1.0 299 Rather Odd\r\ncontent-length: 2\r\n\r\nok"
-    async with Upstream(sending(answer)) as upstream:
+    async with RawUpstream(sending(answer)) as upstream:
         for one in (client(upstream), httpx.AsyncClient(base_url=upstream.url, trust_env=False)):
             async with one as c, c.stream("GET", "/") as response:
                 assert response.http_version == "HTTP/1.0"
@@ -63,7 +63,7 @@ async def switching(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
-    async with Upstream(switching) as upstream, client(upstream) as c:
+    async with RawUpstream(switching) as upstream, client(upstream) as c:
         fields = {"connection": "upgrade", "upgrade": "capitals"}
         async with c.stream("GET", "/", headers=fields) as response:
             assert response.status_code == 101
@@ -86,7 +86,7 @@ async def test_a_connection_that_switched_protocols_is_handed_over() -> None:
 async def test_end_of_a_switched_connection_is_read_as_such() -> None:
     answer = b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nbye"
     async with (
-        Upstream(sending(answer)) as upstream,
+        RawUpstream(sending(answer)) as upstream,
         client(upstream) as c,
         c.stream("GET", "/", headers={"connection": "upgrade", "upgrade": "x"}) as response,
     ):
@@ -105,7 +105,7 @@ async def deaf_for_a_while(reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 async def test_several_tasks_may_write_to_a_switched_connection() -> None:
     async with (
-        Upstream(deaf_for_a_while) as upstream,
+        RawUpstream(deaf_for_a_while) as upstream,
         client(upstream) as c,
         c.stream("GET", "/", headers={"connection": "upgrade", "upgrade": "x"}) as response,
     ):
@@ -130,7 +130,7 @@ async def echoing_websocket(reader: asyncio.StreamReader, writer: asyncio.Stream
 
 @pytest.mark.parametrize("scheme", ["http", "ws"])
 async def test_httpx_ws_works_on_it(scheme: str) -> None:
-    async with Upstream(echoing_websocket) as upstream, client(upstream) as c:
+    async with RawUpstream(echoing_websocket) as upstream, client(upstream) as c:
         url = f"{scheme}://127.0.0.1:{upstream.port}/"
         websocket: AsyncWebSocketSession
         async with aconnect_ws(url, c, keepalive_ping_interval_seconds=None) as websocket:

@@ -26,7 +26,7 @@ from asgi_upstream.errors import UpstreamConnectError
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.instrumented import Ask, MakeTransport, both_ways, by_relay, shared, traceparent
-from tests.support.raw_upstream import Upstream
+from tests.support.raw_upstream import RawUpstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
 
@@ -64,7 +64,7 @@ async def test_pytest_httpx_lets_pass_what_it_is_not_to_mock(
     transport: MakeTransport, ask: Ask, httpx_mock: HTTPXMock
 ) -> None:
     httpx_mock.add_response(text="mocked")
-    async with Upstream() as upstream, shared(transport) as client:
+    async with RawUpstream() as upstream, shared(transport) as client:
         assert await ask(client, upstream.url) == (200, "ok")
         assert await ask(client, MOCKED) == (200, "mocked")
         assert len(upstream.requests) == 1
@@ -108,7 +108,7 @@ async def test_respx_answers(transport: MakeTransport, ask: Ask, using: str) -> 
 async def test_respx_lets_pass_what_it_is_told_to(
     transport: MakeTransport, ask: Ask, using: str
 ) -> None:
-    async with Upstream() as upstream, shared(transport) as client:
+    async with RawUpstream() as upstream, shared(transport) as client:
         with respx.mock(using=using, assert_all_called=False) as mock:
             mock.route(host="app.example").pass_through()
             route = mock.get(upstream.url).pass_through()
@@ -158,7 +158,7 @@ def told(span: ReadableSpan) -> Any:
 
 @both_ways
 async def test_opentelemetry_makes_the_spans_of_the_stock_transport(spans: Spans, ask: Ask) -> None:
-    async with Upstream() as upstream:
+    async with RawUpstream() as upstream:
         for transport in (stock, AsyncioTransport):
             async with shared(transport) as client:
                 assert await ask(client, f"{upstream.url}/a?b=c") == (200, "ok")
@@ -188,7 +188,7 @@ async def test_opentelemetry_records_failures_as_on_httpxs_transport(spans: Span
 
 async def test_a_span_of_the_app_is_the_parent(spans: Spans) -> None:
     tracer = spans.provider.get_tracer("app")
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
         with tracer.start_as_current_span("of the app") as outer:
             await by_relay(client, "/")
     inner, _ = spans.of_clients()
@@ -197,7 +197,7 @@ async def test_a_span_of_the_app_is_the_parent(spans: Spans) -> None:
 
 @both_ways
 async def test_after_uninstrument_there_are_no_spans(spans: Spans, ask: Ask) -> None:
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
         await ask(client, "/")
         HTTPXClientInstrumentor().uninstrument()
         assert await ask(client, "/") == (200, "ok")
@@ -211,7 +211,7 @@ async def test_opentelemetry_instruments_a_single_client(
     transport: MakeTransport, ask: Ask
 ) -> None:
     spans = Spans()
-    async with Upstream() as upstream, shared(transport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(transport, upstream.url) as client:
         HTTPXClientInstrumentor.instrument_client(client, tracer_provider=spans.provider)
         assert await ask(client, "/") == (200, "ok")
         HTTPXClientInstrumentor.uninstrument_client(client)
@@ -242,9 +242,9 @@ def test_opentelemetry_may_come_before_or_after_the_import(order: str) -> None:
         if order.endswith("ended"):
             HTTPXClientInstrumentor().uninstrument()
         from tests.support.instrumented import by_get, by_relay, shared, traceparent
-        from tests.support.raw_upstream import Upstream
+        from tests.support.raw_upstream import RawUpstream
         async def run():
-            async with Upstream() as upstream:
+            async with RawUpstream() as upstream:
                 async with shared(asgi_upstream.transport.AsyncioTransport, upstream.url) as client:
                     for ask in (by_get, by_relay):
                         assert await ask(client, "/") == (200, "ok")
@@ -273,7 +273,7 @@ async def test_a_wrapped_send_is_seen(
         request.headers["x-wrapped"] = "1"
         return await real(self, request, **kwargs)
 
-    async with Upstream() as upstream, shared(transport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(transport, upstream.url) as client:
         assert await ask(client, "/before") == (200, "ok")
         with monkeypatch.context() as patching:
             patching.setattr(httpx.AsyncClient, "send", send)
@@ -299,7 +299,7 @@ async def test_whatever_method_on_the_way_is_wrapped_is_called(
     of: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
         target: Any = client if of == "client" else httpx.AsyncClient
         real = getattr(target, name)
 
@@ -385,7 +385,10 @@ async def test_auth_hooks_and_cookies_work_through_a_streamed_response() -> None
         "event_hooks": {"request": [on_request], "response": [on_response]},
         "cookies": {"a": "b"},
     }
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url, **options) as client:
+    async with (
+        RawUpstream() as upstream,
+        shared(AsyncioTransport, upstream.url, **options) as client,
+    ):
         assert await by_relay(client, "/") == (200, "ok")
         (request,) = upstream.requests
     assert seen == ["GET", "200"]
@@ -401,7 +404,7 @@ async def test_the_log_has_the_line_of_the_stock_transport(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = []
-    async with Upstream() as upstream:
+    async with RawUpstream() as upstream:
         for transport in (stock, AsyncioTransport):
             async with shared(transport, upstream.url) as client:
                 caplog.clear()
@@ -418,7 +421,7 @@ async def test_the_log_has_the_line_of_the_stock_transport(
 async def test_the_line_is_there_only_at_its_level(
     level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
         with caplog.at_level(level, logger=httpx.__name__):
             await Caller().call(StreamedResponse(client, client.build_request("GET", "/")))
     assert len([r for r in caplog.records if r.name == httpx.__name__]) == (level == logging.INFO)
@@ -426,7 +429,7 @@ async def test_the_line_is_there_only_at_its_level(
 
 @on_both
 async def test_responses_and_errors_know_their_request(transport: MakeTransport) -> None:
-    async with Upstream() as upstream, shared(transport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(transport, upstream.url) as client:
         request = client.build_request("GET", "/")
         response = await client.send(request)
         assert response.request is request
@@ -457,7 +460,7 @@ async def test_wrapper_of_httpcore_connection_sees_the_request(
         request.headers.append((b"traceparent", b"00-1-2-01"))
         return await original(self, request)
 
-    async with Upstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
+    async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
         with monkeypatch.context() as patch:
             patch.setattr(httpcore.AsyncHTTPConnection, "handle_async_request", wrapper)
             response = StreamedResponse(client, client.build_request("GET", "/x"))

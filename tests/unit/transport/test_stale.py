@@ -17,7 +17,7 @@ from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.ports import open_full_port
-from tests.support.raw_upstream import OK, Upstream, client, read_request
+from tests.support.raw_upstream import OK, RawUpstream, client, read_request
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
@@ -49,7 +49,7 @@ class Closing:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
 async def test_idempotent_request_is_sent_again_if_connection_closed(method: str) -> None:
     serve = Closing()
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         await c.get("/first")
         response = await c.request(method, "/second", content=b"" if method != "PUT" else b"body")
         assert response.status_code == 200
@@ -60,7 +60,7 @@ async def test_idempotent_request_is_sent_again_if_connection_closed(method: str
 
 async def test_it_is_sent_twice_and_no_more() -> None:
     serve = Closing(on=range(1))
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
             await c.get("/second")
@@ -69,7 +69,7 @@ async def test_it_is_sent_twice_and_no_more() -> None:
 
 async def test_on_a_new_connection_it_is_sent_once() -> None:
     serve = Closing(on=range(0))
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         with pytest.raises(httpx.RemoteProtocolError):
             await c.get("/first")
         assert len(serve.requests) == 1
@@ -85,7 +85,7 @@ async def test_408_on_a_reused_connection_is_retried_if_safe(method: str) -> Non
         await read_request(reader)
         writer.write(b"HTTP/1.1 408 Idle\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
 
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         assert (await c.get("/")).text == "ok"
         response = await c.request(method, "/")
         assert response.status_code == (408 if method == "POST" else 200)
@@ -97,7 +97,7 @@ async def test_408_on_a_new_connection_is_returned() -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 408 Slow\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
 
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         assert (await c.get("/")).status_code == 408
         assert len(upstream.peers) == 1
 
@@ -157,13 +157,13 @@ async def test_connection_that_closes_at_handover_is_not_used(method: str) -> No
         writer.write(OK)
 
     limits = httpx.Limits(max_connections=2)
-    async with Upstream(says_nothing_of_it) as upstream, client(upstream, limits=limits) as c:
+    async with RawUpstream(says_nothing_of_it) as upstream, client(upstream, limits=limits) as c:
         answers = await asyncio.gather(*(c.request(method, "/") for _ in range(40)))
         assert {answer.status_code for answer in answers} == {200}
 
 
 async def test_a_request_that_says_close_ends_its_connection() -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         for _ in range(3):
             await c.get("/", headers={"connection": "x, Close"})
         assert len(upstream.peers) == 3
@@ -173,7 +173,7 @@ async def test_connects_without_waiters_give_way_to_another_origin() -> None:
     with open_full_port() as port:
         black_hole = f"http://127.0.0.1:{port}"
         limits = httpx.Limits(max_connections=2)
-        async with Upstream() as upstream, client(upstream, limits=limits) as c:
+        async with RawUpstream() as upstream, client(upstream, limits=limits) as c:
             leaving = [asyncio.create_task(c.get(black_hole)) for _ in range(2)]
             await asyncio.sleep(0.05)
             for task in leaving:
@@ -184,7 +184,7 @@ async def test_connects_without_waiters_give_way_to_another_origin() -> None:
 
 
 async def test_a_network_stream_does_not_reach_into_the_next_exchange() -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         first = await c.get("/")
         stream = first.extensions["network_stream"]
         assert (await c.get("/")).status_code == 200
@@ -202,7 +202,7 @@ async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 async def test_slow_reused_connection_is_not_replaced() -> None:
-    async with Upstream(answers_once) as upstream, client(upstream) as c:
+    async with RawUpstream(answers_once) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.ReadTimeout):
             await c.get("/second", timeout=httpx.Timeout(10, read=0.1))
@@ -210,7 +210,7 @@ async def test_slow_reused_connection_is_not_replaced() -> None:
 
 
 async def test_request_in_progress_at_client_close_is_not_sent_again() -> None:
-    async with Upstream(answers_once) as upstream, client(upstream) as c:
+    async with RawUpstream(answers_once) as upstream, client(upstream) as c:
         transport = c._transport
         assert isinstance(transport, AsyncioTransport)
         await c.get("/first")
@@ -226,7 +226,7 @@ async def test_request_in_progress_at_client_close_is_not_sent_again() -> None:
 
 async def test_transport_used_after_close_still_expires_connections() -> None:
     limits = httpx.Limits(keepalive_expiry=0.1)
-    async with Upstream() as upstream, AsyncioTransport(limits=limits) as transport:
+    async with RawUpstream() as upstream, AsyncioTransport(limits=limits) as transport:
         for _ in range(2):
             response = await transport.handle_async_request(httpx.Request("GET", upstream.url))
             await response.aread()
@@ -247,7 +247,7 @@ async def test_endless_interim_responses_are_an_error() -> None:
                 await writer.drain()
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
-    async with Upstream(hinting) as upstream, client(upstream) as c:
+    async with RawUpstream(hinting) as upstream, client(upstream) as c:
         for _ in range(3):
             assert (await c.get("/some")).content == b"ok"
         assert len(upstream.peers) == 1
@@ -266,7 +266,7 @@ async def test_bytes_after_a_body_read_late_are_not_the_next_response() -> None:
         writer.write(b"HTTP/1.1 200 Smuggled\r\ncontent-length: 8\r\n\r\nsmuggled")
         await reader.read()
 
-    async with Upstream(smuggling) as upstream, client(upstream) as c:
+    async with RawUpstream(smuggling) as upstream, client(upstream) as c:
         transport = c._transport
         assert isinstance(transport, AsyncioTransport)
         opening = transport.send_raw(c.build_request("GET", "/first"))
@@ -293,7 +293,7 @@ async def stream_of_parts() -> AsyncIterator[bytes]:
 )
 async def test_what_may_not_be_sent_twice_is_not(method: str, content: Any) -> None:
     serve = Closing()
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         await c.get("/first")
         body = content() if callable(content) else content
         with pytest.raises(httpx.TransportError) as caught:
@@ -305,7 +305,7 @@ async def test_what_may_not_be_sent_twice_is_not(method: str, content: Any) -> N
 @pytest.mark.parametrize("start", [b"H", b"HTTP/1.1 200 OK\r\n", OK[:-1]])
 async def test_it_is_not_sent_again_once_a_byte_of_the_answer_came(start: bytes) -> None:
     serve = Closing(start)
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.RemoteProtocolError):
             await c.get("/second")

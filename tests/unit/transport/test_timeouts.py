@@ -10,8 +10,8 @@ from tests.support.ports import open_full_port
 from tests.support.raw_upstream import (
     BROKEN,
     OK,
+    RawUpstream,
     Serve,
-    Upstream,
     client,
     read_request,
 )
@@ -36,7 +36,7 @@ async def silent_after_the_head(reader: asyncio.StreamReader, writer: asyncio.St
 
 @pytest.mark.parametrize("serve", [silent, silent_after_the_head])
 async def test_silent_upstream_is_a_read_timeout(serve: Serve) -> None:
-    async with Upstream(serve) as upstream, client(upstream) as c:
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
         with pytest.raises(httpx.ReadTimeout) as caught:
             await c.get("/", timeout=httpx.Timeout(10, read=0.1))
         assert caught.value.request.url == upstream.url + "/"
@@ -51,7 +51,7 @@ async def test_each_read_has_the_whole_read_timeout() -> None:
             await asyncio.sleep(0.2)
             writer.write(b"x")
 
-    async with Upstream(slow) as upstream, client(upstream) as c:
+    async with RawUpstream(slow) as upstream, client(upstream) as c:
         response = await c.get("/", timeout=httpx.Timeout(10, read=1.2))
         assert response.text == "xxxxxxxx"
 
@@ -62,17 +62,17 @@ async def test_upload_that_is_not_read_is_a_write_timeout() -> None:
             yield bytes(1 << 20)
 
     limits = httpx.Limits(max_connections=1)
-    async with Upstream(deaf) as upstream, client(upstream, limits=limits) as c:
+    async with RawUpstream(deaf) as upstream, client(upstream, limits=limits) as c:
         with pytest.raises(httpx.WriteTimeout) as caught:
             await c.post("/", content=parts(), timeout=httpx.Timeout(10, write=0.2))
         assert caught.value.request.method == "POST"
-        async with Upstream() as other:  # there is room again
+        async with RawUpstream() as other:  # there is room again
             assert (await c.get(other.url)).text == "ok"
 
 
 async def test_who_waits_too_long_for_a_connection_has_a_pool_timeout() -> None:
     limits = httpx.Limits(max_connections=1)
-    async with Upstream(silent) as upstream, client(upstream, limits=limits) as c:
+    async with RawUpstream(silent) as upstream, client(upstream, limits=limits) as c:
         first = asyncio.create_task(c.get("/"))
         await aeventually(lambda: upstream.open == 1)
         with pytest.raises(httpx.PoolTimeout) as caught:
@@ -93,7 +93,7 @@ async def test_a_connect_that_is_never_answered_is_a_connect_timeout() -> None:
 @pytest.mark.parametrize("name", BROKEN)
 async def test_broken_upstream_raises_the_error_of_httpxs_transport(name: str) -> None:
     seen = []
-    async with Upstream(BROKEN[name]) as upstream:
+    async with RawUpstream(BROKEN[name]) as upstream:
         stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False, timeout=10)
         for one in (client(upstream), stock):
             async with one as c:
@@ -131,7 +131,7 @@ async def test_request_body_error_is_raised_and_leaves_nothing_open() -> None:
         yield b"first"
         raise ZeroDivisionError
 
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         with pytest.raises(ZeroDivisionError):
             await c.post("/", content=broken())
         await aeventually(lambda: not upstream.open)
@@ -146,7 +146,7 @@ async def read_all(response: httpx.Response) -> None:
 async def test_failed_or_cancelled_read_frees_the_connection() -> None:
     """Without a call to `aclose`."""
     limits = httpx.Limits(max_connections=1)
-    async with Upstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
+    async with RawUpstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
         responses = []
         for read, error in ((0.1, httpx.ReadTimeout), (10, TimeoutError)):
             timeout = httpx.Timeout(10, read=read)

@@ -24,7 +24,7 @@ from asgi_upstream import (
 )
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import OK, Serve, Upstream, read_request
+from tests.support.raw_upstream import OK, RawUpstream, Serve, read_request
 from tests.support.tracing import trace_events
 from tests.support.waiting import aeventually
 
@@ -53,7 +53,7 @@ def certified(
     return context
 
 
-def client(upstream: Upstream, verify: ssl.SSLContext, **options: Any) -> httpx.AsyncClient:
+def client(upstream: RawUpstream, verify: ssl.SSLContext, **options: Any) -> httpx.AsyncClient:
     transport = AsyncioTransport(verify=verify, **options)
     return httpx.AsyncClient(transport=transport, base_url=upstream.url, timeout=10)
 
@@ -62,7 +62,7 @@ async def test_a_good_certificate_is_taken_and_its_connection_is_kept(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
     tls = certified(authority, "127.0.0.1")
-    async with Upstream(tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(tls=tls) as upstream, client(upstream, trust) as c:
         for _ in range(3):
             assert (await c.get("/")).text == "ok"
         assert len(upstream.peers) == 1
@@ -72,7 +72,7 @@ async def test_the_name_of_the_host_is_checked(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
     tls = certified(authority, "localhost")
-    async with Upstream(tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(tls=tls) as upstream, client(upstream, trust) as c:
         assert (await c.get(f"https://localhost:{upstream.port}/")).text == "ok"
         with pytest.raises(httpx.ConnectError, match=r"certificate verify failed.*127\.0\.0\.1"):
             await c.get("/")
@@ -83,7 +83,7 @@ async def test_an_expired_certificate_is_a_connect_error(
 ) -> None:
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     tls = certified(authority, "127.0.0.1", expires=past)
-    async with Upstream(tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(tls=tls) as upstream, client(upstream, trust) as c:
         with pytest.raises(httpx.ConnectError, match="certificate has expired") as caught:
             await c.get("/")
         assert caught.value.request.url.host == "127.0.0.1"
@@ -92,7 +92,7 @@ async def test_an_expired_certificate_is_a_connect_error(
 
 async def test_a_certificate_of_nobody_known_is_a_connect_error(trust: ssl.SSLContext) -> None:
     tls = certified(trustme.CA(), "127.0.0.1")
-    async with Upstream(tls=tls) as upstream:
+    async with RawUpstream(tls=tls) as upstream:
         for verify in (trust, True):
             async with client(upstream, verify) as c:  # type: ignore[arg-type]
                 with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
@@ -107,7 +107,7 @@ async def test_an_upstream_that_speaks_no_tls_is_a_connect_error(trust: ssl.SSLC
         writer.write(OK)
         await reader.read()
 
-    async with Upstream(plain) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(plain) as upstream, client(upstream, trust) as c:
         with pytest.raises(httpx.ConnectError):
             await c.get(f"https://127.0.0.1:{upstream.port}/")
         await aeventually(lambda: not upstream.open)
@@ -119,7 +119,7 @@ async def test_close_in_the_tls_handshake_is_a_connect_error(
     async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
-    async with Upstream(closing) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(closing) as upstream, client(upstream, trust) as c:
         with pytest.raises(httpx.ConnectError):
             await c.get(f"https://127.0.0.1:{upstream.port}/")
 
@@ -129,7 +129,7 @@ async def test_a_handshake_that_stalls_is_a_connect_timeout(trust: ssl.SSLContex
         await reader.read()
 
     limits = httpx.Limits(max_connections=1)
-    async with Upstream(stalling) as upstream, client(upstream, trust, limits=limits) as c:
+    async with RawUpstream(stalling) as upstream, client(upstream, trust, limits=limits) as c:
         url = f"https://127.0.0.1:{upstream.port}/"
         for _ in range(2):  # there is room again
             with pytest.raises(httpx.ConnectTimeout) as caught:
@@ -143,7 +143,7 @@ async def test_a_cancelled_handshake_leaves_nothing_open(trust: ssl.SSLContext) 
     async def stalling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with Upstream(stalling) as upstream:
+    async with RawUpstream(stalling) as upstream:
         async with client(upstream, trust) as c:
             getting = asyncio.create_task(c.get(f"https://127.0.0.1:{upstream.port}/"))
             await aeventually(lambda: upstream.open == 1)
@@ -190,7 +190,7 @@ async def test_a_body_that_is_cut_off_is_an_error(
 ) -> None:
     tls = certified(authority, "127.0.0.1")
     seen = []
-    async with Upstream(without_notice(CUT[framing]), tls=tls) as upstream:
+    async with RawUpstream(without_notice(CUT[framing]), tls=tls) as upstream:
         stock = httpx.AsyncHTTPTransport(verify=trust, trust_env=False)
         for transport in (AsyncioTransport(verify=trust), stock):
             async with httpx.AsyncClient(transport=transport, timeout=10) as c:
@@ -208,7 +208,7 @@ async def test_body_until_close_without_close_notify_is_an_error(
 ) -> None:
     """RFC 9112 9.8. httpx's transport itself takes the body as complete."""
     tls = certified(authority, "127.0.0.1")
-    async with Upstream(without_notice(HEAD + b"\r\nhalf"), tls=tls) as upstream:
+    async with RawUpstream(without_notice(HEAD + b"\r\nhalf"), tls=tls) as upstream:
         got: list[bytes] = []
         async with client(upstream, trust) as c:
             with pytest.raises(httpx.RemoteProtocolError):
@@ -231,7 +231,7 @@ async def test_relayed_body_until_close_needs_close_notify(
         await writer.wait_closed()
 
     serve = closing if notice else without_notice(HEAD + b"\r\nhalf")
-    async with Upstream(serve, tls=certified(authority, "127.0.0.1")) as upstream:
+    async with RawUpstream(serve, tls=certified(authority, "127.0.0.1")) as upstream:
         lifespan = client_lifespan(transport=transport(verify=trust), base_url=upstream.url)
         async with lifespan(None) as state:
             client: Any = state["client"]
@@ -259,7 +259,7 @@ async def test_a_body_until_the_close_ends_with_the_notice(
         await writer.wait_closed()
 
     tls = certified(authority, "127.0.0.1")
-    async with Upstream(closing, tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(closing, tls=tls) as upstream, client(upstream, trust) as c:
         assert (await c.get("/")).text == "whole"
 
 
@@ -284,7 +284,7 @@ async def test_a_client_certificate_is_shown(
     authority.cert_pem.write_to_path(str(tmp_path / "ca"))
     issued.private_key_pem.write_to_path(str(tmp_path / "key"))
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate"))
-    async with Upstream(telling, tls=tls) as upstream:
+    async with RawUpstream(telling, tls=tls) as upstream:
         ours = ssl.create_default_context(cafile=str(tmp_path / "ca"))
         ours.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
         async with client(upstream, ours) as c:
@@ -307,7 +307,7 @@ async def test_cert_is_a_path_and_the_environment_names_whom_to_trust(
     authority.cert_pem.write_to_path(ca)
     authority.issue_cert("we@client.example").private_key_and_cert_chain_pem.write_to_path(ours)
     monkeypatch.setenv("SSL_CERT_FILE", ca)
-    async with Upstream(tls=tls) as upstream:
+    async with RawUpstream(tls=tls) as upstream:
         transport = AsyncioTransport(cert=ours)
         async with httpx.AsyncClient(transport=transport, base_url=upstream.url) as c:
             assert (await c.get("/")).text == "ok"
@@ -324,7 +324,7 @@ async def test_it_says_that_it_speaks_http_1_1(
     tls.set_alpn_protocols(["h2", "http/1.1"])
     trust.set_alpn_protocols(["h2"])  # of somebody who used the same context before
     async with (
-        Upstream(tls=tls) as upstream,
+        RawUpstream(tls=tls) as upstream,
         client(upstream, trust) as c,
         c.stream("GET", "/") as response,
     ):
@@ -340,7 +340,7 @@ async def test_sni_hostname_is_who_is_asked_for_and_checked(
     tls = certified(authority, "named.example")
     asked: list[str | None] = []
     tls.sni_callback = lambda sock, name, context: asked.append(name)
-    async with Upstream(tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(tls=tls) as upstream, client(upstream, trust) as c:
         for _ in range(2):
             response = await c.get("/", extensions={"sni_hostname": "named.example"})
             assert response.text == "ok"
@@ -365,7 +365,7 @@ async def test_a_large_body_passes_both_ways(authority: trustme.CA, trust: ssl.S
 
     sent = b"".join(bytes([number]) * 65536 for number in range(64))
     tls = certified(authority, "127.0.0.1")
-    async with Upstream(echo, tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(echo, tls=tls) as upstream, client(upstream, trust) as c:
         response = await c.post("/", content=parts(), headers={"content-length": str(len(sent))})
         assert response.content == sent
 
@@ -379,7 +379,7 @@ async def test_bytes_behind_the_answer_end_the_connection(
         await reader.read()
 
     tls = certified(authority, "127.0.0.1")
-    async with Upstream(more, tls=tls) as upstream, client(upstream, trust) as c:
+    async with RawUpstream(more, tls=tls) as upstream, client(upstream, trust) as c:
         for number in (1, 2):
             assert (await c.get("/")).text == "ok"
             assert len(upstream.peers) == number
@@ -388,7 +388,7 @@ async def test_bytes_behind_the_answer_end_the_connection(
 async def test_trace_has_the_events_of_a_handshake(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
-    async with Upstream(tls=certified(authority, "127.0.0.1")) as upstream:
+    async with RawUpstream(tls=certified(authority, "127.0.0.1")) as upstream:
         expected, seen = [
             await trace_events(cls(verify=trust), upstream.url)
             for cls in (httpx.AsyncHTTPTransport, AsyncioTransport)

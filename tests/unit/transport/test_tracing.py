@@ -16,7 +16,7 @@ import trustme
 from asgi_upstream import StreamedResponse, client_lifespan
 from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import BROKEN, Upstream
+from tests.support.raw_upstream import BROKEN, RawUpstream
 from tests.support.tracing import Event, trace_events
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
@@ -29,7 +29,7 @@ async def _chunks() -> AsyncGenerator[bytes]:
 
 @pytest.mark.parametrize("content", [None, lambda: b"whole", _chunks])
 async def test_trace_has_the_events_of_httpx(content: Callable[[], object] | None) -> None:
-    async with Upstream() as upstream:
+    async with RawUpstream() as upstream:
         expected, seen = [
             await trace_events(cls(), upstream.url, content=content, times=2)
             for cls in (httpx.AsyncHTTPTransport, AsyncioTransport)
@@ -56,7 +56,7 @@ async def test_trace_of_a_failure_has_the_exception() -> None:
         events.append((name, info))
 
     async with (
-        Upstream(BROKEN["closed at once"]) as upstream,
+        RawUpstream(BROKEN["closed at once"]) as upstream,
         httpx.AsyncClient(transport=AsyncioTransport()) as client,
     ):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -77,7 +77,7 @@ async def test_trace_of_a_relayed_request_is_complete() -> None:
     async def trace(name: str, info: dict[str, Any]) -> None:
         names.append(name)
 
-    async with Upstream() as upstream, client_lifespan(base_url=upstream.url)(None) as state:
+    async with RawUpstream() as upstream, client_lifespan(base_url=upstream.url)(None) as state:
         client: Any = state["client"]
         request = client.build_request("GET", "/", extensions={"trace": trace})
         caller = await Caller().call(StreamedResponse(client, request))
@@ -93,7 +93,7 @@ async def test_trace_of_a_relayed_request_is_complete() -> None:
 async def test_debug_log_has_the_lines_of_httpx(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "httpcore")
     lines = []
-    async with Upstream() as upstream:
+    async with RawUpstream() as upstream:
         for cls in (httpx.AsyncHTTPTransport, AsyncioTransport):
             caplog.clear()
             async with httpx.AsyncClient(transport=cls()) as client:
@@ -133,7 +133,7 @@ async def test_trace_function_that_fails_leaves_nothing_open(kind: str, tmp_path
     authority.configure_trust(trust)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     path = str(tmp_path / "socket") if kind == "unix" else ""
-    async with Upstream(tls=tls if kind == "tls" else None, path=path) as upstream:
+    async with RawUpstream(tls=tls if kind == "tls" else None, path=path) as upstream:
 
         def transport() -> AsyncioTransport:
             return AsyncioTransport(verify=trust, uds=path or None, trust_env=False)

@@ -13,14 +13,14 @@ import pytest
 import trio
 
 from asgi_upstream.transport import AsyncioTransport
-from tests.support.raw_upstream import OK, Upstream, client
+from tests.support.raw_upstream import OK, RawUpstream, client
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
 
 
 async def test_a_client_uses_it_as_any_transport() -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         for _ in range(3):
             response = await c.get("/a/b?c=d", headers={"X-Name": "value"})
             assert (response.status_code, response.text) == (200, "ok")
@@ -32,7 +32,7 @@ async def test_a_client_uses_it_as_any_transport() -> None:
 
 
 async def test_request_on_the_wire_is_that_of_httpxs_transport() -> None:
-    async with Upstream() as upstream:
+    async with RawUpstream() as upstream:
         stock = httpx.AsyncClient(base_url=upstream.url, trust_env=False)
 
         async def parts() -> AsyncIterator[bytes]:
@@ -50,7 +50,7 @@ async def test_request_on_the_wire_is_that_of_httpxs_transport() -> None:
 
 
 async def test_it_is_one_of_several_transports_of_a_client() -> None:
-    async with Upstream() as one, Upstream() as other:
+    async with RawUpstream() as one, RawUpstream() as other:
         stock = httpx.AsyncHTTPTransport(trust_env=False)
         mounts = {f"all://127.0.0.1:{other.port}": AsyncioTransport()}
         async with httpx.AsyncClient(transport=stock, mounts=mounts) as c:
@@ -59,7 +59,7 @@ async def test_it_is_one_of_several_transports_of_a_client() -> None:
 
 
 async def test_it_works_without_a_client() -> None:
-    async with Upstream() as upstream, AsyncioTransport() as transport:
+    async with RawUpstream() as upstream, AsyncioTransport() as transport:
         request = httpx.Request("GET", upstream.url)
         response = await transport.handle_async_request(request)
         assert await response.aread() == b"ok"
@@ -111,7 +111,7 @@ def test_when_it_was_closed_another_event_loop_may_use_it() -> None:
     transport = AsyncioTransport()
 
     async def answered() -> str:
-        async with Upstream() as upstream, httpx.AsyncClient(transport=transport) as c:
+        async with RawUpstream() as upstream, httpx.AsyncClient(transport=transport) as c:
             return (await c.get(upstream.url)).text
 
     assert [asyncio.run(answered()) for _ in range(3)] == ["ok"] * 3
@@ -121,7 +121,7 @@ def test_another_event_loop_is_refused_with_what_to_do() -> None:
     transport = AsyncioTransport()
 
     async def use() -> None:
-        async with Upstream() as upstream:
+        async with RawUpstream() as upstream:
             response = await transport.handle_async_request(httpx.Request("GET", upstream.url))
             await response.aread()
             await response.aclose()
@@ -143,13 +143,13 @@ def test_another_event_loop_is_refused_with_what_to_do() -> None:
 
 async def test_it_connects_to_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
-    async with Upstream(path=path) as upstream, client(upstream, uds=path) as c:
+    async with RawUpstream(path=path) as upstream, client(upstream, uds=path) as c:
         assert (await c.get("/")).text == "ok"
         assert b"\r\nHost: of.a.socket\r\n" in upstream.requests[0]
 
 
 async def test_it_connects_from_the_local_address() -> None:
-    async with Upstream() as upstream, client(upstream, local_address="127.0.0.9") as c:
+    async with RawUpstream() as upstream, client(upstream, local_address="127.0.0.9") as c:
         await c.get("/")
         assert upstream.peers[0][0] == "127.0.0.9"
 
@@ -158,7 +158,7 @@ async def test_socket_options_are_set() -> None:
     """TCP keepalive is on, and `socket_options` wins over it."""
     options = [(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7)]
     async with (
-        Upstream() as upstream,
+        RawUpstream() as upstream,
         client(upstream, socket_options=options) as c,
         client(upstream) as plain,
     ):
@@ -171,7 +171,7 @@ async def test_socket_options_are_set() -> None:
 
 async def test_a_socket_option_that_is_refused_leaves_nothing_open() -> None:
     options = [(socket.SOL_SOCKET, 9999, 1)]
-    async with Upstream() as upstream, client(upstream, socket_options=options) as c:
+    async with RawUpstream() as upstream, client(upstream, socket_options=options) as c:
         with pytest.raises(httpx.ConnectError):
             await c.get("/")
         assert not upstream.peers

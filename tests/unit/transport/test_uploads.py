@@ -11,7 +11,7 @@ from starlette.types import Message
 
 from asgi_upstream import StreamedResponse, forward_request
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import Upstream, client
+from tests.support.raw_upstream import RawUpstream, client
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
@@ -25,7 +25,7 @@ async def test_the_response_is_read_while_the_body_is_sent() -> None:
         for _ in range(3):
             yield b"after " + await answered.get()
 
-    async with Upstream(echoing) as upstream, client(upstream) as c:
+    async with RawUpstream(echoing) as upstream, client(upstream) as c:
         async with c.stream("POST", "/", content=in_turn()) as response:
             seen = []
             async for part in response.aiter_raw():
@@ -60,7 +60,7 @@ async def test_long_upload_arrives_whole_after_an_early_response() -> None:
 
     fields = [(b"transfer-encoding", b"chunked")]
     scope = Caller("POST", headers=fields).scope
-    async with Upstream(echoing) as upstream, client(upstream) as c:
+    async with RawUpstream(echoing) as upstream, client(upstream) as c:
         request = forward_request(c, Request(scope, receive))
         async with asyncio.timeout(60):
             await StreamedResponse(c, request)(scope, receive, send)
@@ -73,7 +73,7 @@ async def test_read_timeout_does_not_run_during_the_upload() -> None:
         await asyncio.sleep(0.5)
         yield b"b"
 
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         response = await c.post("/", content=slow(), timeout=httpx.Timeout(10, read=0.1))
         assert response.text == "ok"
 
@@ -92,7 +92,7 @@ async def test_early_response_arrives_at_once_and_ends_connection(
         await asyncio.Event().wait()
 
     fields = {"content-length": length} if length else {}
-    async with Upstream(refuse) as upstream, client(upstream) as c:
+    async with RawUpstream(refuse) as upstream, client(upstream) as c:
         for number in (1, 2):
             async with asyncio.timeout(60):
                 response = await c.post("/", content=endless(), headers=fields)
@@ -108,7 +108,7 @@ async def test_cancelled_body_iterator_leaves_nothing_open() -> None:
         maker.cancel()
         await maker
 
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(60):
                 await c.post("/", content=content())
@@ -123,7 +123,7 @@ async def test_a_body_of_another_length_than_it_says_is_refused(parts: list[byte
             yield part
 
     fields = {"content-length": "3"}
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         for body in (content(), b"".join(parts)):
             with pytest.raises(httpx.LocalProtocolError) as caught:
                 await c.post("/", content=body, headers=fields)
@@ -138,7 +138,7 @@ BAD = ["\r", "\n", "\0", "\r\n", "\r\nx-injected: 1", "\n\nGET / HTTP/1.1"]
 @pytest.mark.parametrize("place", ["method", "target", "name", "value", "host"])
 async def test_a_line_break_or_nul_is_refused_and_nothing_is_sent(place: str, bad: str) -> None:
     values = dict.fromkeys(("method", "target", "name", "value", "host"), "a") | {place: f"a{bad}b"}
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         request = httpx.Request(
             values["method"],
             upstream.url,
@@ -163,7 +163,7 @@ async def test_a_line_break_or_nul_is_refused_and_nothing_is_sent(place: str, ba
     ],
 )
 async def test_fields_that_make_no_message_are_refused(fields: list[tuple[str, str]]) -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         request = httpx.Request("GET", upstream.url, headers=fields, stream=httpx.ByteStream(b""))
         with pytest.raises(httpx.LocalProtocolError):
             await c.send(request)
@@ -171,7 +171,7 @@ async def test_fields_that_make_no_message_are_refused(fields: list[tuple[str, s
 
 
 async def test_a_request_without_a_host_is_refused() -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         request = c.build_request("GET", "/")
         del request.headers["host"]
         with pytest.raises(httpx.LocalProtocolError):
@@ -181,7 +181,7 @@ async def test_a_request_without_a_host_is_refused() -> None:
 
 @pytest.mark.parametrize("secret", ["?token=secret", "user:secret@"])
 async def test_transport_keeps_no_url_with_a_secret(secret: str) -> None:
-    async with Upstream() as upstream, client(upstream) as c:
+    async with RawUpstream() as upstream, client(upstream) as c:
         host = upstream.url.removeprefix("http://")
         url = f"http://{secret}{host}/" if "@" in secret else f"http://{host}/{secret}"
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"a")]}
@@ -207,7 +207,7 @@ async def test_upload_stops_when_its_refusal_arrives() -> None:
         finally:
             stopped.set()
 
-    async with Upstream(refuse) as upstream, client(upstream) as c:
+    async with RawUpstream(refuse) as upstream, client(upstream) as c:
         response = await c.send(c.build_request("POST", "/", content=content()), stream=True)
         assert response.status_code == 413
         await asyncio.wait_for(stopped.wait(), 10)
