@@ -13,7 +13,7 @@ ROWS = {  # of the table, and their names in the chart
     "body of 1 GB": "a body of 1 GB",
 }
 WAYS = {
-    "bare": "the least possible",
+    "bare": "bare minimum",
     "asgi-upstream": "asgi-upstream",
     "aiohttp": "aiohttp by hand",
     "httpx": "httpx by hand",
@@ -53,7 +53,7 @@ def _ratio(cell: str) -> float:
 def svg() -> str:
     parts: list[str] = []
     y = 30
-    title = "Processor time of a relay, in times of the least possible"
+    title = "Processor time of a relay (bare minimum = 1)"
     parts.append(f'<text class="h" x="16" y="{y}">{title}</text>')
     for row, ratios in figures().items():
         y += 34
