@@ -6,13 +6,18 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import anyio
+import certifi
 import httpx
 import httpx2
 import pytest
+import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
@@ -20,19 +25,19 @@ from starlette.routing import Route
 from asgi_upstream import StreamedResponse, client_lifespan, forward_request, get_client
 from asgi_upstream._httpx.default_transport import (
     choose_transport,
-    find_env_proxy,
     keepalive_socket_options,
 )
 from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport import _connect as connecting
 from asgi_upstream.transport.httpx2 import AsyncioTransport as HTTPX2AsyncioTransport
+from tests.support.servers import ROOT
 
-PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE")
 
 
 @pytest.fixture(autouse=True)
-def no_env_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXY_VARIABLES:
+def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*ENVIRONMENT, "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
 
@@ -45,86 +50,173 @@ def make_client(**options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(**options)
 
 
-LIBRARIES = {"httpx": (httpx, AsyncioTransport), "httpx2": (httpx2, HTTPX2AsyncioTransport)}
+FAST = "AsyncioTransport"
+FAST_OF_HTTPX2 = "AsyncioTransport of httpx2"
+HTTPX = "httpx's"
+FACTORY = "the factory's"
+GIVEN = "the given one"
+PROXY = "http://127.0.0.1:1"
+KINDS = {
+    AsyncioTransport: FAST,
+    HTTPX2AsyncioTransport: FAST_OF_HTTPX2,
+    httpx.AsyncHTTPTransport: HTTPX,
+    httpx2.AsyncHTTPTransport: HTTPX,
+}
 
 
-def transport_of(client: object) -> object:
-    return cast(Any, client)._transport
+def mock() -> httpx.MockTransport:
+    return httpx.MockTransport(lambda request: httpx.Response(200))
 
 
-def open_on(backend: str, factory: Any, options: Mapping[str, Any]) -> object:
-    async def opened() -> object:
-        async with client_lifespan(factory, **options)(None) as state:
-            return transport_of(state["client"])
-
-    return anyio.run(opened, backend=backend)
+def make_transport(make: Callable[[], object]) -> dict[str, Any]:
+    return {"transport": make()}
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    "options",
-    [
+@dataclass(frozen=True)
+class Case:
+    """A client, and the transport that it gets.
+
+    Attributes:
+        row: The row of the table in docs/transport.md: its first cell.
+        make_options: Creates the options, and the transport among them.
+        also_on_httpx2: Whether the case is the same with the client of httpx2.
+    """
+
+    row: str
+    transport: str
+    make_options: Callable[[], dict[str, Any]] = dict
+    factory: Any = httpx.AsyncClient
+    backend: str = "asyncio"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    also_on_httpx2: bool = True
+
+
+def with_options(row: str, transport: str, *options: dict[str, Any], **case: Any) -> list[Case]:
+    return [Case(row, transport, partial(dict, each), **case) for each in options]
+
+
+def with_environment(
+    row: str, transport: str, *environments: dict[str, str], **options: Any
+) -> list[Case]:
+    return [Case(row, transport, lambda: options, environment=each) for each in environments]
+
+
+OPTIONS_ROW = "`limits=`, `verify=`, `cert=`, `trust_env=`"
+PROXY_ROW = "`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` in the environment"
+NO_PROXY_ROW = "… with `trust_env=False` or `NO_PROXY=*`"
+FACTORY_ROW = "a subclass or a function as the factory, `httpx.Client`"
+PROXIES = [
+    {name: PROXY} for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy")
+]
+CASES = [
+    *with_options(
+        "no option",
+        FAST,
         {},
-        {"transport": None},
+        {"base_url": "http://upstream", "cookies": {}, "timeout": 3, "follow_redirects": True},
+        {"http2": False, "http1": True},
+        {"transport": None, "mounts": None, "proxy": None},
+        {"mounts": {}},
+    ),
+    *with_environment("no option", FAST, {"NO_PROXY": "localhost,10.0.0.1"}, {"HTTP_PROXY": ""}),
+    *with_options(
+        OPTIONS_ROW,
+        FAST,
         {"limits": httpx.Limits(max_connections=3)},
         {"verify": False},
+        {"verify": ssl.create_default_context()},
         {"trust_env": False},
-        {"http2": False, "http1": True},
-        {"mounts": {}},
-        {"mounts": None, "proxy": None},
-        {"cookies": {}, "timeout": 3, "follow_redirects": True},
-    ],
-)
-def test_default_transport_is_fast(library: str, options: dict[str, object]) -> None:
-    module, fast = LIBRARIES[library]
-    assert type(open_on("asyncio", module.AsyncClient, options)) is fast
-    assert type(open_on("trio", module.AsyncClient, options)) is module.AsyncHTTPTransport
+    ),
+    *with_environment(
+        "`SSL_CERT_FILE`, `SSL_CERT_DIR` in the environment",
+        FAST,
+        {"SSL_CERT_FILE": certifi.where()},
+        {"SSL_CERT_DIR": str(Path(certifi.where()).parent)},
+    ),
+    Case("`httpx2.AsyncClient` as the factory", FAST_OF_HTTPX2, factory=httpx2.AsyncClient),
+    *with_options("trio", HTTPX, {}, {"limits": httpx.Limits()}, {"verify": False}, backend="trio"),
+    *with_options(
+        "`http2=True`, `http1=False`", HTTPX, {"http2": True}, {"http1": False, "http2": True}
+    ),
+    *with_options("`proxy=`, `mounts=`", HTTPX, {"proxy": PROXY}, {"mounts": {"all://x": None}}),
+    *with_environment(PROXY_ROW, HTTPX, *PROXIES),
+    *with_environment(PROXY_ROW, HTTPX, {"HTTPS_PROXY": PROXY, "NO_PROXY": "localhost"}),
+    *with_environment(NO_PROXY_ROW, FAST, *PROXIES, trust_env=False),
+    *with_environment(NO_PROXY_ROW, FAST, *({**each, "NO_PROXY": "*"} for each in PROXIES)),
+    *(
+        Case(FACTORY_ROW, FACTORY, factory=factory, also_on_httpx2=False)
+        for factory in (Subclass, make_client, httpx.Client)
+    ),
+    *(
+        Case("`transport=`", GIVEN, partial(make_transport, make), also_on_httpx2=False)
+        for make in (httpx.AsyncHTTPTransport, AsyncioTransport, mock)
+    ),
+]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"http2": True},
-        {"http1": False, "http2": True},
-        {"proxy": "http://127.0.0.1:1"},
-        {"mounts": {"all://other": None}},
-    ],
-)
-def test_default_transport_is_httpx_for_its_options(
-    library: str, options: dict[str, object]
+def name_transport(client: Any, options: Mapping[str, Any], factory: object) -> str:
+    transport = client._transport
+    if transport is options.get("transport"):
+        return GIVEN
+    if factory not in (httpx.AsyncClient, httpx2.AsyncClient):
+        assert type(transport) in (httpx.AsyncHTTPTransport, httpx.HTTPTransport)
+        return FACTORY
+    return KINDS[type(transport)]
+
+
+def open_on(backend: str, factory: Any, options: Mapping[str, Any]) -> Any:
+    async def open_client() -> object:
+        async with client_lifespan(factory, **options)(None) as state:
+            return state["client"]
+
+    return anyio.run(open_client, backend=backend)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.row)
+def test_client_gets_the_transport_of_the_table(
+    case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, _ = LIBRARIES[library]
-    assert type(open_on("asyncio", module.AsyncClient, options)) is module.AsyncHTTPTransport
+    for name, value in case.environment.items():
+        monkeypatch.setenv(name, value)
+    options = case.make_options()
+    client = open_on(case.backend, case.factory, options)
+    assert name_transport(client, options, case.factory) == case.transport
+    if case.also_on_httpx2:
+        client = open_on(case.backend, httpx2.AsyncClient, options)
+        expected = FAST_OF_HTTPX2 if case.transport == FAST else case.transport
+        assert name_transport(client, options, httpx2.AsyncClient) == expected
 
 
-@pytest.mark.parametrize("factory", [Subclass, make_client])
-def test_default_transport_is_httpx_for_other_factories(factory: Any) -> None:
-    assert type(open_on("asyncio", factory, {})) is httpx.AsyncHTTPTransport
+def test_table_of_the_page_is_that_of_the_test() -> None:
+    lines = (ROOT / "docs" / "transport.md").read_text().splitlines()
+    table = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    begins = {FAST: "`AsyncioTransport`", FAST_OF_HTTPX2: "the [same for httpx2]", GIVEN: "that"}
+    expected = {case.row: begins.get(case.transport, case.transport) for case in CASES}
+    assert [row for row, _ in table[2:]] == list(expected)
+    for row, transport in table[2:]:
+        assert transport.startswith(expected[row]), row
 
 
-@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, httpx.MockTransport, AsyncioTransport])
-def test_given_transport_is_used(make: Any) -> None:
-    transport = make(lambda request: httpx.Response(200)) if make is httpx.MockTransport else make()
-    assert open_on("asyncio", httpx.AsyncClient, {"transport": transport}) is transport
+@pytest.mark.filterwarnings("ignore:`cert=:DeprecationWarning")
+def test_options_reach_the_fast_transport(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = tmp_path / "client.pem"
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    context = ssl.create_default_context()
+    own = open_on("asyncio", httpx.AsyncClient, {"verify": context, "cert": str(certificate)})
+    assert own._transport._connector._tls is context
+    with pytest.raises(OSError, match="No such file"):
+        open_on("asyncio", httpx.AsyncClient, {"cert": str(tmp_path / "missing.pem")})
+    options = {"verify": False, "limits": httpx.Limits(max_connections=7), "trust_env": False}
+    transport = open_on("asyncio", httpx.AsyncClient, options)._transport
+    assert transport._connector._tls.verify_mode is ssl.CERT_NONE
+    assert transport._asyncio_pool._max_connections == 7
+    assert transport.trust_env is False
 
 
-@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
-def test_env_proxy_selects_httpx_unless_not_trusted(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert find_env_proxy() == name.upper()
-    assert type(open_on("asyncio", httpx.AsyncClient, {})) is httpx.AsyncHTTPTransport
-    for options in ({"trust_env": False},):
-        assert type(open_on("asyncio", httpx.AsyncClient, options)) is AsyncioTransport
-    monkeypatch.setenv("NO_PROXY", "*")
-    assert type(open_on("asyncio", httpx.AsyncClient, {})) is AsyncioTransport
-
-
-def test_env_without_proxy_keeps_the_fast_transport(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "localhost,10.0.0.1")
-    assert type(open_on("asyncio", httpx.AsyncClient, {})) is AsyncioTransport
+def test_option_that_httpx_does_not_have_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'uds'"):
+        open_on("asyncio", httpx.AsyncClient, {"uds": "/run/upstream.sock"})
 
 
 def test_reason_names_what_decided() -> None:
@@ -200,15 +292,9 @@ def test_tls_context_is_created_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(created) == 1
 
 
-def test_limits_reach_the_fast_transport() -> None:
-    limits = httpx.Limits(max_connections=7)
-    transport = open_on("asyncio", httpx.AsyncClient, {"limits": limits})
-    assert cast(Any, transport)._asyncio_pool._max_connections == 7
-
-
 def test_keepalive_is_enabled_on_httpx_transports() -> None:
     for options in ({"http2": True}, {"proxy": "http://127.0.0.1:1"}):
-        transport = cast(Any, open_on("asyncio", httpx.AsyncClient, options))
+        transport = open_on("asyncio", httpx.AsyncClient, options)._transport
         assert transport._pool._socket_options == keepalive_socket_options()
 
 
