@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -265,11 +266,12 @@ def ensure_bytes(chunk: object) -> bytes:
 class ChunkSource(Protocol):
     """A body that is read chunk by chunk, until an empty chunk.
 
-    `read_nowait` returns None if no chunk has arrived yet.
+    `read_nowait` returns None if no chunk has arrived yet. Then await `wait_readable`, and call it
+    again.
     """
 
     def read_nowait(self) -> bytes | None: ...
-    async def read(self) -> bytes: ...
+    def wait_readable(self) -> Awaitable[None]: ...
 
 
 class IteratorSource:
@@ -283,12 +285,14 @@ class IteratorSource:
     def __init__(self, body: AsyncIterator[bytes], raise_if_cancelled: Callable[[], None]) -> None:
         self._body = body
         self._raise_if_cancelled = raise_if_cancelled
+        self._chunk: bytes | None = None
 
-    def read_nowait(self) -> None:
-        return None
+    def read_nowait(self) -> bytes | None:
+        chunk, self._chunk = self._chunk, None
+        return chunk
 
-    async def read(self) -> bytes:
-        """Return the next chunk that is not empty, or an empty one at the end.
+    async def wait_readable(self) -> None:
+        """Read the next chunk that is not empty, or an empty one at the end.
 
         Raises:
             TypeError: If a chunk is not bytes-like. granian would send nothing for a `str`.
@@ -296,8 +300,9 @@ class IteratorSource:
         async for chunk in self._body:
             self._raise_if_cancelled()
             if chunk := ensure_bytes(chunk):
-                return chunk
-        return b""
+                self._chunk = chunk
+                return
+        self._chunk = b""
 
 
 async def read_limited(
@@ -321,9 +326,8 @@ async def read_all(
     """
     content: bytes | bytearray = b""
     while True:
-        chunk = source.read_nowait()
-        if chunk is None:
-            chunk = await source.read()
+        while (chunk := source.read_nowait()) is None:
+            await source.wait_readable()
         if not chunk:
             return bytes(content)
         if count is not None:

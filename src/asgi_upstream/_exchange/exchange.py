@@ -134,6 +134,7 @@ class Exchange:
         if opening is None:
             return False
         upstream = await opening
+        del opening  # an open stream would keep it
         try:
             head = upstream.head
             log_request(library, self.request, head.version, head.status, head.reason)

@@ -171,9 +171,8 @@ class ResponseRelay:
     ) -> None:
         """Send the chunks, and keep the last one if the length of the body is known."""
         while True:
-            chunk = source.read_nowait()
-            if chunk is None:
-                chunk = await source.read()
+            while (chunk := source.read_nowait()) is None:
+                await source.wait_readable()
             if not chunk:
                 return
             if count is not None:

@@ -2,6 +2,7 @@
 
 import re
 from enum import Enum, auto
+from typing import Final
 
 from .._headers import TOKEN
 from ._header_lines import ParseError
@@ -24,6 +25,11 @@ class _ChunkState(Enum):
     TRAILERS = auto()
 
 
+# Python 3.11 looks up the members of an enum slowly, and each chunk needs these.
+_SIZE: Final = _ChunkState.SIZE
+_DATA: Final = _ChunkState.DATA
+
+
 class ChunkedDecoder:
     """Decodes the chunked transfer coding (RFC 9112 7.1).
 
@@ -39,7 +45,7 @@ class ChunkedDecoder:
         self.done = False
         self.excess = b""
         self.has_more = False
-        self._state = _ChunkState.SIZE
+        self._state: _ChunkState = _SIZE
         self._pending = b""  # an incomplete line
         self._remaining = 0  # bytes to come of the chunk
 
@@ -58,9 +64,9 @@ class ChunkedDecoder:
         position, size = 0, len(data)
         end: int | None
         while position < size and not self.done:
-            if self._state is _ChunkState.SIZE:
+            if self._state is _SIZE:
                 end = self._read_chunks(data, position, body)
-            elif self._state is _ChunkState.DATA:
+            elif self._state is _DATA:
                 chunk = data[position : position + self._remaining]
                 body.append(chunk)
                 self._remaining -= len(chunk)
@@ -101,7 +107,7 @@ class ChunkedDecoder:
                 return start
             end = start + length
             if data[end : end + 2] != b"\r\n":
-                self._remaining, self._state = length, _ChunkState.DATA
+                self._remaining, self._state = length, _DATA
                 return start
             body.append(data[start:end])
             position = end + 2
@@ -117,7 +123,7 @@ class ChunkedDecoder:
             raise ParseError("malformed chunk")
         if len(line_end) < 2:
             return None
-        self._state = _ChunkState.SIZE
+        self._state = _SIZE
         return position + 2
 
     def _read_trailers(self, data: bytes, position: int) -> int | None:

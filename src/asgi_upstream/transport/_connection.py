@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Generator
 from typing import Protocol
 
 from .._httpx.interfaces import HTTPXModule
@@ -54,7 +54,7 @@ class HTTP11Connection(SocketProtocol):
         self._owner = owner
         self._parser = ResponseParser()
         self._buffer = ReadBuffer()
-        self._read_count = 0
+        self._wait_count = 0
         self._upload: Upload | None = None
 
     # The request.
@@ -112,11 +112,8 @@ class HTTP11Connection(SocketProtocol):
 
     async def read(self, max_bytes: int | None = None) -> bytes:
         """Return the next body bytes, at most `max_bytes`. Empty at the end of the body."""
-        self._read_count += 1
-        if self._read_count % 16 == 0:
-            # anyio cannot cancel a task whose future is done, which is always so while bytes
-            # arrive faster than they are read.
-            await asyncio.sleep(0)
+        if self._must_yield():
+            await _YIELD
         while (chunk := self.read_nowait(max_bytes)) is None:
             await self.wait_readable()
         return chunk
@@ -130,17 +127,28 @@ class HTTP11Connection(SocketProtocol):
             self._resume_if_drained()
         return chunk
 
-    def wait_readable(self) -> asyncio.Future[None]:
-        """Return a future that is done when there is something to read.
+    def wait_readable(self) -> Awaitable[None]:
+        """Return an awaitable that usually ends when there is something to read.
 
         Raises:
-            httpx.TransportError: At once, or when the future is awaited.
+            httpx.TransportError: At once, or when it is awaited.
         """
         if self._failure is not None:
             raise self._failure
+        if self._must_yield():
+            return _YIELD
         # The upstream may be silent until it has the whole request.
         is_uploading = self._upload is not None and self._upload.in_progress
         return self._timeouts.start_reading(None if is_uploading else self.read_timeout)
+
+    def _must_yield(self) -> bool:
+        """Return whether to give way to other tasks, which is so at each 16th call.
+
+        anyio cannot cancel a task whose future is done, which is always so while bytes arrive
+        faster than they are read.
+        """
+        self._wait_count += 1
+        return self._wait_count % 16 == 0
 
     def data_received(self, data: bytes) -> None:
         self.received_data = True
@@ -239,3 +247,13 @@ class HTTP11Connection(SocketProtocol):
 
 async def _empty_body() -> AsyncIterator[bytes]:
     yield b""
+
+
+class _Yield:
+    """Gives way to other tasks once, like `asyncio.sleep(0)`."""
+
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+_YIELD = _Yield()

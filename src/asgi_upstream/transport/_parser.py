@@ -21,6 +21,9 @@ from ._serializer import OutgoingRequest
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
+_NO_REQUEST = cast(OutgoingRequest, None)
+
+
 class ResponseParser:
     """Parses the responses of one connection, one after the other.
 
@@ -45,7 +48,7 @@ class ResponseParser:
         self.state: ReadState = IDLE
         self.head: ResponseHead = cast(ResponseHead, None)
         self.keep_alive: bool = False
-        self._request = cast(OutgoingRequest, None)
+        self._request = _NO_REQUEST
         self._head_data = b""  # an incomplete head
         self._interim_size = 0  # bytes of interim responses
         self._remaining = 0  # bytes to come of a body with a length
@@ -117,14 +120,18 @@ class ResponseParser:
             if head.status >= 200 or head.status == 101:
                 break
             self._interim_size += end.end()  # an interim response (RFC 9110 15.2)
-        self._head_data = b""
+        self._start_body(head)
+        return data
+
+    def _start_body(self, head: ResponseHead) -> None:
         self.head, self.state, self._remaining = head, head.framing, head.length
         self.keep_alive = head.keep_alive and not self._request.connection_close
         if self._request.method == "HEAD" and head.status != 101:
             self.state, self._remaining = LENGTH, 0
         elif self.state is CHUNKED:
             self._chunked = ChunkedDecoder()
-        return data
+        # An open stream would keep them.
+        self._head_data, self._request = b"", _NO_REQUEST
 
     def _feed_fixed_length(self, data: bytes) -> bytes:
         if len(data) > self._remaining:
