@@ -8,8 +8,9 @@ from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
 from .._httpx.goaway import finish_streams_after_goaway
 from .._httpx.interfaces import HTTPXModule
+from .._httpx.proxy_targets import has_exact_target, prepare_target
 from .._httpx.requests import ForwardedRequest
-from .._httpx.workarounds import clean_up_pool, make_target_absolute
+from .._httpx.workarounds import clean_up_pool
 from .options import SupportsSend
 from .response_head import validate_status
 
@@ -35,12 +36,12 @@ async def send_request(
     """
     if isinstance(request, ForwardedRequest):
         await request.resolve_body()
-    make_target_absolute(client, request)
+    prepare_target(client, request)
     finish_streams_after_goaway(client)
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.
-            options = {"follow_redirects": False} if "target" in request.extensions else {}
+            options = {"follow_redirects": False} if has_exact_target(request) else {}
             return await client.send(request, stream=True, **options)
         upstream = await transport.handle_async_request(request)
     except library.StreamConsumed:

@@ -227,23 +227,6 @@ async def _reset_streams_of(connection: Any) -> None:
             await connection._network_stream.write(data)
 
 
-def make_target_absolute(client: Any, request: Any) -> None:
-    """Make the exact target of a request absolute if it goes to an HTTP proxy (RFC 9112 3.2.2).
-
-    httpcore 1.0.9 sends the target of the extensions to a forward proxy unchanged. Delete this when
-    it makes it absolute.
-    """
-    target: bytes = request.extensions.get("target", b"")
-    if not target.startswith(b"/") or request.url.scheme != "http":
-        return
-    try:
-        pool = find_pool(client, request.url)
-    except AttributeError:  # another transport
-        return
-    if any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__):
-        request.extensions["target"] = b"http://" + request.url.netloc + target
-
-
 class EarlyResponseDetector:
     """Tells whether the upstream refused a request before its body was sent.
 

@@ -1,0 +1,51 @@
+# pyright: reportPrivateUsage=false
+"""Keeps the exact target of a request that goes through a proxy of httpcore 1.0.9.
+
+The exact target is the extension `target` of the request. httpcore sends it to a forward proxy
+unchanged, although the proxy needs the whole URL (RFC 9112 3.2.2). If the upstream speaks TLS,
+httpcore also takes it for the target of its CONNECT (RFC 9110 9.3.6), and the proxy refuses that.
+Delete this module when httpcore does neither.
+"""
+
+from typing import Any, cast
+
+import httpx
+
+from .flavors import get_library, subclass_for
+from .workarounds import find_pool
+
+
+class _ExactURL:
+    """A URL that is sent exactly as it was given. A subclass adds the base `httpx.URL`."""
+
+    raw_path: bytes = b""
+
+
+def has_exact_target(request: httpx.Request) -> bool:
+    """Return whether the target of a request was given as raw bytes, as `forward_request` does."""
+    return "target" in request.extensions or isinstance(request.url, _ExactURL)
+
+
+def prepare_target(client: Any, request: httpx.Request) -> None:
+    """Change how a request carries its exact target if it goes to an HTTP proxy."""
+    target: bytes = request.extensions.get("target", b"")
+    if not target.startswith(b"/"):
+        return
+    try:
+        pool = find_pool(client, request.url)
+    except AttributeError:  # another transport
+        return
+    if not any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__):
+        return
+    if request.url.scheme == "http":
+        request.extensions["target"] = b"http://" + request.url.netloc + target
+    else:
+        request.url = _make_exact_url(request.url, target)
+        request.extensions.pop("target", None)
+
+
+def _make_exact_url(url: httpx.URL, target: bytes) -> httpx.URL:
+    cls = subclass_for(_ExactURL, get_library(type(url)).URL)
+    exact = cast(Any, cls)(url)
+    exact.raw_path = target
+    return cast(httpx.URL, exact)

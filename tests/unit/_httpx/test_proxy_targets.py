@@ -1,0 +1,74 @@
+"""The target of a request whose upstream is behind an HTTP proxy."""
+
+import asyncio
+import ssl
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+import trustme
+from starlette.requests import Request
+
+from asgi_upstream import StreamedResponse, client_lifespan, forward_request
+from tests.support.asgi import Caller
+from tests.support.raw_upstream import Upstream, read_request
+
+TARGET = b"/x;y?q=[1]"  # httpx would send %5B1%5D
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
+async def forward(client: Any) -> int:
+    caller = Caller(headers=[(b"host", b"app")])
+    caller.scope["path"] = "/x;y"
+    caller.scope["raw_path"], _, caller.scope["query_string"] = TARGET.partition(b"?")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        request = forward_request(client, Request(scope, receive))
+        await StreamedResponse(client, request)(scope, receive, send)
+
+    return (await caller.call(app)).status
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+@pytest.mark.parametrize("how", ["environment", "proxy=", "transport="])
+def test_forwarded_target_passes_a_tunnel_unchanged(
+    library: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    tls, trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("upstream.example").configure_cert(tls)
+    authority.configure_trust(trust)
+    asked: list[bytes] = []
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await read_request(reader)).split(b"\r\n")[0])
+        near, far = await asyncio.open_connection("127.0.0.1", upstream.port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            await asyncio.gather(copy(reader, far), copy(near, writer))
+        finally:
+            far.transport.abort()
+
+    async def call() -> None:
+        async with upstream, Upstream(tunnel) as proxy:
+            options: dict[str, Any] = {"verify": trust, "proxy": proxy.url}
+            if how == "environment":
+                monkeypatch.setenv("HTTPS_PROXY", options.pop("proxy"))
+            elif how == "transport=":
+                options = {"transport": library.AsyncHTTPTransport(**options)}
+            url = "https://upstream.example"
+            lifespan = client_lifespan(library.AsyncClient, base_url=url, **options)
+            async with lifespan(None) as state:
+                assert [await forward(state["client"]) for _ in range(2)] == [200, 200]
+
+    upstream = Upstream(tls=tls)
+    asyncio.run(call())
+    assert asked == [b"CONNECT upstream.example:443 HTTP/1.1"]
+    targets = [request.split(b" ")[1] for request in upstream.requests]
+    assert targets == [TARGET, TARGET]
