@@ -54,9 +54,10 @@ def get_pool(transport: Any) -> Any:
     Raises:
         AttributeError: If the transport has no pool.
     """
-    while not hasattr(transport, "_pool"):
-        attributes = getattr(transport, "__dict__", {}).values()
-        transport = next((a for a in attributes if hasattr(a, "handle_async_request")), None)
+    # `AsyncioTransport` creates its pool on first access, which imports httpcore.
+    while "_pool" not in (attributes := getattr(transport, "__dict__", {})):
+        values = attributes.values()
+        transport = next((a for a in values if hasattr(a, "handle_async_request")), None)
         if transport is None:
             raise AttributeError("the transport has no pool")
     return transport._pool

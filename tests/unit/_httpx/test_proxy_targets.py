@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from asgi_upstream import StreamedResponse, client_lifespan, forward_request
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import Upstream, read_request
+from tests.support.raw_upstream import RawUpstream, read_request
 
 TARGET = b"/x;y?q=[1]"  # httpx would send %5B1%5D
 
@@ -56,7 +56,7 @@ def test_forwarded_target_passes_a_tunnel_unchanged(
             far.transport.abort()
 
     async def call() -> None:
-        async with upstream, Upstream(tunnel) as proxy:
+        async with upstream, RawUpstream(tunnel) as proxy:
             options: dict[str, Any] = {"verify": trust, "proxy": proxy.url}
             if how == "environment":
                 monkeypatch.setenv("HTTPS_PROXY", options.pop("proxy"))
@@ -67,7 +67,7 @@ def test_forwarded_target_passes_a_tunnel_unchanged(
             async with lifespan(None) as state:
                 assert [await forward(state["client"]) for _ in range(2)] == [200, 200]
 
-    upstream = Upstream(tls=tls)
+    upstream = RawUpstream(tls=tls)
     asyncio.run(call())
     assert asked == [b"CONNECT upstream.example:443 HTTP/1.1"]
     targets = [request.split(b" ")[1] for request in upstream.requests]

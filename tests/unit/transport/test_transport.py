@@ -167,6 +167,8 @@ async def test_socket_options_are_set() -> None:
             sock = response.extensions["network_stream"].get_extra_info("socket")
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == expected
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 15
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 5
 
 
 async def test_a_socket_option_that_is_refused_leaves_nothing_open() -> None:
