@@ -1,11 +1,9 @@
-import ssl
 from collections.abc import Iterator
 
 import pytest
-import trustme
 
 from tests.support.servers import NOISE, Server, SocketCaller
-from tests.support.upstream import Upstream
+from tests.support.upstream import Upstream, untrusted_upstream
 from tests.support.waiting import eventually
 
 
@@ -17,10 +15,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session")
 def untrusted() -> Iterator[Upstream]:
-    """An upstream with a certificate that nobody signed whom the app knows."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls=tls) as upstream:
+    with untrusted_upstream() as upstream:
         yield upstream
 
 

@@ -9,6 +9,7 @@ from tests.support.server_choice import ONE_SERVER, every_server
 from tests.support.servers import Answer, Server
 from tests.support.waiting import eventually
 from tests.support.wire import (
+    FIELD_VALUES,
     OK,
     Wire,
     connect,
@@ -89,19 +90,8 @@ def test_9110_5_3_repeated_fields_pass_one_by_one_and_in_order(
     assert answer.all(b"x-twice") == [b"2", b"1"]
 
 
-VALUES = {
-    "obs-text": ("\xe9\xff\x80\xa0", b"\xe9\xff\x80\xa0"),
-    "empty": ("", b""),
-    "a tab within": ("a\tb", b"a\tb"),
-    "blanks within": ("a  b", b"a  b"),
-    "blanks around": ("\t a \t", b"a"),
-    "quotes": ('a,,"b;\\"', b'a,,"b;\\"'),
-    "long": ("v" * 6000, b"v" * 6000),
-}
-
-
 @every_server
-@pytest.mark.parametrize(("sent", "expected"), VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize(("sent", "expected"), FIELD_VALUES.values(), ids=FIELD_VALUES)
 def test_9110_5_5_a_value_keeps_its_bytes(
     forwarder: Server, wire: Wire, sent: str, expected: bytes
 ) -> None:

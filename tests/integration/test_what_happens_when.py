@@ -188,33 +188,16 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
 
 
 @every_server
+@pytest.mark.parametrize("length", [5, 500_000], ids=["whole upload", "part of an upload"])
 @pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
-def test_disconnect_after_the_upload_frees_connection(
-    server: Server, upstream: Upstream, kind: str
+def test_disconnect_in_or_after_the_upload_frees_connection(
+    server: Server, upstream: Upstream, kind: str, length: int
 ) -> None:
     caller = SocketCaller(
         server,
         f"/{kind}/never",
         method="POST",
-        fields="content-length: 5\r\n",
-        body=b"hello",
-        upload=True,
-    )
-    eventually(lambda: upstream.open_exchanges == 1, 20)
-    caller.leave()
-    eventually(lambda: upstream.open_exchanges == 0, 10)
-
-
-@every_server
-@pytest.mark.parametrize("kind", ["plain/streamed", "plain/buffered", "base/streamed", "forward"])
-def test_disconnect_within_the_upload_frees_connection(
-    server: Server, upstream: Upstream, kind: str
-) -> None:
-    caller = SocketCaller(
-        server,
-        f"/{kind}/never",
-        method="POST",
-        fields="content-length: 500000\r\n",
+        fields=f"content-length: {length}\r\n",
         body=b"hello",
         upload=True,
     )

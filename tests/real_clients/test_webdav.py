@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.real_clients.app import use_path_of_destination
-from tests.real_clients.programs import listening, program, run
+from tests.real_clients.programs import files_in, listening, program, run
 from tests.real_clients.upstreams import Passed, Upstreams, both_transports
 from tests.support.servers import ROOT, Answer, Server
 from tests.support.wire import until_the_end
@@ -89,11 +89,6 @@ def rclone(tmp_path: Path, url: str, stored: Path, name: str) -> Rclone:
 @pytest.fixture
 def passed(relay: Server) -> Passed:
     return Passed(relay, "webdav")
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def test_rclone_copies_there_and_back(rclone: Rclone, stored: Path, name: str) -> None:

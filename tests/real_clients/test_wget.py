@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_clients.programs import program, run
+from tests.real_clients.programs import files_in, program, run
 from tests.real_clients.upstreams import Upstreams, both_transports
 
 pytestmark = both_transports
@@ -24,11 +24,6 @@ def tree(upstreams: Upstreams) -> dict[str, bytes]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return files
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def wget(home: Path, *arguments: str) -> str:

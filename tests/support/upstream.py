@@ -4,7 +4,10 @@ import functools
 import gzip
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trustme
 
 from asgi_upstream import testing
 from asgi_upstream.testing import ReceivedRequest, ScriptedResponse
@@ -107,3 +110,12 @@ class Upstream(testing.Upstream):
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(tls=tls)
         self.any().callback(as_its_path_says)
+
+
+@contextmanager
+def untrusted_upstream() -> Iterator[Upstream]:
+    """An upstream whose certificate is signed by an authority that no client knows."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    with Upstream(tls=tls) as upstream:
+        yield upstream

@@ -15,6 +15,15 @@ from tests.support.servers import COMMANDS, NOISE, Answer, Server
 
 APP = "tests.support.apps.forward_app"
 
+FIELD_VALUES = {  # as sent, and as expected at the other end
+    "obs-text": ("\xe9\xff\x80\xa0", b"\xe9\xff\x80\xa0"),
+    "empty": ("", b""),
+    "a tab within": ("a\tb", b"a\tb"),
+    "blanks within": ("a  b", b"a  b"),
+    "blanks around": ("\t a \t", b"a"),
+    "quotes": ('a,,"b;\\"', b'a,,"b;\\"'),
+    "long": ("v" * 6000, b"v" * 6000),
+}
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 

@@ -18,14 +18,10 @@ from asgi_upstream.testing import Upstream
 from examples.llm_gateway.bodies import MAX_BYTES
 from examples.llm_gateway.model import WORDS
 from tests.docs.llm_gateway.gateway import Serve
+from tests.support.codings import raw_deflate
 
 ASKED = {"model": "swift-1", "max_tokens": 2, "messages": [{"role": "user", "content": "a b"}]}
 BODY = json.dumps(ASKED).encode()
-
-
-def raw_deflate(body: bytes) -> bytes:
-    packer = zlib.compressobj(wbits=-15)
-    return packer.compress(body) + packer.flush()
 
 
 def zstd_stream(body: bytes) -> bytes:

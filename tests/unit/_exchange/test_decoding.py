@@ -24,15 +24,11 @@ from asgi_upstream._exchange.decoding import (
     can_decode,
     content_encodings,
 )
+from tests.support.codings import raw_deflate
 from tests.support.examples import count_examples
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50
-
-
-def raw_deflate(data: bytes) -> bytes:
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return deflate.compress(data) + deflate.flush()
 
 
 CODERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {

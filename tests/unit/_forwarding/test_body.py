@@ -4,7 +4,6 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import anyio
 import fastapi
 import httpx
 import pytest
@@ -25,6 +24,7 @@ from asgi_upstream import (
 )
 from asgi_upstream._forwarding import body as caller_bodies
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.forwarding import called
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -41,11 +41,6 @@ def make_caller(
     caller = Caller(method, headers=headers, body=chunks, body_is_whole=complete)
     caller.scope.update(scope, state={"client": upstream.client()})
     return caller
-
-
-async def call(caller: Caller, app: Any) -> Caller:
-    with anyio.fail_after(60):
-        return await caller.call(app)
 
 
 def get_framing(request: httpx.Request) -> dict[str, str]:
@@ -76,7 +71,7 @@ async def test_body_without_framing_is_framed_by_first_message(
 ) -> None:
     upstream = answering(b"ok")
     caller = make_caller(upstream, method, chunks, http_version=version)
-    await call(caller, ReverseProxy())
+    await called(caller, ReverseProxy())
     assert caller.status == 200
     assert upstream.bodies == [b"".join(chunks)]
     assert get_framing(upstream.requests[0]) == framing
@@ -85,7 +80,7 @@ async def test_body_without_framing_is_framed_by_first_message(
 @pytest.mark.parametrize("chunks", [[b"abc"], [b"a", b"bc"], []])
 async def test_get_of_http2_caller_may_have_a_body(chunks: list[bytes]) -> None:
     upstream = answering(b"ok")
-    await call(make_caller(upstream, "GET", chunks, http_version="2"), ReverseProxy())
+    await called(make_caller(upstream, "GET", chunks, http_version="2"), ReverseProxy())
     assert upstream.bodies == [b"".join(chunks)]
 
 
@@ -98,7 +93,7 @@ async def test_unframed_body_is_framed_in_both_responses(response_class: Any) ->
 
     upstream = answering(b"ok")
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
-    caller = await call(make_caller(upstream, chunks=[b"abc"]), app)
+    caller = await called(make_caller(upstream, chunks=[b"abc"]), app)
     assert caller.body == b"ok"
     assert upstream.bodies == [b"abc"]
     assert get_framing(upstream.requests[0]) == {"content-length": "3"}
@@ -121,7 +116,7 @@ async def test_on_request_sees_framing_of_unframed_body() -> None:
     def on_request(request: httpx.Request) -> None:
         seen.append(get_framing(request))
 
-    await call(make_caller(upstream, chunks=[b"abc"]), ReverseProxy(on_request=on_request))
+    await called(make_caller(upstream, chunks=[b"abc"]), ReverseProxy(on_request=on_request))
     assert seen == [{"content-length": "3"}]
     assert upstream.bodies == [b"abc"]
 
@@ -132,7 +127,7 @@ async def test_disconnect_before_unframed_body_is_quiet(hook: Any) -> None:
     caller = make_caller(upstream, http_version="2")
     caller.left.set()
     caller._parts.clear()
-    await call(caller, ReverseProxy(on_request=hook))
+    await called(caller, ReverseProxy(on_request=hook))
     assert not upstream.requests
     assert not caller.messages or caller.status == 499
 
@@ -145,7 +140,7 @@ async def test_server_without_first_message_means_no_body(
     upstream = answering(b"ok")
     caller = make_caller(upstream, method, http_version=version)
     caller._parts.clear()
-    await call(caller, ReverseProxy())
+    await called(caller, ReverseProxy())
     assert caller.status == 200
     assert upstream.bodies == [b""]
 
@@ -168,7 +163,7 @@ async def test_body_that_stalls_is_answered_408(
     )
     if chunks is None:
         caller._parts.clear()
-    await call(caller, ReverseProxy(body_timeout=0.05))
+    await called(caller, ReverseProxy(body_timeout=0.05))
     assert caller.status == 408
     assert upstream.open == 0
     assert upstream.bodies == []
@@ -188,7 +183,7 @@ async def test_receive_that_raises_oserror_is_a_disconnect(
         return await Caller.receive(caller)
 
     caller.receive = receive_of_a_lost_connection  # type: ignore[method-assign]
-    await call(caller, ReverseProxy())
+    await called(caller, ReverseProxy())
     assert upstream.open == 0
     assert upstream.bodies == []
     assert not caller.messages or caller.status == 499
@@ -198,7 +193,7 @@ async def test_receive_that_raises_oserror_is_a_disconnect(
 async def test_body_timeout_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = answering(b"ok")
     caller = make_caller(upstream, chunks=[b"a", b"b"], headers=[(b"content-length", b"2")])
-    await call(caller, ReverseProxy(body_timeout=None))
+    await called(caller, ReverseProxy(body_timeout=None))
     assert upstream.bodies == [b"ab"]
 
 
@@ -221,7 +216,7 @@ async def test_is_disconnected_before_forwarding_ends_with_408() -> None:
         return await original()
 
     caller.receive = receive  # type: ignore[method-assign]
-    await call(caller, app)
+    await called(caller, app)
     assert caller.status == 408
     assert upstream.open == 0
 
@@ -250,7 +245,7 @@ async def test_body_that_was_read_is_sent_with_its_length(
     upstream = answering(b"ok")
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
     caller = make_caller(upstream, chunks=[b"abc", b"def"], headers=headers, http_version=version)
-    await call(caller, app)
+    await called(caller, app)
     assert upstream.bodies == [b"abcdef"]
     assert get_framing(upstream.requests[0]) == {"content-length": "6"}
 
@@ -264,7 +259,7 @@ async def test_body_that_was_read_and_is_short_is_answered_400() -> None:
     upstream = answering(b"ok")
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
     caller = make_caller(upstream, chunks=[b"abc"], headers=[(b"content-length", b"6")])
-    assert (await call(caller, app)).status == 400
+    assert (await called(caller, app)).status == 400
     assert not upstream.requests
 
 
@@ -292,7 +287,7 @@ async def test_body_that_was_consumed_is_an_error_at_once(
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
     form = (b"content-type", b"application/x-www-form-urlencoded")
     caller = make_caller(upstream, chunks=[b"a=b"], headers=[form, *length])
-    assert (await call(caller, app)).status == 200
+    assert (await called(caller, app)).status == 200
 
 
 async def test_empty_body_that_was_consumed_is_no_error() -> None:
@@ -304,14 +299,14 @@ async def test_empty_body_that_was_consumed_is_no_error() -> None:
     upstream = answering(b"ok")
     app = Starlette(routes=[Route("/", endpoint, methods=["GET", "POST"])])
     empty = [(b"content-length", b"0")]
-    assert (await call(make_caller(upstream, headers=empty), app)).status == 200
-    assert (await call(make_caller(upstream, "GET"), app)).status == 200
+    assert (await called(make_caller(upstream, headers=empty), app)).status == 200
+    assert (await called(make_caller(upstream, "GET"), app)).status == 200
 
 
 @pytest.mark.parametrize("method", ["G\xc9T", "GET X", "", "A\tB"])
 async def test_invalid_method_is_answered_400(method: str) -> None:
     upstream = answering(b"ok")
-    assert (await call(make_caller(upstream, method), ReverseProxy())).status == 400
+    assert (await called(make_caller(upstream, method), ReverseProxy())).status == 400
     assert not upstream.requests
 
 
@@ -325,14 +320,14 @@ HOST = (b"host", b"app.example:8000")
 async def test_preserve_host_sends_host_of_caller(preserve_host: bool, expected: str) -> None:
     upstream = answering(b"ok")
     caller = make_caller(upstream, "GET", headers=[HOST])
-    await call(caller, ReverseProxy(preserve_host=preserve_host))
+    await called(caller, ReverseProxy(preserve_host=preserve_host))
     assert upstream.requests[0].headers.get_list("host") == [expected]
     assert upstream.requests[0].url.host == "upstream.example"
 
 
 async def test_preserve_host_without_host_sends_that_of_upstream() -> None:
     upstream = answering(b"ok")
-    await call(make_caller(upstream, "GET"), ReverseProxy(preserve_host=True))
+    await called(make_caller(upstream, "GET"), ReverseProxy(preserve_host=True))
     assert upstream.requests[0].headers["host"] == "upstream.example:8765"
 
 
@@ -359,7 +354,7 @@ async def test_respond_takes_headers_for_one_request(own: Any, once: Any, expect
     upstream = answering(b"ok")
     endpoint = functools.partial(respond, ReverseProxy(prefix="", headers=own), once)
     app = Starlette(routes=[Route("/", endpoint, methods=["GET"])])
-    await call(make_caller(upstream, "GET"), app)
+    await called(make_caller(upstream, "GET"), app)
     headers = upstream.requests[0].headers
     assert {name: headers[name] for name in ("x-a", "x-b") if name in headers} == expected
 
@@ -369,7 +364,7 @@ async def test_path_outside_of_prefix_is_logged_once(caplog: pytest.LogCaptureFi
     app = Starlette(routes=[Route("/v1/orders/{path:path}", proxy)])
     for _ in range(2):
         caller = make_caller(upstream, "GET", path="/v1/orders/a", raw_path=b"/v1/orders/a")
-        assert (await call(caller, app)).status == 404
+        assert (await called(caller, app)).status == 404
     messages = [r.getMessage() for r in caplog.records if "answered 404" in r.getMessage()]
     assert len(messages) == 1
     assert "/v1/orders/a" in messages[0]
@@ -394,7 +389,7 @@ async def test_route_beside_mount_serves_bare_path(
     app.router.routes.append(Mount("/mcp", BARE))
     upstream = answering(b"ok")
     caller = make_caller(upstream, "POST", [b"{}"], path=path, raw_path=path.encode())
-    assert (await call(caller, app)).status == 200
+    assert (await called(caller, app)).status == 200
     assert upstream.requests[0].extensions["target"] == target
     assert upstream.bodies == [b"{}"]
 
@@ -447,7 +442,7 @@ async def test_dependency_override_replaces_client(style: str, form: str, name: 
         app.add_api_route("/api/{path:path}", endpoint, include_in_schema=False)
     caller = Caller()
     caller.scope.update(path="/api/a", raw_path=b"/api/a")
-    await call(caller, app)
+    await called(caller, app)
     assert caller.body == b"overridden"
     assert events == (["closed"] if "yield" in style else [])
 
@@ -457,7 +452,7 @@ async def test_override_with_more_arguments_is_an_error() -> None:
     app.dependency_overrides[get_client] = lambda a, b: None
     app.mount("/", ReverseProxy())
     with pytest.raises(TypeError, match="needs a, b"):
-        await call(Caller(), app)
+        await called(Caller(), app)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 import contextlib
 import itertools
 import socket
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-import trustme
 
 from asgi_upstream import (
     BufferedResponse,
@@ -35,7 +33,7 @@ from tests.support.recorded import (
     unbuffered,
 )
 from tests.support.servers import free_port
-from tests.support.upstream import Upstream
+from tests.support.upstream import Upstream, untrusted_upstream
 from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
@@ -43,10 +41,7 @@ pytestmark = recorded_tests
 
 @pytest.fixture(scope="module")
 def untrusted() -> Iterator[Upstream]:
-    """An upstream with a certificate that nobody signed whom the client knows."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    with Upstream(tls=tls) as upstream:
+    with untrusted_upstream() as upstream:
         yield upstream
 
 

@@ -1,6 +1,7 @@
 """What the tests that test_plugin.py runs, clean ones and leaking ones, have in common."""
 
 import asyncio
+import functools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ from asgi_upstream.testing import no_leaks as watching
 __all__ = [
     "StreamedResponse", "TestClient", "Upstream", "aeventually", "anyio", "app_by", "asyncio",
     "calling", "cleared", "client_lifespan", "eventually", "get_client", "httpx", "kept", "later",
-    "leave_open", "make_app", "on_both", "outer", "pytest", "quick", "serve", "served", "tested",
-    "watching",
+    "leave_open", "leave_running", "make_app", "on_both", "outer", "pytest", "quick", "serve",
+    "served", "tested", "watching",
 ]  # fmt: skip
 
 quick = pytest.mark.no_leaks(within=0.3)
@@ -61,6 +62,13 @@ def leave_open(url: str) -> None:
     sock = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=60)
     sock.sendall(b"GET /never HTTP/1.1\r\nhost: app\r\n\r\n")
     left_open.append(sock)
+
+
+async def leave_running(upstream: Upstream, start: Callable[..., object]) -> None:
+    """Let `start` start an exchange that stays open."""
+    upstream.get("/never").stall()
+    start(functools.partial(calling(app_by(outer, upstream.url + "/never")).get, "/"))
+    await aeventually(lambda: upstream.open_exchanges == 1)
 
 
 def later(call: Callable[[], object]) -> None:

@@ -59,29 +59,20 @@ def test_a_test_that_leaves_an_exchange_open_fails_and_names_it(run: Run) -> Non
 @quick
 @pytest.mark.asyncio
 async def test_asyncio(upstream):
-    upstream.get("/never").stall()
-    app = app_by(outer, upstream.url + "/never")
-    kept.append(asyncio.create_task(calling(app).get("/")))
-    await aeventually(lambda: upstream.open_exchanges == 1)
+    await leave_running(upstream, lambda get: kept.append(asyncio.create_task(get())))
 
 @quick
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_anyio(upstream, anyio_backend):
-    upstream.get("/never").stall()
-    app = app_by(outer, upstream.url + "/never")
-    kept.append(asyncio.create_task(calling(app).get("/")))
-    await aeventually(lambda: upstream.open_exchanges == 1)
+    await leave_running(upstream, lambda get: kept.append(asyncio.create_task(get())))
 
 @quick
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_trio(upstream, anyio_backend):
     import trio
-    upstream.get("/never").stall()
-    app = app_by(outer, upstream.url + "/never")
-    trio.lowlevel.spawn_system_task(calling(app).get, "/")
-    await aeventually(lambda: upstream.open_exchanges == 1)
+    await leave_running(upstream, trio.lowlevel.spawn_system_task)
 
 @quick
 def test_client_in_a_thread(upstream, tested):
