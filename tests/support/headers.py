@@ -34,7 +34,9 @@ PROXY_FAMILIES = (
     b"x-auth-email x-auth-group x-auth-groups x-auth-roles x-envoy-internal x-envoy-original-path "
     b"x-real-port x-real-addr x-client-address x-client-host x-client-verify x-proto "
     b"x-front-end-https remote-group remote-host remote-port remote-name remote-email remote-ip "
-    b"x-source-ip socket-ip x-user-ip client-ipv4"
+    b"x-source-ip socket-ip x-user-ip client-ipv4 forwarded-for forwarded-proto x-arr-ssl "
+    b"x-http-host-override x-consumer-username x-anonymous-consumer "
+    b"x-credential-identifier x-tls-client-cert x-proxyuser-ip"
 ).split()
 INNOCENT = (
     b"x-request-id x-correlation-id x-client-version x-client-id x-client-data x-client x-api-key "

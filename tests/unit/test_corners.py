@@ -445,3 +445,19 @@ async def test_malformed_header_name_is_a_protocol_error(name: bytes, cls: Any) 
         with pytest.raises(UpstreamProtocolError):
             await caller.call(response)
     assert caller.messages == []
+
+
+@pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/5.6"])
+@both
+async def test_other_http_version_is_a_protocol_error(version: bytes, cls: AnyClass) -> None:
+    """h11 accepts any version of two digits."""
+    extensions = {"network_stream": object(), "http_version": version}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"x", extensions=extensions)
+
+    caller = Caller()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
+        with pytest.raises(UpstreamProtocolError):
+            await caller.call(cls(client, client.build_request("GET", "http://x")))
+    assert caller.messages == []

@@ -6,13 +6,15 @@ from .. import _headers as header_lists
 from .. import errors
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.fast_path import log_request
-from .._httpx.goaway import finish_streams_after_goaway
+from .._httpx.http2 import prepare_http2_pools
 from .._httpx.interfaces import HTTPXModule
 from .._httpx.proxy_targets import has_exact_target, prepare_target
 from .._httpx.requests import ForwardedRequest
 from .._httpx.workarounds import clean_up_pool
 from .options import SupportsSend
 from .response_head import validate_status
+
+_HTTP1_VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
 
 
 async def send_request(
@@ -37,7 +39,7 @@ async def send_request(
     if isinstance(request, ForwardedRequest):
         await request.resolve_body()
     prepare_target(client, request)
-    finish_streams_after_goaway(client)
+    prepare_http2_pools(client)
     try:
         if transport is None:
             # The caller follows the redirects of a forwarded request.
@@ -65,9 +67,15 @@ def validate_head(upstream: httpx.Response) -> None:
 
     Raises:
         UpstreamProtocolError: If the status is not final, or a header is malformed. HTTP/2 allows
-            any bytes in names and values, and httpx's transport does not check them.
+            any bytes in names and values, and httpx's transport does not check them. It does not
+            check the version of HTTP/1 either.
     """
     validate_status(upstream.status_code)
+    extensions = upstream.extensions
+    if "network_stream" in extensions and "stream_id" not in extensions:  # HTTP/1 of httpcore
+        version = extensions.get("http_version")
+        if version not in _HTTP1_VERSIONS:
+            raise errors.protocol_error(f"HTTP version {version!r}")
     headers = upstream.headers.raw
     if header_lists.has_control_characters(headers):
         raise errors.protocol_error("a control character in a header")

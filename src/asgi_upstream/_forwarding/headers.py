@@ -20,21 +20,22 @@ from .._headers import (
 # between colons.
 _PROXY_HEADER = re.compile(
     rb"""
-    : (?: forwarded
+    : (?: forwarded(?:-(?:for|host|port|proto|scheme))?
         | x-(?:
             (?:[^-:]+-)?forwarded(?:-[^:]+)?  # x-original-forwarded-for too
             | (?:original|originating|rewrite|remote|ssl|authentik|pomerium|vouch)-[^:]+
-            | (?:url-)?scheme | proto | front-end-https
+            | (?:url-)?scheme | proto | front-end-https | arr-ssl | http-host-override
+            | consumer-[^:]+ | anonymous-consumer | credential-identifier  # Kong
             | (?:host|script|webauth|auth-request|amzn-oidc|amzn-mtls)(?:-[^:]+)?
             | (?:authenticated|auth)-(?:user|email|groups?|roles)
             | goog-authenticated-[^:]+ | ms-client-principal(?:-[^:]+)?
             | envoy-(?:external-address|internal|original-[^:]+)
             | (?:real|client)-(?:port|addr|address|host)
-            | (?:arr-)?client-?(?:cert(?:ificate)?|verify|dn)(?:-[^:]+)? )
+            | (?:arr-|tls-)?client-?(?:cert(?:ificate)?|verify|dn)(?:-[^:]+)? )
         | ssl-client-[^:]+ | client-cert(?:-chain)? | front-end-https
         | remote-(?:addr|host|port|user|name|email|groups?)
         | cf-access-authenticated-[^:]+ | tailscale-user-[^:]+ ) (?= : )
-    | [:-] (?:client|real|connecting|remote|source|socket|user) -?ip(?:v[46])? (?= : )
+    | [:-] (?:client|real|connecting|remote|source|socket|(?:proxy)?user) -?ip(?:v[46])? (?= : )
     """,
     re.VERBOSE,
 )

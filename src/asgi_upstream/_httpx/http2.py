@@ -1,10 +1,13 @@
-"""Lets HTTP/2 streams finish after a graceful GOAWAY of the upstream (RFC 9113 6.8).
+"""Workarounds for faults of httpcore 1.0.9 on HTTP/2 connections.
 
-httpcore 1.0.9 fails every stream of the connection, also those that the upstream still answers.
-nginx sends a GOAWAY every 1,000 requests, and when it reloads. Delete this module when httpcore
-lets these streams finish.
+- At a graceful GOAWAY, httpcore fails every stream of the connection, also those that the upstream
+  still answers (RFC 9113 6.8). nginx sends one every 1,000 requests, and when it reloads.
+- httpcore takes a response without a `:status` for a 200, and `+200` or `2_00` too (8.3.2).
+
+Delete this module when httpcore does better.
 """
 
+import re
 import sys
 from contextlib import suppress
 from functools import cache
@@ -14,11 +17,12 @@ from weakref import WeakKeyDictionary
 from .._logging import logger
 from .workarounds import get_pool, is_of_httpcore, warn_of_unknown_httpcore
 
+_STATUS = re.compile(rb":status: [1-9]\d\d")
 _LAST_STREAM_ID = 2**31 - 1
 _REFUSED = "the upstream's GOAWAY refused the request"
 
 
-def finish_streams_after_goaway(client: Any) -> None:
+def prepare_http2_pools(client: Any) -> None:
     """Prepare the pools of a client that speak HTTP/2 and are not prepared yet.
 
     After a GOAWAY, a connection finishes its streams up to the last that the upstream accepted. It
@@ -36,34 +40,34 @@ def _prepare(pool: Any) -> None:
         return
     create_connection: Any = pool.__class__.create_connection
 
-    def create_graceful_connection(origin: object) -> Any:
+    def create_watched_connection(origin: object) -> Any:
         connection: Any = create_connection(pool, origin)
-        connection.__class__ = _graceful_class(connection.__class__)
+        connection.__class__ = _watched_class(connection.__class__)
         return connection
 
-    pool.create_connection = create_graceful_connection
+    pool.create_connection = create_watched_connection
 
 
-class _GracefulConnection:
+class _WatchedConnection:
     """A connection of httpcore's pool, which gets its HTTP/2 connection when it has connected."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if hasattr(value, "_h2_state"):
             try:
-                _GoawayHandler(value)
+                _ConnectionWatch(value)
             except (AttributeError, StopIteration):
                 if is_of_httpcore(value):
-                    warn_of_unknown_httpcore("an HTTP/2 upstream's GOAWAY ends all its streams")
+                    warn_of_unknown_httpcore("a GOAWAY ends all streams of its connection")
 
 
 @cache
-def _graceful_class(connection_class: Any) -> Any:
-    return type(connection_class.__name__, (_GracefulConnection, connection_class), {})
+def _watched_class(connection_class: Any) -> Any:
+    return type(connection_class.__name__, (_WatchedConnection, connection_class), {})
 
 
-class _GoawayHandler:
-    """Replaces what an HTTP/2 connection of httpcore does at a GOAWAY without an error."""
+class _ConnectionWatch:
+    """Replaces what an HTTP/2 connection of httpcore does at a GOAWAY and with a head."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -71,6 +75,7 @@ class _GoawayHandler:
         self._read_incoming_data = connection._read_incoming_data
         self._send_request_body = connection._send_request_body
         self._receive_response = connection._receive_response
+        self._receive_stream_event = connection._receive_stream_event
         self._last_accepted = 0
         self._uploads = WeakKeyDictionary[Any, int]()
         handlers = connection._h2_state._frame_dispatch_table
@@ -80,6 +85,7 @@ class _GoawayHandler:
         connection._read_incoming_data = self.read_incoming_data
         connection._send_request_body = self.send_request_body
         connection._receive_response = self.receive_response
+        connection._receive_stream_event = self.receive_stream_event
 
     def _receive_goaway(self, frame: Any) -> Any:
         if frame.error_code:
@@ -112,6 +118,14 @@ class _GoawayHandler:
 
     async def receive_response(self, request: Any, stream_id: int) -> Any:
         return await self._repeat_if_refused(self._receive_response, request, stream_id)
+
+    async def receive_stream_event(self, request: object, stream_id: int) -> Any:
+        event = await self._receive_stream_event(request, stream_id)
+        if headers := getattr(event, "headers", None):
+            pseudo_headers = [field for field in headers if field[0][:1] == b":"]
+            if len(pseudo_headers) != 1 or not _STATUS.fullmatch(b"%b: %b" % pseudo_headers[0]):
+                raise self._httpcore.RemoteProtocolError("malformed :status")
+        return event
 
     async def _repeat_if_refused(self, method: Any, request: Any, stream_id: int) -> Any:
         """Let the pool send a request again that the upstream did not accept."""

@@ -1,4 +1,4 @@
-"""An HTTP/2 upstream that ends its connections with a GOAWAY, as nginx does."""
+"""HTTP/2 upstreams that send a GOAWAY, as nginx does, or a malformed head."""
 
 import asyncio
 import logging
@@ -21,12 +21,13 @@ from asgi_upstream import (
     count_open_exchanges,
     fetch,
 )
-from asgi_upstream._httpx.goaway import finish_streams_after_goaway
+from asgi_upstream._httpx.http2 import prepare_http2_pools
 from tests.support.asgi import Caller
 
 pytestmark = pytest.mark.asyncio
 
 MAX_CONCURRENT_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+HTTP2: Any = {"http1": False, "http2": True, "timeout": 5}
 NO_ERROR, INTERNAL_ERROR = 0, 2
 
 
@@ -139,9 +140,7 @@ async def serving(
 ) -> AsyncIterator[httpx.AsyncClient]:
     observers = [] if records is None else [records.append]
     async with upstream.serve() as url:
-        lifespan = client_lifespan(
-            base_url=url, http1=False, http2=True, timeout=5, observers=observers, **options
-        )
+        lifespan = client_lifespan(base_url=url, **HTTP2, observers=observers, **options)
         async with lifespan(None) as state:
             client: Any = state["client"]
             yield client
@@ -224,8 +223,8 @@ async def test_pool_is_prepared_once_and_for_http2_only() -> None:
         transports: list[Any] = [client._transport, other._transport]
         prepared = set[object]()
         for _ in range(2):
-            finish_streams_after_goaway(client)
-            finish_streams_after_goaway(other)
+            prepare_http2_pools(client)
+            prepare_http2_pools(other)
             prepared.add(transports[0]._pool.create_connection)
         assert len(prepared) == 1
         assert "create_connection" not in vars(transports[1]._pool)
@@ -256,3 +255,37 @@ async def test_goaway_that_accepts_nothing_is_a_502(options: dict[str, Any]) -> 
     async with serving(Upstream(1, **options)) as client:
         with pytest.raises(UpstreamProtocolError):
             await call(client, "/0")
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """Return a header that is not in a table (RFC 7541 6.2.2)."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [], [(b":status", b"abc")], [(b":status", b"")], [(b":status", b"2_00")],
+        [(b":status", b"+200")], [(b":status", b" 200")], [(b":status", b"0200")],
+        [(b":status", b"200"), (b":status", b"404")], [(b":status", b"200"), (b":path", b"/")],
+    ],
+)  # fmt: skip
+async def test_malformed_status_is_a_502(fields: list[tuple[bytes, bytes]]) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"".join(_literal(*field) for field in [*fields, (b"x", b"y")])
+        await reader.read(65536)
+        settings = bytes(3) + b"\x04" + bytes(5)
+        writer.write(settings + len(head).to_bytes(3) + b"\x01\x05\0\0\0\x01" + head)
+        await reader.read()
+        writer.close()
+        closed.set()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, client_lifespan(base_url=url, **HTTP2)(None) as state:
+        client: Any = state["client"]
+        with pytest.raises(UpstreamProtocolError):
+            await call(client, "/")
+        assert not client._transport._pool._requests
+    await closed.wait()
