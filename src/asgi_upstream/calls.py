@@ -25,13 +25,13 @@ from ._exchange.options import SupportsSend
 from ._exchange.recording import ExchangeRecorder, route_template, was_ended_by_lifespan
 from ._exchange.sending import send_request, validate_head
 from ._exchange.undelimited import check_end
+from ._exchange.validation import validate_request, validate_seconds, validate_size, validate_values
 from ._httpx.exceptions import is_httpx_error
 from ._httpx.flavors import describe_type, match_library
 from ._httpx.interfaces import AnyClient, HTTPXModule, RequestT, ResponseT
 from ._httpx.requests import copy_with_headers
 from ._httpx.workarounds import holds_pool_place
 from .records import Observer, Outcome
-from .responses import validate_max_bytes, validate_request, validate_values
 
 
 @overload
@@ -86,7 +86,7 @@ async def fetch(
     """
     validate_request("fetch", client, request)
     validate_values(None, deadline, None, observers)
-    validate_max_bytes(max_bytes)
+    validate_size("max_bytes", max_bytes)
     library = match_library(type(client), type(request))  # pyright: ignore
     call = _Call(cast(SupportsSend, client), request, library, max_bytes, deadline, observers)
     return await call.run()
@@ -260,7 +260,7 @@ def cancel_on_disconnect(
             f"cancel_on_disconnect needs the caller's Request or WebSocket, not "
             f"{describe_type(request)}"
         )
-    validate_values(None, deadline, None, ())
+    validate_seconds("deadline", deadline)
     return _CancelOnDisconnect(request, deadline)
 
 

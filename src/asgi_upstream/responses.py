@@ -16,10 +16,15 @@ from ._exchange.options import (
     StreamErrorHook,
     SupportsSend,
 )
-from ._httpx.flavors import describe_type, get_library, match_library
+from ._exchange.validation import (
+    validate_callables,
+    validate_request,
+    validate_size,
+    validate_values,
+)
+from ._httpx.flavors import get_library, match_library
 from ._httpx.interfaces import AnyClient, RequestT, ResponseT
-from ._httpx.requests import request_origin
-from .records import Observer, check_observers
+from .records import Observer
 
 
 class _UpstreamStatus(int):
@@ -101,7 +106,7 @@ class _UpstreamResponse(Response):
             status_code = None
         validate_request(name, client, request)
         if transform or on_response or on_stream_error:
-            _validate_callables(
+            validate_callables(
                 transform=transform, on_response=on_response, on_stream_error=on_stream_error
             )
         validate_values(status_code, deadline, heartbeat, observers)
@@ -149,96 +154,6 @@ class _UpstreamResponse(Response):
         exchange = Exchange(self._options, self.status_code, self.raw_headers)
         if await exchange.run(scope, receive, send) and self.background is not None:
             await self.background()
-
-
-def validate_request(name: str, client: object, request: Any) -> None:
-    """Refuse arguments that are not an async client and a request with a host.
-
-    Arguments:
-        name: The class or function that was called. Messages name it.
-        client: The argument `client`.
-        request: The argument `request`.
-
-    Raises:
-        TypeError: If `client` or `request` is something else.
-        ValueError: If the request has no host.
-    """
-    if not hasattr(client, "aclose"):
-        raise TypeError(
-            f"{name} needs an httpx.AsyncClient, not {describe_type(client)}: write "
-            f"{name}(client, request) with one that client_lifespan() shares, or use a sync client "
-            f"in a `def` endpoint and return a Response"
-        )
-    if not (hasattr(request, "extensions") and hasattr(request, "method")):
-        raise TypeError(
-            f"{name} needs the httpx.Request to send, not {describe_type(request)}: write "
-            f"{name}(client, client.build_request('GET', url)), or for a response that is open "
-            f"StreamedResponse.from_response(response)"
-        )
-    if not request_origin(request).raw_host:
-        raise ValueError(
-            f"the request for {str(request.url)!r} has no host: give the client a base_url= "
-            f"such as 'https://api.example', or the request a full URL"
-        )
-
-
-def validate_options(options: SharedOptions[Any]) -> None:
-    """Refuse invalid options before there is a request.
-
-    Raises:
-        TypeError: If a function is not callable, or an observer is async.
-        ValueError: If a number is out of range.
-    """
-    functions = ("transform", "on_response", "on_stream_error")
-    _validate_callables(**{name: options.get(name) for name in functions})
-    validate_values(
-        options.get("status_code"),
-        options.get("deadline"),
-        options.get("heartbeat"),
-        options.get("observers", ()),
-    )
-
-
-def validate_values(
-    status_code: int | None,
-    deadline: float | None,
-    heartbeat: float | None,
-    observers: Sequence[Observer],
-) -> None:
-    """Refuse invalid values.
-
-    Raises:
-        TypeError: If an observer is async or not callable.
-        ValueError: If a number is out of range.
-    """
-    if observers:
-        check_observers(observers)
-    if deadline is not None and not _is_positive(deadline):
-        raise ValueError(f"deadline={deadline!r}: give seconds above 0, or None for none")
-    if heartbeat is not None and not _is_positive(heartbeat):
-        raise ValueError(f"heartbeat={heartbeat!r}: give seconds above 0, or None for none")
-    if status_code is not None and not 200 <= status_code < 600:
-        raise ValueError(f"status_code={status_code!r}: give a final status, 200 to 599")
-
-
-def validate_max_bytes(max_bytes: int) -> None:
-    """Refuse a limit that is not a positive number.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not (isinstance(max_bytes, int) and max_bytes > 0):  # pyright: ignore
-        raise ValueError(f"max_bytes={max_bytes!r}: give a number of bytes above 0")
-
-
-def _is_positive(seconds: object) -> bool:
-    return isinstance(seconds, int | float) and seconds > 0
-
-
-def _validate_callables(**functions: object) -> None:
-    for argument, value in functions.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{argument}={value!r}: give a function")
 
 
 # Python names this function if an argument is unexpected, and users know this class.
@@ -351,7 +266,7 @@ class BufferedResponse(_UpstreamResponse):
                 "BufferedResponse has no heartbeat, because it sends nothing before the whole body "
                 "is there: use StreamedResponse(heartbeat=...)"
             )
-        validate_max_bytes(max_bytes)
+        validate_size("max_bytes", max_bytes)
         super().__init__(client, request, status_code=status_code, **options)
         self._options.max_bytes = max_bytes
 

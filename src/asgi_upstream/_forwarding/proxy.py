@@ -11,21 +11,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from .._exchange.validation import validate_options, validate_seconds, validate_size
 from .._hooks import maybe_await
 from .._httpx.flavors import get_library
 from .._httpx.interfaces import RequestT, ResponseT
 from .._logging import logger
 from .._methods import NEVER_FORWARDED, USUAL
-from .._websockets.options import MAX_MESSAGE_BYTES, validate_websocket_options
-from ..responses import SharedOptions, StreamedResponse, validate_options
+from .._websockets.options import MAX_MESSAGE_BYTES
+from ..responses import SharedOptions, StreamedResponse
 from . import rewriting
 from .outgoing import ClientName, OnRequest, RequestBuilder
-from .request import (
-    BODY_TIMEOUT,
-    HeaderOverrides,
-    forward_request,
-    validate_body_timeout,
-)
+from .request import BODY_TIMEOUT, HeaderOverrides, forward_request
 from .target import split_prefix
 
 
@@ -241,8 +237,9 @@ def _validate_options(
         )
     if isinstance(methods, str):
         raise TypeError(f"methods={methods!r}: give a list of methods")
-    validate_body_timeout(body_timeout)
-    validate_websocket_options(max_message_bytes, ping_interval)
+    validate_seconds("body_timeout", body_timeout)
+    validate_size("max_message_bytes", max_message_bytes)
+    validate_seconds("ping_interval", ping_interval)
     validate_options(options)
 
 

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from .._exchange.validation import validate_seconds
 from .._headers import RawHeaders
 from .._httpx.cookies import is_empty
 from .._httpx.flavors import describe_type, get_library, small_cache, subclass_for
@@ -82,7 +83,7 @@ def forward_request(
             f"{describe_type(client)} and {describe_type(request)}: write "
             f"forward_request(client, request)"
         )
-    validate_body_timeout(body_timeout)
+    validate_seconds("body_timeout", body_timeout)
     httpx_client: Any = client
     target_url: Any = url
     scope, library = request.scope, get_library(type(client))
@@ -102,16 +103,6 @@ def forward_request(
     outgoing = cls(library, method, origin, target, raw, stream, timeout)
     outgoing.pending_body = pending
     return cast(RequestT, outgoing)
-
-
-def validate_body_timeout(seconds: float | None) -> None:
-    """Reject a `body_timeout` that is not positive.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):  # pyright: ignore
-        raise ValueError(f"body_timeout={seconds!r}: give seconds above 0, or None for none")
 
 
 def apply_overrides(raw: RawHeaders, overrides: HeaderOverrides) -> RawHeaders:

@@ -19,6 +19,7 @@ from .._exchange.recording import (
     route_template,
     was_ended_by_lifespan,
 )
+from .._exchange.validation import validate_seconds, validate_size
 from .._forwarding.request import HeaderOverrides
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.exceptions import is_httpx_error
@@ -30,7 +31,7 @@ from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
 from ..responses import BufferedResponse
 from . import handshake as handshakes
-from .options import MAX_MESSAGE_BYTES, validate_websocket_options
+from .options import MAX_MESSAGE_BYTES
 from .upstream import CLOSING_HANDSHAKE_TIMEOUT, UpstreamWebSocket, byte_length
 
 
@@ -78,7 +79,8 @@ async def relay_websocket(
         ValueError: Same as in `forward_request`, or if a number is not positive. For causes and
             fixes see [docs/errors.md][on-websockets].
     """
-    validate_websocket_options(max_message_bytes, ping_interval)
+    validate_size("max_message_bytes", max_message_bytes)
+    validate_seconds("ping_interval", ping_interval)
     _raise_if_accepted(websocket)
     async with handshakes.close_on_http_exception(websocket):
         http_client: Any = client
