@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from .. import errors
 from .._headers import RawHeaders
-from .._httpx.exceptions import is_httpx_error
 from .._httpx.fast_path import direct_transport, log_request
 from .._httpx.flavors import subclass_for
 from .._httpx.requests import ForwardedRequest, copy_with_headers
@@ -23,8 +22,9 @@ from ..records import Outcome
 from .decoding import accept_whole_decodable
 from .downstream import Caller, CallerDisconnected
 from .ending import COMPLETED, REPLACED, Ending
+from .failure import judge_failure, log_ending
 from .options import ExchangeOptions, SendRaw, StreamErrorHook
-from .recording import RecordedExchange, route_template, was_ended_by_lifespan
+from .recording import RecordedExchange
 from .relaying import ResponseRelay
 from .scope import ExchangeScope
 from .sending import send_request, validate_head
@@ -194,19 +194,15 @@ class Exchange:
             return COMPLETED if relay.replacement is None else REPLACED
         if isinstance(failure, CallerDisconnected | ClientDisconnect):
             return Ending(caller.disconnect_outcome)
-        if is_httpx_error(failure, httpx.RequestError):
-            failure.request = self.request  # like httpx's client
-        if was_ended_by_lifespan(self._options.client, failure):
-            return Ending(Outcome.CANCELLED, errors.ExchangeCancelled())
-        error = errors.map_exception(failure) or failure
-        return Ending(relay.classify_failure(error), error)
+        return judge_failure(
+            failure, self._options.client, self.request, relay.recorder, relay.outcome_if_app_raises
+        )
 
     async def _conclude_failure(
         self, ending: Ending, error: Exception, caller: Caller, scope: Scope
     ) -> bytes:
         """Return the final chunk of a failed exchange, or raise the error."""
-        if isinstance(error, errors.UpstreamError) and ending.outcome is not Outcome.CANCELLED:
-            errors.log_failure(error, self.request, route_template(scope))
+        log_ending(ending, self.request, scope)
         if caller.started and self._options.on_stream_error is not None:
             try:
                 chunk = _call_on_stream_error(self._options.on_stream_error, error)
@@ -251,7 +247,7 @@ class Exchange:
             if error is None:
                 error = errors.deadline_error(self._options.deadline)
                 recorded.ending = Ending(Outcome.DEADLINE, error)
-                errors.log_failure(error, self.request, route_template(scope))
+                log_ending(recorded.ending, self.request, scope)
             raise error from error.__cause__
         return True
 

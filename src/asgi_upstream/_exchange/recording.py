@@ -172,14 +172,6 @@ class ExchangeRecorder:
                 logger.exception("the observer %r failed", observer)
 
 
-def was_ended_by_lifespan(client: object, failure: Exception) -> bool:
-    """Whether an exchange failed because the lifespan has closed its client.
-
-    The upstream did not fail, so the exchange ends as cancelled.
-    """
-    return get_client_state(client).is_closing and errors.is_upstream_failure(failure)
-
-
 def route_template(scope: Mapping[str, Any]) -> str | None:
     """Return the template of the app's route for this request, if it is known."""
     route = scope.get("route")

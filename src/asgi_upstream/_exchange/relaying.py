@@ -52,11 +52,12 @@ class ResponseRelay:
     Attributes:
         final_chunk: The last chunk.
         replacement: The response that `on_response` returned instead.
+        outcome_if_app_raises: The outcome if the app's own code, which runs now, fails.
     """
 
     final_chunk: bytes = b""
     replacement: Response | None = None
-    _outcome_if_app_raises: Outcome = Outcome.APP_FAILED
+    outcome_if_app_raises: Outcome = Outcome.APP_FAILED
 
     def __init__(
         self,
@@ -76,12 +77,6 @@ class ResponseRelay:
         self._limits = limits
         self.recorder = recorder
         self._open_iterators: list[AsyncIterator[bytes]] = []
-
-    def classify_failure(self, error: Exception) -> Outcome:
-        """Return the outcome of an exchange that failed with `error`."""
-        if self.recorder is None:
-            return Outcome.APP_FAILED  # It will not be recorded.
-        return self.recorder.classify_failure(error, self._outcome_if_app_raises)
 
     async def relay_raw(self, upstream: RawResponse) -> None:
         """Relay a response unchanged, over the fast path."""
@@ -158,7 +153,7 @@ class ResponseRelay:
             start_task=start_task if resumable else None,
         )
         if options.transform is not None:
-            self._outcome_if_app_raises = Outcome.TRANSFORM_FAILED
+            self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
             body, modified = self._track_iterator(options.transform(body)), True
         if options.heartbeat is not None and needs_heartbeat:
             if options.transform is not None:
@@ -201,7 +196,7 @@ class ResponseRelay:
             if await self._call_on_response(options.on_response, upstream):
                 return
         if options.transform is not None:
-            self._outcome_if_app_raises = Outcome.TRANSFORM_FAILED
+            self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
             body = self._track_iterator(options.transform(SingleChunk(content)))
             content, modified = await read_limited(body, max_bytes, check), True
         status, headers = self._build_head(
@@ -298,12 +293,12 @@ class ResponseRelay:
         self, on_response: ResponseHook[httpx.Response], upstream: httpx.Response
     ) -> bool:
         """Call the hook. Return whether it replaces the response."""
-        self._outcome_if_app_raises = Outcome.REPLACED
+        self.outcome_if_app_raises = Outcome.REPLACED
         self.replacement = await maybe_await(on_response(upstream))
         if not isinstance(self.replacement, Response | None):  # pyright: ignore
             name = type(self.replacement).__name__
             raise TypeError(f"on_response returned {name}: return None or a JSONResponse(...)")
-        self._outcome_if_app_raises = Outcome.APP_FAILED
+        self.outcome_if_app_raises = Outcome.APP_FAILED
         return self.replacement is not None
 
     async def _drain_empty_body(self, upstream: httpx.Response) -> None:

@@ -13,16 +13,11 @@ from .. import errors
 from .._exchange.closing import close_upstream
 from .._exchange.downstream import CallerDisconnected
 from .._exchange.ending import Ending
-from .._exchange.recording import (
-    ExchangeRecorder,
-    RecordedExchange,
-    route_template,
-    was_ended_by_lifespan,
-)
+from .._exchange.failure import judge_failure, log_ending
+from .._exchange.recording import ExchangeRecorder, RecordedExchange
 from .._exchange.validation import validate_seconds, validate_size
 from .._forwarding.request import HeaderOverrides
 from .._httpx.cancellation import defer_cancellation
-from .._httpx.exceptions import is_httpx_error
 from .._httpx.flavors import match_library
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
 from .._httpx.proxy_targets import prepare_target
@@ -169,9 +164,16 @@ class WebSocketRelay:
                 if self._response is not None:
                     await self._close_upstream(self._response)
                 recorded.ending = Ending(self._outcome, self._failure)
-            error = self._map_failure()
-            recorded.ending = Ending(self._outcome, self._failure)
-            await self._close_caller(error)
+            if self._failure is not None:
+                recorded.ending = judge_failure(
+                    self._failure,
+                    self._client,
+                    self.request,
+                    recorded.recorder,
+                    Outcome.APP_FAILED,
+                )
+                log_ending(recorded.ending, self.request, self._websocket.scope)
+            await self._close_caller(recorded.ending.error)
 
     async def _relay_messages(self) -> None:
         if self._websocket.client_state is WebSocketState.CONNECTING:
@@ -305,23 +307,6 @@ class WebSocketRelay:
             await close_upstream(response)
         if self._upstream is not None:
             await self._upstream.aclose()
-
-    def _map_failure(self) -> Exception | None:
-        """Log the failure, and return the error to raise or to close with."""
-        failure = self._failure
-        if failure is None:
-            return None
-        if is_httpx_error(failure, httpx.RequestError):
-            failure.request = self.request
-        if was_ended_by_lifespan(self._client, failure):
-            self._outcome = Outcome.CANCELLED
-            return errors.ExchangeCancelled()
-        error = errors.map_exception(failure) or failure
-        if self._recorder is not None:
-            self._outcome = self._recorder.classify_failure(error, Outcome.APP_FAILED)
-        if isinstance(error, errors.UpstreamError):
-            errors.log_failure(error, self.request, route_template(self._websocket.scope))
-        return error
 
     async def _close_caller(self, error: Exception | None) -> None:
         """Close the caller's WebSocket unless the caller has disconnected, or raise the error."""
