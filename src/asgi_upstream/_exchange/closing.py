@@ -10,7 +10,7 @@ import httpx
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.workarounds import clean_up_after, end_connection_if_unusable
 from .._logging import logger
-from .body import ResumableBody
+from .resumable import ResumableBody
 from .undelimited import find_delimiting_tls
 
 CLOSE_TIMEOUT = 5.0

@@ -29,6 +29,7 @@ from .relaying import ResponseRelay
 from .scope import ExchangeScope
 from .sending import send_request, validate_head
 from .upload import UploadStream
+from .upstream_body import UpstreamBody
 
 ERROR_CHUNK_TIMEOUT = 1.0
 """Seconds that `on_stream_error` may delay a cancellation or the end after the deadline."""
@@ -157,23 +158,27 @@ class Exchange:
             limits.start_listening()
         else:  # The body may come from the caller.
             upload_class = subclass_for(UploadStream, library.AsyncByteStream)
-            body = cast(httpx.AsyncByteStream, content)
             self.request.stream = upload = upload_class(
-                client, self.request.url, body, limits, relay.recorder
+                client,
+                self.request.url,
+                cast(httpx.AsyncByteStream, content),
+                limits,
+                relay.recorder,
             )
         try:
             try:
                 upstream = await send_request(client, self.request, library, transport)
             finally:
                 self.request.stream = content
+            body = UpstreamBody(upstream, self._options, self.request, relay.recorder)
             try:
                 relay.note_head(upstream)
                 if upload is None or not upload.in_progress:
                     limits.start_listening(is_draining=upstream.status_code >= 300)
                 validate_head(upstream)
-                await relay.relay(upstream)
+                await relay.relay(upstream, body)
             finally:
-                await relay.close(upstream)
+                await body.aclose()
         finally:
             if upload is not None:
                 await upload.close_body()

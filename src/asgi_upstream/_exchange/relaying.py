@@ -1,31 +1,16 @@
 """Relays the upstream's response to the caller, streamed or buffered."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import httpx
 from starlette.responses import Response
 
 from .. import _headers as header_lists
-from .. import errors
 from .._headers import RawHeaders
 from .._hooks import maybe_await
 from .._httpx.requests import ForwardedRequest
-from .._httpx.workarounds import holds_pool_place
 from ..records import Outcome
-from .body import (
-    ChunkSource,
-    CountedBody,
-    DecodedBody,
-    IteratorSource,
-    ResumableBody,
-    SingleChunk,
-    StartTask,
-    read_all,
-    read_limited,
-    with_content,
-)
-from .closing import close_upstream
+from .body import ChunkSource, IteratorSource, SingleChunk, read_all, read_limited, with_content
 from .decoding import can_decode, content_encodings
 from .downstream import Caller
 from .heartbeat import HeartbeatBody
@@ -39,8 +24,9 @@ from .response_head import (
     get_media_type,
     has_no_content,
 )
+from .resumable import ResumableBody
 from .scope import ExchangeScope
-from .undelimited import check_end
+from .upstream_body import UpstreamBody
 
 
 class ResponseRelay:
@@ -76,7 +62,6 @@ class ResponseRelay:
         self._caller = caller
         self._limits = limits
         self.recorder = recorder
-        self._open_iterators: list[AsyncIterator[bytes]] = []
 
     async def relay_raw(self, upstream: RawResponse) -> None:
         """Relay a response unchanged, over the fast path."""
@@ -109,57 +94,49 @@ class ResponseRelay:
             reused = upstream.extensions.get("connection_reused")
             self.recorder.headers_received(upstream.status_code, reused=reused)
 
-    async def relay(self, upstream: httpx.Response) -> None:
+    async def relay(self, upstream: httpx.Response, body: UpstreamBody) -> None:
         """Relay a response that went through httpx."""
         if self._options.max_bytes is None:
-            await self._relay_stream(upstream)
+            await self._relay_stream(upstream, body)
         else:
-            await self._relay_buffered(upstream, self._options.max_bytes)
+            await self._relay_buffered(upstream, body, self._options.max_bytes)
 
-    async def close(self, upstream: httpx.Response) -> None:
-        """Close the response and every iterator of its body."""
-        if self.recorder is not None:
-            self.recorder.count_hook_read(upstream)
-        if self._open_iterators or not upstream.is_closed or holds_pool_place(upstream):
-            await close_upstream(upstream, *self._open_iterators)
-
-    async def _relay_stream(self, upstream: httpx.Response) -> None:
+    async def _relay_stream(self, upstream: httpx.Response, body: UpstreamBody) -> None:
         options = self._options
         if options.on_response is not None and await self._call_on_response(
             options.on_response, upstream
         ):
             return
-        body, modified = self._transform_stream(upstream)
+        chunks = self._open_stream(upstream, body)
         status, headers = self._build_head(
-            upstream.status_code, upstream.headers.raw, modified=modified
+            upstream.status_code, upstream.headers.raw, modified=body.is_modified
         )
         if options.on_stream_error is not None:
             headers = header_lists.remove(headers, b"content-length")
         remaining = await self._send_head(status, headers)
         if has_no_content(self._caller.method, status):
-            await self._drain_empty_body(upstream)
+            await body.drain_empty()
         else:
-            source = IteratorSource(body, self._limits.raise_if_cancelled)
+            source = IteratorSource(chunks, self._limits.raise_if_cancelled)
             await self._relay_chunks(source, remaining, None)
 
-    def _transform_stream(self, upstream: httpx.Response) -> tuple[AsyncIterator[bytes], bool]:
-        """Return the body for the caller, and whether it differs from the upstream's."""
+    def _open_stream(self, upstream: httpx.Response, body: UpstreamBody) -> AsyncIterator[bytes]:
+        """Return the body for the caller: decoded, transformed and with a heartbeat if needed."""
         options, start_task = self._options, self._limits.start_task
         needs_heartbeat = self._needs_heartbeat(upstream)
         resumable = options.transform is not None or needs_heartbeat
-        body, modified = self._open_body(
-            upstream,
+        chunks = body.open(
             decode=options.decode or options.modifies_body or needs_heartbeat,
             start_task=start_task if resumable else None,
         )
         if options.transform is not None:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
-            body, modified = self._track_iterator(options.transform(body)), True
+            chunks = body.transform(options.transform, chunks)
         if options.heartbeat is not None and needs_heartbeat:
             if options.transform is not None:
-                body = self._track_iterator(ResumableBody(body, start_task, options.library))
-            body, modified = HeartbeatBody(body, options.heartbeat), True
-        return body, modified
+                chunks = body.track(ResumableBody(chunks, start_task, options.library))
+            chunks, body.is_modified = HeartbeatBody(chunks, options.heartbeat), True
+        return chunks
 
     async def _relay_chunks(
         self, source: ChunkSource, remaining: int | None, count: Callable[[int], None] | None
@@ -180,27 +157,26 @@ class ResponseRelay:
                 await self._caller.send_body(chunk, more=True)
                 self._limits.count_sent(len(chunk))
 
-    async def _relay_buffered(self, upstream: httpx.Response, max_bytes: int) -> None:
+    async def _relay_buffered(
+        self, upstream: httpx.Response, body: UpstreamBody, max_bytes: int
+    ) -> None:
         options, check = self._options, self._limits.raise_if_cancelled
         decode = options.decode or options.transform is not None
         if options.on_response is not None:  # It may read `upstream.text`.
             codings = content_encodings(upstream)
             decode = decode or (upstream.status_code != 206 and all(map(can_decode, codings)))
-        body, modified = self._open_body(upstream, decode=decode)
-        content = await read_limited(body, max_bytes, check)
-        # Release the connection before the hooks, which may take their time.
-        await close_upstream(upstream, *self._open_iterators)
-        self._open_iterators.clear()
+        content = await read_limited(body.open(decode=decode), max_bytes, check)
+        await body.release()  # before the hooks, which may take their time
         if options.on_response is not None:
-            upstream = with_content(upstream, content, options.library, decoded=modified)
+            upstream = with_content(upstream, content, options.library, decoded=body.is_modified)
             if await self._call_on_response(options.on_response, upstream):
                 return
         if options.transform is not None:
             self.outcome_if_app_raises = Outcome.TRANSFORM_FAILED
-            body = self._track_iterator(options.transform(SingleChunk(content)))
-            content, modified = await read_limited(body, max_bytes, check), True
+            chunks = body.transform(options.transform, SingleChunk(content))
+            content = await read_limited(chunks, max_bytes, check)
         status, headers = self._build_head(
-            upstream.status_code, upstream.headers.raw, modified=modified
+            upstream.status_code, upstream.headers.raw, modified=body.is_modified
         )
         await self._send_buffered(status, headers, content)
 
@@ -247,48 +223,6 @@ class ResponseRelay:
         sent = header_lists.override(headers, self._header_overrides)
         return get_media_type(dict(sent)) == EVENT_STREAM
 
-    def _open_body(
-        self, upstream: httpx.Response, *, decode: bool, start_task: StartTask | None = None
-    ) -> tuple[AsyncIterator[bytes], bool]:
-        """Return the body, and whether it differs from the upstream's.
-
-        Arguments:
-            upstream: The response.
-            decode: Whether to decode the body.
-            start_task: If given, a cancelled read of the body loses nothing.
-        """
-        codings = content_encodings(upstream) if decode else []
-        if upstream.status_code == 206 and (codings or self._options.transform is not None):
-            raise errors.protocol_error("unexpected 206 Partial Content")
-        if upstream.is_stream_consumed or upstream.is_closed:
-            return self._get_read_content(upstream), bool(content_encodings(upstream))
-        body = self._track_iterator(cast(httpx.AsyncByteStream, upstream.stream))
-        body = check_end(upstream, body, self._options.library)
-        if start_task is not None:
-            body = self._track_iterator(ResumableBody(body, start_task, self._options.library))
-        if self.recorder is not None:
-            body = CountedBody(body, self.recorder.bytes_received)
-        if codings:
-            return DecodedBody(body, codings, self._options.library), True
-        return body, False
-
-    def _get_read_content(self, upstream: httpx.Response) -> SingleChunk:
-        """Return the decoded body that an event hook or `on_response` has read."""
-        if self.recorder is not None:
-            self.recorder.count_hook_read(upstream)
-        try:
-            return SingleChunk(upstream.content)
-        except self._options.library.ResponseNotRead:
-            raise RuntimeError(
-                "the upstream's body is gone; read it with `await upstream.aread()`, which keeps "
-                "it, in on_response, an event hook or the code that opened the response"
-            ) from None
-
-    def _track_iterator(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        iterator = aiter(body)
-        self._open_iterators.insert(0, iterator)
-        return iterator
-
     async def _call_on_response(
         self, on_response: ResponseHook[httpx.Response], upstream: httpx.Response
     ) -> bool:
@@ -300,9 +234,3 @@ class ResponseRelay:
             raise TypeError(f"on_response returned {name}: return None or a JSONResponse(...)")
         self.outcome_if_app_raises = Outcome.APP_FAILED
         return self.replacement is not None
-
-    async def _drain_empty_body(self, upstream: httpx.Response) -> None:
-        """Read to the end of a response without content, so that its connection can be reused."""
-        if self._request.method == "HEAD" or upstream.status_code in (204, 304):
-            async for _ in self._open_body(upstream, decode=False)[0]:
-                pass
