@@ -11,3 +11,6 @@ NEVER_FORWARDED = frozenset(("CONNECT", "TRACE"))
 
 USUAL = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 """Methods for the Allow header of a 405 if all methods are forwarded."""
+
+IDEMPOTENT = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"))
+"""Methods of requests that may be sent twice (RFC 9110 9.2.2)."""

@@ -19,7 +19,7 @@ LAYERS = (  # from top to bottom; a module may import its own layer and the laye
     ("_exchange",),
     ("records", "errors", "_clients", "_app_state"),
     ("_httpx",),
-    ("_headers", "_hooks", "_logging", "_methods"),
+    ("_caching", "_headers", "_hooks", "_logging", "_methods"),
 )
 RANKS = {name: rank for rank, names in enumerate(reversed(LAYERS)) for name in names}
 APART = {"transport", "instrumentation", "testing"}  # these do not import each other

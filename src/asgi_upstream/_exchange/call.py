@@ -115,8 +115,7 @@ class Call:
         upstream = await send_request(self._client, request, library)
         try:
             if self._recorder is not None:
-                reused = upstream.extensions.get("connection_reused")
-                self._recorder.headers_received(upstream.status_code, reused=reused)
+                self._recorder.response_received(upstream)
             validate_head(upstream)
             content = await self._read(upstream)
         finally:

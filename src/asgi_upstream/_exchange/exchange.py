@@ -172,7 +172,8 @@ class Exchange:
                 self.request.stream = content
             body = UpstreamBody(upstream, self._options, self.request, relay.recorder)
             try:
-                relay.note_head(upstream)
+                if relay.recorder is not None:
+                    relay.recorder.response_received(upstream)
                 if upload is None or not upload.in_progress:
                     limits.start_listening(is_draining=upstream.status_code >= 300)
                 validate_head(upstream)

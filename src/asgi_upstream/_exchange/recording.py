@@ -106,6 +106,11 @@ class ExchangeRecorder:
         self._status = status
         self._reused = reused
 
+    def response_received(self, upstream: httpx.Response) -> None:
+        """Record that the headers of a response of httpx have arrived."""
+        reused = upstream.extensions.get("connection_reused")
+        self.headers_received(upstream.status_code, reused=reused)
+
     def bytes_received(self, count: int) -> None:
         """Record that `count` bytes of the upstream's body have arrived."""
         if self._first_byte is None:

@@ -88,12 +88,6 @@ class ResponseRelay:
             await self._caller.send_body(b"", more=True)  # as in `_send_head`
         return length
 
-    def note_head(self, upstream: httpx.Response) -> None:
-        """Record that the upstream's headers have arrived."""
-        if self.recorder is not None:
-            reused = upstream.extensions.get("connection_reused")
-            self.recorder.headers_received(upstream.status_code, reused=reused)
-
     async def relay(self, upstream: httpx.Response, body: UpstreamBody) -> None:
         """Relay a response that went through httpx."""
         if self._options.max_bytes is None:

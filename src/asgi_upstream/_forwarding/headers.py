@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from .._caching import BoundedCache
 from .._headers import (
     HOP_BY_HOP,
     RawHeaders,
@@ -56,9 +57,8 @@ _ILLEGAL_IN_PATH = re.compile(rb"[^!-~]")
 _ALLOWED, _FROM_PROXY, _BLOCKED, _INVALID = 1, 2, 3, 4
 # `build_request_headers` reads the values of these.
 _NOTED = frozenset(b"authorization connection content-length host transfer-encoding".split())
-_MAX_RULES = 512
 _MAX_KEPT_NAME_SIZE = 64
-_rules: dict[bytes, tuple[bytes, int, bool]] = {}
+_rules: BoundedCache[bytes, tuple[bytes, int, bool]] = BoundedCache(512)
 """For each name: the name in lower case, its rule, and whether it is noted."""
 
 
@@ -154,9 +154,7 @@ def _find_rule(name: bytes) -> tuple[bytes, int, bool]:
     lower = name.lower()
     rule = lower, _choose_rule(lower), lower in _NOTED
     if len(name) <= _MAX_KEPT_NAME_SIZE:
-        if len(_rules) >= _MAX_RULES:
-            _rules.clear()
-        _rules[name] = rule
+        _rules.keep(name, rule)
     return rule
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from starlette.requests import HTTPConnection
@@ -35,10 +35,10 @@ async def resolve_client(connection: HTTPConnection, name: str) -> httpx.AsyncCl
 async def _call_override(override: Callable[..., Any], connection: HTTPConnection) -> Any:
     arguments = [connection] if _count_required(override) else []
     if inspect.isasyncgenfunction(override):
-        async_manager = asynccontextmanager(_as_async_generator(override))
+        async_manager = asynccontextmanager(cast(Callable[..., AsyncGenerator[Any]], override))
         return await _find_exit_stack(connection).enter_async_context(async_manager(*arguments))
     if inspect.isgeneratorfunction(override):
-        manager = contextmanager(_as_generator(override))
+        manager = contextmanager(cast(Callable[..., Generator[Any]], override))
         return _find_exit_stack(connection).enter_context(manager(*arguments))
     return await maybe_await(override(*arguments))
 
@@ -67,11 +67,3 @@ def _find_exit_stack(connection: HTTPConnection) -> AsyncExitStack:
         "the override of a client's dependency has a `yield`, and this version of FastAPI has no "
         "exit stack for it: return a client that the test opens and closes"
     )
-
-
-def _as_async_generator(function: Callable[..., Any]) -> Callable[..., AsyncGenerator[Any]]:
-    return function
-
-
-def _as_generator(function: Callable[..., Any]) -> Callable[..., Generator[Any]]:
-    return function

@@ -10,6 +10,7 @@ import httpx
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from .._caching import BoundedCache
 from .._httpx.interfaces import HTTPXModule
 
 _PATH_REJECTED = "Invalid path"
@@ -54,8 +55,7 @@ class Base(NamedTuple):
     netloc: bytes
 
 
-_MAX_BASES = 64
-_bases: dict[int, Base] = {}
+_bases: BoundedCache[int, Base] = BoundedCache(64)
 
 
 def find_base(url: httpx.URL) -> Base:
@@ -74,9 +74,7 @@ def find_base(url: httpx.URL) -> Base:
             )
         base = Base(url, path.rstrip(b"/"), url.netloc)
         if not url.userinfo:  # it may be a secret
-            if len(_bases) >= _MAX_BASES:
-                _bases.clear()
-            _bases[id(url)] = base
+            _bases.keep(id(url), base)
     return base
 
 

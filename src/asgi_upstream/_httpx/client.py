@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from .._caching import BoundedCache
 from .flavors import get_library, subclass_for
 
 MAX_URLS = 256
-"""URLs that a client remembers. It starts again when it has as many."""
+"""URLs that a client remembers."""
 
 MAX_URL_LENGTH = 256
 
@@ -26,21 +27,19 @@ class URLCachingClient(_Client):
     """
 
     _upstream_base: httpx.URL | None = None
-    _upstream_urls: dict[str, httpx.URL]
+    _upstream_urls: BoundedCache[str, httpx.URL]
 
     def build_request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Request:
         if type(url) is not str:
             return super().build_request(method, url, **options)
         if self._upstream_base is not self.base_url:
-            self._upstream_base, self._upstream_urls = self.base_url, {}
+            self._upstream_base, self._upstream_urls = self.base_url, BoundedCache(MAX_URLS)
         merged = self._upstream_urls.get(url)
         request = super().build_request(method, url if merged is None else merged, **options)
         # `params={}` drops the query of `base_url`, which the next request needs.
         remember = merged is None and options.get("params") is None
         if remember and _is_harmless(url) and _is_merged(request.url):
-            if len(self._upstream_urls) >= MAX_URLS:
-                self._upstream_urls.clear()
-            self._upstream_urls[url] = request.url
+            self._upstream_urls.keep(url, request.url)
         return request
 
 

@@ -210,8 +210,7 @@ class WebSocketRelay:
                 "a WebSocket handshake needs HTTP/1.1; use a client without http2=True"
             )
         if self._recorder is not None:
-            reused = response.extensions.get("connection_reused")
-            self._recorder.headers_received(response.status_code, reused=reused)
+            self._recorder.response_received(response)
         if response.status_code != 101:
             return
         handshakes.validate_upgrade(response, self._subprotocols)

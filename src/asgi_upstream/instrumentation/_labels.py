@@ -1,13 +1,13 @@
 """Limits label values, because each new value creates a permanent time series."""
 
+from .._methods import NEVER_FORWARDED, USUAL
+
 OTHER = "_OTHER"
 """Replaces the values above the limit. The name is from OpenTelemetry's conventions."""
 
 MAX_HOSTS = 100
 
-_METHODS = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-)
+_METHODS = USUAL | NEVER_FORWARDED
 
 
 def bounded_method(method: str) -> str:

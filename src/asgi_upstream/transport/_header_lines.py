@@ -3,10 +3,11 @@
 import re
 from typing import cast
 
+from .._caching import BoundedCache
 from .._headers import TOKEN, VALUE_BYTES
 
 MAX_CACHED = 256
-"""Entries in a cache. It starts again when it is full."""
+"""Entries in a cache."""
 
 MAX_CACHED_LINE_SIZE = 256
 MAX_CACHED_NAME_SIZE = 64
@@ -30,8 +31,8 @@ Traits = tuple[bytes, bool]
 ParsedLine = tuple[tuple[bytes, bytes], bytes, bool]
 """Name and value, and the traits."""
 
-_lines: dict[bytes, ParsedLine] = {}
-_names: dict[bytes, Traits] = {}
+_lines: BoundedCache[bytes, ParsedLine] = BoundedCache(MAX_CACHED)
+_names: BoundedCache[bytes, Traits] = BoundedCache(MAX_CACHED)
 
 
 class ParseError(Exception):
@@ -70,9 +71,7 @@ def _parse_line(line: bytes) -> ParsedLine | None:
         return None
     parsed = (name, value.strip(b" \t")), *traits
     if traits[1] and len(line) <= MAX_CACHED_LINE_SIZE:
-        if len(_lines) >= MAX_CACHED:
-            _lines.clear()
-        _lines[line] = parsed
+        _lines.keep(line, parsed)
     return parsed
 
 
@@ -82,7 +81,5 @@ def _find_traits(name: bytes) -> Traits | None:
     key = name.lower()
     traits = key if key in _FRAMING_HEADERS else b"", key in _CACHEABLE_HEADERS
     if len(name) <= MAX_CACHED_NAME_SIZE:
-        if len(_names) >= MAX_CACHED:
-            _names.clear()
-        _names[name] = traits
+        _names.keep(name, traits)
     return traits

@@ -4,6 +4,7 @@ import re
 from enum import Enum, auto
 from typing import Any, Final
 
+from .._caching import BoundedCache
 from .._headers import RawHeaders
 from ._header_lines import MAX_CACHED, ParsedLine, ParseError, parse_lines
 
@@ -148,7 +149,7 @@ class ResponseHead:
         return int(values[0])
 
 
-_heads: dict[bytes, ResponseHead] = {}
+_heads: BoundedCache[bytes, ResponseHead] = BoundedCache(MAX_CACHED)
 
 
 def parse_head(data: bytes) -> ResponseHead:
@@ -163,7 +164,6 @@ def parse_head(data: bytes) -> ResponseHead:
     if head is None:
         head = ResponseHead(data)
         if head.is_cacheable:
-            if len(_heads) >= MAX_CACHED:
-                _heads.clear()
-            _heads[data], head.derived = head, {}
+            head.derived = {}
+            _heads.keep(data, head)
     return head

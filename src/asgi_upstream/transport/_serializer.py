@@ -7,6 +7,7 @@ from typing import cast
 
 import httpx
 
+from .._caching import BoundedCache
 from .._headers import TOKEN, RawHeaders
 from .._httpx.interfaces import HTTPXModule
 
@@ -103,7 +104,7 @@ def serialize_request(
 
 
 MAX_CACHED = 256
-"""Entries in a cache. It starts again when it is full."""
+"""Entries in the cache of lines."""
 
 MAX_CACHED_SIZE = 256
 
@@ -119,7 +120,7 @@ _CACHEABLE_HEADERS = _FRAMING_HEADERS | frozenset(
 SerializedHeader = tuple[bytes, bytes]
 """A line, and the lower-case name if it is Host, about framing, or closes the connection."""
 
-_lines: dict[tuple[bytes, bytes], SerializedHeader] = {}
+_lines: BoundedCache[tuple[bytes, bytes], SerializedHeader] = BoundedCache(MAX_CACHED)
 
 
 def serialize_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | None, bool]:
@@ -155,9 +156,7 @@ def _serialize_header(header: tuple[bytes, bytes]) -> SerializedHeader:
         framing_name = b""
     result = b"%b: %b\r\n" % header, framing_name
     if key in _CACHEABLE_HEADERS and len(result[0]) <= MAX_CACHED_SIZE:
-        if len(_lines) >= MAX_CACHED:
-            _lines.clear()
-        _lines[header] = result
+        _lines.keep(header, result)
     return result
 
 

@@ -12,6 +12,7 @@ import httpx
 
 from .._httpx.flavors import get_library
 from .._httpx.requests import ForwardedRequest
+from .._methods import IDEMPOTENT
 from ._connect import SocketOption
 from ._connection import HTTP11Connection
 from ._connector import Connector
@@ -22,8 +23,6 @@ from ._serializer import OutgoingRequest, serialize_request
 from ._tracing import Tracer
 
 _UNTRACED = nullcontext()
-# The methods that may be sent twice (RFC 9110 9.2.2).
-_IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 # httpx's default, which has no public name.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
@@ -156,7 +155,7 @@ class AsyncioTransportMixin(_Transport):
             self._bind_loop()
         if "sni_hostname" in extensions:
             origin = (*origin[:3], extensions["sni_hostname"])
-        can_repeat = isinstance(out.content, bytes) and out.method in _IDEMPOTENT_METHODS
+        can_repeat = isinstance(out.content, bytes) and out.method in IDEMPOTENT
         retried = False
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
