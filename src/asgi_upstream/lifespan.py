@@ -209,7 +209,7 @@ async def _open_client(
     client: Any = create(**options)
     if options.get("transport") is None and is_plain:
         enable_keepalive(client)
-    if is_open := inspect.isawaitable(client):
+    if already_open := inspect.isawaitable(client):
         client = await client
     if not (hasattr(client, "aclose") or hasattr(client, "close")):
         raise TypeError(
@@ -217,7 +217,7 @@ async def _open_client(
             f"close(); it must return a client, such as httpx.AsyncClient()"
         )
     try:
-        if not is_open:
+        if not already_open:
             await _enter(client)
         jar = getattr(getattr(client, "cookies", None), "jar", None)
         if "cookies" not in options and isinstance(jar, CookieJar) and not len(jar):

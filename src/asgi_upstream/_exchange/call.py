@@ -17,7 +17,7 @@ from .body import CountedBody, DecodedBody, read_limited, with_content
 from .closing import close_upstream
 from .decoding import accept_decodable, content_encodings
 from .ending import COMPLETED, Ending
-from .failure import judge_failure, log_ending
+from .failure import log_ending, map_failure
 from .options import SupportsSend
 from .recording import ExchangeRecorder, RecordedExchange
 from .sending import send_request, validate_head
@@ -74,7 +74,7 @@ class Call:
                     recorded.ending = Ending(block.outcome)
                 raise
             except Exception as exc:
-                recorded.ending = ending = self._judge(exc)
+                recorded.ending = ending = self._determine_ending(exc)
                 log_ending(ending, self.request, scope)
                 if ending.error is None or ending.error is exc:
                     raise
@@ -83,12 +83,10 @@ class Call:
         response.elapsed = timedelta(seconds=anyio.current_time() - started)
         return response
 
-    def _judge(self, failure: Exception) -> Ending:
+    def _determine_ending(self, failure: Exception) -> Ending:
         if isinstance(failure, _DeadlinePassed):
             return Ending(Outcome.DEADLINE, errors.deadline_error(self._deadline))
-        return judge_failure(
-            failure, self._client, self.request, self._recorder, Outcome.APP_FAILED
-        )
+        return map_failure(failure, self._client, self.request, self._recorder, Outcome.APP_FAILED)
 
     async def _send_and_read(self) -> httpx.Response:
         response: httpx.Response | None = None

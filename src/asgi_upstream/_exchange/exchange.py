@@ -22,7 +22,7 @@ from ..records import Outcome
 from .decoding import accept_whole_decodable
 from .downstream import Caller, CallerDisconnected
 from .ending import COMPLETED, REPLACED, Ending
-from .failure import judge_failure, log_ending
+from .failure import log_ending, map_failure
 from .options import ExchangeOptions, SendRaw, StreamErrorHook
 from .recording import RecordedExchange
 from .relaying import ResponseRelay
@@ -80,7 +80,7 @@ class Exchange:
             )  # fmt: skip
             # Everything upstream is closed when this returns.
             failure = await self._relay(relay, caller, limits, transport, send_raw)
-            recorded.ending = ending = self._judge(failure, relay, caller, limits)
+            recorded.ending = ending = self._determine_ending(failure, relay, caller, limits)
             if ending.is_disconnect:
                 await caller.send_client_closed()
                 return False
@@ -184,7 +184,7 @@ class Exchange:
             if upload is not None:
                 await upload.close_body()
 
-    def _judge(
+    def _determine_ending(
         self,
         failure: Exception | None,
         relay: ResponseRelay,
@@ -200,7 +200,7 @@ class Exchange:
             return COMPLETED if relay.replacement is None else REPLACED
         if isinstance(failure, CallerDisconnected | ClientDisconnect):
             return Ending(caller.disconnect_outcome)
-        return judge_failure(
+        return map_failure(
             failure, self._options.client, self.request, relay.recorder, relay.outcome_if_app_raises
         )
 

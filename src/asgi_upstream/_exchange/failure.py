@@ -13,7 +13,7 @@ from .ending import Ending
 from .recording import ExchangeRecorder, route_template
 
 
-def judge_failure(
+def map_failure(
     failure: Exception,
     client: object,
     request: httpx.Request,

@@ -58,12 +58,12 @@ class UploadStream(ByteStreamBase):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         detector = EarlyResponseDetector(self._client, self._url, self)
-        watch = _EarlyResponseWatch(detector) if detector.can_detect else None
+        reader = _InterruptibleReader(detector) if detector.can_detect else None
         self._chunks = aiter(self._body)
-        iterator = _UploadIterator(self, self._chunks, watch)
+        iterator = _UploadIterator(self, self._chunks, reader)
         self._iterator = weakref.ref(iterator)
-        if watch is not None:
-            self.scope.poll(POLL_INTERVAL, watch.check)
+        if reader is not None:
+            self.scope.poll(POLL_INTERVAL, reader.check)
         return iterator
 
     async def close_body(self) -> None:
@@ -86,19 +86,19 @@ class _UploadIterator(AsyncIterator[bytes]):
         self,
         stream: UploadStream,
         chunks: AsyncIterator[bytes],
-        watch: "_EarlyResponseWatch | None",
+        reader: "_InterruptibleReader | None",
     ) -> None:
         self._stream = stream
         self._chunks = chunks
-        self._watch = watch
+        self._reader = reader
 
     async def __anext__(self) -> bytes:
         stream = self._stream
         try:
-            if self._watch is None:
+            if self._reader is None:
                 chunk = await anext(self._chunks, None)
             else:
-                chunk = await self._watch.read(self._chunks)
+                chunk = await self._reader.read(self._chunks)
         except BaseException:
             self._finish()
             raise
@@ -113,11 +113,11 @@ class _UploadIterator(AsyncIterator[bytes]):
 
     def _finish(self) -> None:
         self._stream.finished = True
-        if self._watch is not None:
-            self._watch.stopped = True
+        if self._reader is not None:
+            self._reader.stopped = True
 
 
-class _EarlyResponseWatch:
+class _InterruptibleReader:
     """Cancels a read of the caller's body if the upstream has refused the request.
 
     Attributes:

@@ -47,10 +47,10 @@ def rewrite_locations(
         mount: The raw path under which callers reach the upstream.
         hosts: Other names that the upstream knows itself by, such as the caller's Host.
     """
-    own = {_origin(base), *(_parse_host(host) for host in hosts)} - {_NO_ORIGIN}
+    origins = {_origin(base), *(_parse_host(host) for host in hosts)} - {_NO_ORIGIN}
 
     def map_url(url: bytes) -> bytes:
-        return _rewrite_url(url, own, base, mount)
+        return _rewrite_url(url, origins, base, mount)
 
     rewritten: RawHeaders = []
     for name, value in headers:
@@ -77,10 +77,10 @@ def rewrite_cookies(headers: RawHeaders, base: httpx.URL, mount: bytes) -> RawHe
     ]
 
 
-def _rewrite_url(url: bytes, own: Collection[Origin], base: httpx.URL, mount: bytes) -> bytes:
+def _rewrite_url(url: bytes, origins: Collection[Origin], base: httpx.URL, mount: bytes) -> bytes:
     rest = url
     if not url.startswith(b"/") or url.startswith(b"//"):
-        if not _is_own(url, own, base):
+        if not _names_upstream(url, origins, base):
             return url  # relative, or on another host
         after_scheme = url.partition(b"//")[2]
         end = _AUTHORITY_END.search(after_scheme)
@@ -97,13 +97,13 @@ def _rewrite_url(url: bytes, own: Collection[Origin], base: httpx.URL, mount: by
     return mapped + rest[len(path) :]
 
 
-def _is_own(url: bytes, own: Collection[Origin], base: httpx.URL) -> bool:
+def _names_upstream(url: bytes, origins: Collection[Origin], base: httpx.URL) -> bool:
     """Return whether a URL names the upstream, with either scheme."""
     try:
         parsed = httpx.URL(url.decode("ascii"))
         if parsed.scheme not in ("", "http", "https"):
             return False
-        return _origin(parsed, parsed.scheme or base.scheme) in own
+        return _origin(parsed, parsed.scheme or base.scheme) in origins
     except (httpx.InvalidURL, ValueError):
         return False
 

@@ -31,7 +31,7 @@ _OVERLONG = re.compile(
 _LOOKALIKES = str.maketrans("\u3002\u2044\u2215\u29f8\u2216\u29f5\u29f9", r".///\\\ ".strip())
 # Decoders drop NUL and bytes that are not UTF-8 (lone surrogates here), or cut the path there.
 _CUT_OR_DROPPED = re.compile("[\0\udc80-\udcff\ufffd]")
-_BLANKS = bytes(range(0x21)) + b"\x7f+"
+_WHITESPACE = bytes(range(0x21)) + b"\x7f+"
 # The Hangul fillers are letters, and the replacement character stands for an invalid byte.
 _INVISIBLE = frozenset("\u115f\u1160\ufffd")
 _DOT_SEGMENT = re.compile(r"\.\.(?<![^/\\]\.\.)(?![^/\\;?#])")
@@ -294,7 +294,7 @@ def _decode_overlong(match: re.Match[bytes]) -> bytes:
 
 def _drop_invisible(text: str) -> str:
     """Drop blanks, control characters, marks, and characters that are ignored or invalid."""
-    visible = text.encode("utf-8", "ignore").translate(None, _BLANKS).decode()
+    visible = text.encode("utf-8", "ignore").translate(None, _WHITESPACE).decode()
     if visible.isascii():
         return visible
     invisible = [

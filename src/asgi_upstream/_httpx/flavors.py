@@ -51,13 +51,13 @@ def match_library(client: type[Any], request: type[Any]) -> HTTPXModule:
     Raises:
         TypeError: If they are of different libraries.
     """
-    ours, theirs = _find_library(client), _find_library(request)
-    if ours is not theirs and ours is not None and theirs is not None:
+    client_library, request_library = _find_library(client), _find_library(request)
+    if client_library and request_library and client_library is not request_library:
         raise TypeError(
-            f"got an {ours.__name__} client and an {theirs.__name__} request; build the request "
-            f"with client.build_request('GET', url)"
+            f"got an {client_library.__name__} client and an {request_library.__name__} request; "
+            f"build the request with client.build_request('GET', url)"
         )
-    return theirs or ours or httpx
+    return request_library or client_library or httpx
 
 
 @small_cache

@@ -13,7 +13,7 @@ from .. import errors
 from .._exchange.closing import close_upstream
 from .._exchange.downstream import CallerDisconnected
 from .._exchange.ending import Ending
-from .._exchange.failure import judge_failure, log_ending
+from .._exchange.failure import log_ending, map_failure
 from .._exchange.recording import ExchangeRecorder, RecordedExchange
 from .._exchange.validation import validate_seconds, validate_size
 from .._forwarding.request import HeaderOverrides
@@ -165,7 +165,7 @@ class WebSocketRelay:
                     await self._close_upstream(self._response)
                 recorded.ending = Ending(self._outcome, self._failure)
             if self._failure is not None:
-                recorded.ending = judge_failure(
+                recorded.ending = map_failure(
                     self._failure,
                     self._client,
                     self.request,

@@ -10,7 +10,6 @@ from io import BytesIO
 
 import anyio
 import anyio.lowlevel
-import httpcore
 import httpx
 from anyio.abc import TaskGroup
 
@@ -25,14 +24,13 @@ except ImportError as _exc:
         "relaying WebSockets needs websockets: pip install websockets", name=_exc.name
     ) from _exc
 
-from .._httpx.exceptions import map_httpcore_error
 from .._httpx.interfaces import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
+from .stream import IO_SIZE, WebSocketStream
 
 CLOSING_HANDSHAKE_TIMEOUT = 1.0
 """Seconds that either side may take for its part of the closing handshake (RFC 6455 7.1.1)."""
 
-_IO_SIZE = 65536  # bytes in one read or write
 _PARSE_SIZE = 4096  # bytes that are parsed before other tasks may run
 _CHECKPOINT_INTERVAL = 64  # frames that are handled before other tasks may run
 _MAX_PENDING_CONTROL_FRAMES = 16  # older pongs are dropped (RFC 6455 5.5.3)
@@ -60,7 +58,7 @@ class UpstreamWebSocket:
         ping_interval: float | None,
     ) -> None:
         network_stream = response.extensions["network_stream"]
-        self._stream = _WebSocketStream(library, network_stream, write_timeout)
+        self._stream = WebSocketStream(library, network_stream, write_timeout)
         self._protocol = Protocol(Side.CLIENT, max_size=max_message_bytes)
         self._library = library
         self._connection_errors = (
@@ -161,7 +159,7 @@ class UpstreamWebSocket:
         timeout, self._ping_pending, self._ping_sent_at = self._ping_interval, False, None
         while True:
             try:
-                data = await self._stream.read(_IO_SIZE, timeout)
+                data = await self._stream.read(IO_SIZE, timeout)
                 break
             except self._library.TimeoutException as exc:
                 assert self._ping_interval is not None
@@ -229,7 +227,7 @@ class UpstreamWebSocket:
                 await self._stream.write(self._close_frame)
             # The clock is checked too, because a scope does not end a loop that never waits.
             while self._protocol.close_rcvd is None and anyio.current_time() < scope.deadline:
-                if not (data := await self._stream.read(_IO_SIZE)):
+                if not (data := await self._stream.read(IO_SIZE)):
                     break
                 self._protocol.receive_data(data)
                 self._protocol.events_received()
@@ -239,65 +237,6 @@ class UpstreamWebSocket:
         timeout = anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT, shield=True)
         with timeout, suppress(*self._connection_errors):
             await self._stream.aclose()
-
-
-class _WebSocketStream:
-    """The upgraded connection. Raises httpx's errors, and keeps frames of several tasks apart.
-
-    Attributes:
-        is_mid_frame: Whether a write is in progress, or was cancelled within a frame.
-        last_long_write: When the last write of more than one chunk made progress, in loop time.
-    """
-
-    def __init__(
-        self,
-        library: HTTPXModule,
-        stream: httpcore.AsyncNetworkStream,
-        write_timeout: float | None,
-    ) -> None:
-        self._library = library
-        self._stream = stream
-        self._write_timeout = write_timeout
-        self._lock = anyio.Lock()
-        self.is_mid_frame: bool = False
-        self.last_long_write: float = 0.0
-
-    @property
-    def is_writing(self) -> bool:
-        return self._lock.locked()
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            return await self._stream.read(max_bytes, timeout)
-        except Exception as exc:
-            self._raise_mapped(exc)
-            raise
-
-    async def write(self, data: bytes) -> None:
-        """Write `data` in chunks. The write timeout applies to each of them."""
-        async with self._lock:
-            self.is_mid_frame = True
-            try:
-                for start in range(0, len(data), _IO_SIZE):
-                    await self._stream.write(data[start : start + _IO_SIZE], self._write_timeout)
-                    if len(data) > _IO_SIZE:
-                        self.last_long_write = anyio.current_time()
-            except Exception as exc:
-                self._raise_mapped(exc)
-                raise
-            self.is_mid_frame = False
-
-    async def aclose(self) -> None:
-        try:
-            await self._stream.aclose()
-        except Exception as exc:
-            self._raise_mapped(exc)
-            raise
-
-    def _raise_mapped(self, exc: Exception) -> None:
-        mapped = map_httpcore_error(type(exc), self._library)
-        if mapped is not None:
-            raise mapped(str(exc)) from exc
 
 
 def _valid_close(code: int, reason: str) -> tuple[int | None, str]:

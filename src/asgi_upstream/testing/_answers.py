@@ -242,9 +242,9 @@ def _header_list(headers: Headers) -> HeaderList:
 
 def _with_defaults(defaults: HeaderList, headers: Headers) -> HeaderList:
     """Return the headers, and those defaults that they do not set."""
-    own = _header_list(headers)
-    names = {name.lower() for name, _ in own}
-    return [*((name, value) for name, value in defaults if name not in names), *own]
+    given = _header_list(headers)
+    names = {name.lower() for name, _ in given}
+    return [*((name, value) for name, value in defaults if name not in names), *given]
 
 
 def _event(data: object) -> bytes:

@@ -43,17 +43,17 @@ class no_leaks:
 
     def begin(self) -> None:
         """Start to watch."""
-        self._made: list[Any] = []
+        self._clients: list[Any] = []
         self._ignored: list[object] = []
         self._stray_before = {id(client): stray for client, stray in _unaccounted_connections([])}
         self._ignore_existing()
-        _watching.append(self)
+        _active.append(self)
         _patch_constructors()
 
     def end(self) -> None:
         """Stop watching."""
-        if self in _watching:
-            _watching.remove(self)
+        if self in _active:
+            _active.remove(self)
         _patch_constructors()
 
     @contextmanager
@@ -68,7 +68,7 @@ class no_leaks:
 
     def track(self, client: object) -> None:
         if not self._paused:
-            self._made.append(client)
+            self._clients.append(client)
 
     def check_exchanges(self) -> None:
         """Wait for open exchanges to end.
@@ -113,7 +113,7 @@ class no_leaks:
 
     def _open_exchanges(self) -> list[str]:
         leaks = [text for exchange, text in _iter_open_exchanges() if self._is_new(exchange)]
-        for client, stray in _unaccounted_connections(self._made):
+        for client, stray in _unaccounted_connections(self._clients):
             if (count := stray - self._stray_before.get(id(client), 0)) > 0:
                 responses = "an unclosed response" if count == 1 else f"{count} unclosed responses"
                 leaks.append(f"{responses} of {_describe_client(client)}")
@@ -126,7 +126,7 @@ class no_leaks:
                 yield f"the client {state.name!r}: its lifespan was not exited"
         lifespan_clients = {id(client) for client, state in states if state.name is not None}
         used = {id(client) for client, _ in states}
-        for client in self._made:
+        for client in self._clients:
             # Exchanges may bypass the client's methods, which keep its state.
             was_used = id(client) in used or _is_opened(client)
             if was_used and id(client) not in lifespan_clients and not client.is_closed:
@@ -137,10 +137,10 @@ class no_leaks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: object, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: object, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if exc_type is None:
                 self.check_exchanges()
                 self.check_clients()
         finally:
@@ -151,17 +151,17 @@ class no_leaks:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: object, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: object, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if exc_type is None:
                 await self.acheck_exchanges()
                 self.check_clients()
         finally:
             self.end()
 
 
-_watching: list[no_leaks] = []
+_active: list[no_leaks] = []
 _constructors: dict[Any, Any] = {}
 
 
@@ -206,7 +206,7 @@ def _describe_client(client: Any) -> str:
 
 def _patch_constructors() -> None:
     """Track new clients while at least one check is active."""
-    if not _watching:
+    if not _active:
         for client_class, constructor in _constructors.items():
             client_class.__init__ = constructor
         _constructors.clear()
@@ -227,7 +227,7 @@ def _tracking_init(constructor: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(constructor)
     def init(self: object, *args: object, **options: object) -> None:
         constructor(self, *args, **options)
-        for watch in list(_watching):
-            watch.track(self)
+        for check in list(_active):
+            check.track(self)
 
     return init

@@ -66,14 +66,14 @@ class serve:
             f"the app did not start within {STARTUP_TIMEOUT:g} s; check its lifespan"
         )
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
         self._stop()
         if self._thread.is_alive():
             raise RuntimeError(
                 f"the server did not stop within {self._grace + STARTUP_TIMEOUT:g} s; check the "
                 f"app's lifespan"
             )
-        if self._app.failure is not None and kind is None:
+        if self._app.failure is not None and exc_type is None:
             raise self._app.failure
 
     async def __aenter__(self) -> str:
@@ -82,9 +82,9 @@ class serve:
             url = await anyio.to_thread.run_sync(self.__enter__)
         return url  # noqa: RET504  a cancel scope may end its block early
 
-    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.__exit__, kind)
+            await anyio.to_thread.run_sync(self.__exit__, exc_type)
 
     def _run(self) -> None:
         with contextlib.suppress(SystemExit):  # Raised by uvicorn if the app does not start.

@@ -126,7 +126,7 @@ class InterceptedPool(_Pool):
         if not flavor.core.methods.is_intact():
             return await super().handle_async_request(request)
         url, extensions = request.url, cast(Extensions, request.extensions)  # pyright: ignore
-        out = serialize_request(
+        outgoing = serialize_request(
             request.method.decode("ascii"),
             extensions.get("target", url.target),
             request.headers,
@@ -138,7 +138,7 @@ class InterceptedPool(_Pool):
         tracer = None
         if flavor.tracing.is_traced(extensions):
             tracer = Tracer(request, flavor.tracing.loggers)
-        body = flavor.make_stream(await self._send(origin, out, extensions, tracer), tracer)
+        body = flavor.make_stream(await self._send(origin, outgoing, extensions, tracer), tracer)
         return flavor.core.response_class(
             body.head.status, headers=body.head.headers, content=body, extensions=body.extensions
         )

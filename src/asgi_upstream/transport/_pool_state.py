@@ -42,11 +42,11 @@ def add_up(states: Mapping[Origin, PoolState]) -> PoolState:
     return total
 
 
-def _add(one: PoolState, other: PoolState) -> PoolState:
+def _add(first: PoolState, second: PoolState) -> PoolState:
     return PoolState(
-        one.open + other.open,
-        one.idle + other.idle,
-        one.connecting + other.connecting,
-        one.waiting + other.waiting,
-        one.origins,
+        first.open + second.open,
+        first.idle + second.idle,
+        first.connecting + second.connecting,
+        first.waiting + second.waiting,
+        first.origins,
     )

@@ -79,14 +79,14 @@ class Tracer:
         finally:
             _connecting.reset(token)
 
-    async def send(self, connection: HTTP11Connection, out: OutgoingRequest) -> None:
+    async def send(self, connection: HTTP11Connection, outgoing: OutgoingRequest) -> None:
         """Send a request, and wait for the head of the response."""
         async with self.event("http11.send_request_headers", request=self.request):
-            if isinstance(out.content, bytes):
-                connection.send(out)
+            if isinstance(outgoing.content, bytes):
+                connection.send(outgoing)
             else:
-                connection.send(replace(out, content=_TracedBody(self, out.content)))
-        if isinstance(out.content, bytes):
+                connection.send(replace(outgoing, content=_TracedBody(self, outgoing.content)))
+        if isinstance(outgoing.content, bytes):
             async with self.event("http11.send_request_body", request=self.request):
                 pass  # sent with the head
         async with self.event("http11.receive_response_headers", request=self.request) as result:

@@ -124,10 +124,10 @@ class AsyncioTransportMixin(_Transport):
             origin, fields = self._find_origin(request.url), request.headers.raw
         target = extensions.get("target") or request.url.raw_path
         timeouts = extensions.get("timeout", {})
-        out = serialize_request(
+        outgoing = serialize_request(
             request.method, target, fields, request.stream, timeouts, flavor.library
         )
-        return self._send(origin, out, extensions)
+        return self._send(origin, outgoing, extensions)
 
     def _find_shared_origin(self, url: httpx.URL) -> Origin:
         """Return the origin of a URL that is usually the client's base URL.
@@ -147,7 +147,7 @@ class AsyncioTransportMixin(_Transport):
     async def _send(
         self,
         origin: Origin,
-        out: OutgoingRequest,
+        outgoing: OutgoingRequest,
         extensions: Extensions,
         tracer: Tracer | None = None,
     ) -> HTTP11Connection:
@@ -155,7 +155,7 @@ class AsyncioTransportMixin(_Transport):
             self._bind_loop()
         if "sni_hostname" in extensions:
             origin = (*origin[:3], extensions["sni_hostname"])
-        can_repeat = isinstance(out.content, bytes) and out.method in IDEMPOTENT
+        can_repeat = isinstance(outgoing.content, bytes) and outgoing.method in IDEMPOTENT
         retried = False
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
@@ -167,9 +167,9 @@ class AsyncioTransportMixin(_Transport):
                     )
             try:
                 if tracer is not None:
-                    await tracer.send(connection, out)
+                    await tracer.send(connection, outgoing)
                 else:
-                    connection.send(out)
+                    connection.send(outgoing)
                     while not connection.has_head:
                         await connection.wait_readable()
                 if not (can_repeat and not retried and connection.was_idle_too_long):
