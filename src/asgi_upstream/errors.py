@@ -95,7 +95,7 @@ class PoolExhausted(UpstreamError):
 
 
 class ExchangeCancelled(UpstreamError):
-    """The server cancelled the exchange during its body because it stops, or a middleware did.
+    """A server that stops, or a middleware, cancelled the exchange during its body.
 
     It is passed to `on_stream_error`, which can ask the caller to come back. It is never raised:
     the cancellation continues instead. See [docs/errors.md][the-server-ended-the-response].
@@ -142,7 +142,7 @@ _MOST_SEVERE_FIRST: tuple[type[UpstreamError], ...] = (
     ExchangeCancelled,
     UpstreamError,
 )
-"""The order in a group of failures: those that another try helps least come first."""
+"""The order in a group of failures. Those that a retry helps least come first."""
 
 _ERROR_MAP: dict[type[Exception], type[UpstreamError]] = {  # the first match decides
     httpx.PoolTimeout: PoolExhausted,

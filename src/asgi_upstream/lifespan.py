@@ -257,7 +257,7 @@ def _create_transport(factory: ClientFactory, options: Mapping[str, Any]) -> obj
 
 
 def _warn_of_env_proxy(name: str, transport: object, env_proxy: str | None) -> None:
-    """Log a warning if an explicit `AsyncioTransport` passes by the proxy of the environment."""
+    """Log a warning if an explicit `AsyncioTransport` bypasses the proxy of the environment."""
     is_fast = type(transport).__name__ == "AsyncioTransport"
     if is_fast and env_proxy is not None and getattr(transport, "trust_env", False):
         logger.warning(

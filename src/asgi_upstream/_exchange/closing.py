@@ -1,4 +1,4 @@
-"""Closing an upstream response, in a task that may be cancelled at any moment."""
+"""Closes an upstream response, in a task that may be cancelled at any moment."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack

@@ -83,7 +83,7 @@ class DisconnectListener:
             self.start_task()
 
     def detach(self) -> None:
-        """Start no task any more, and call `on_disconnect` no more.
+        """Do not start the task or call `on_disconnect` from now on.
 
         Its reference to the owner of this object would be a cycle.
         """

@@ -65,7 +65,7 @@ class HeartbeatBody(AsyncIterator[bytes]):
         self._body = body
         self._interval = interval
         self._boundaries = EventBoundaries()
-        self._bom: bytes | None = None  # what may be one, after a comment at the very start
+        self._bom: bytes | None = None  # the start of a possible BOM, after a first comment
         self._started = False
 
     def __aiter__(self) -> Self:

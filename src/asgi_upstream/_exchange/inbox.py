@@ -27,7 +27,7 @@ class Inbox:
         self._changed = anyio.Event()
 
     async def stop_gently(self) -> None:
-        """Let a message arrive that is on its way, because a cancelled `receive` may lose it.
+        """Wait for a message that is on its way, because a cancelled `receive` may lose it.
 
         BaseHTTPMiddleware's does. After the body's end there is only the disconnect to lose.
         """
@@ -43,7 +43,7 @@ class Inbox:
             connection._receive = self._receive
 
     def stop(self) -> None:
-        """From here on the endpoint receives what comes after the messages that are kept."""
+        """Stop receiving ahead. The endpoint gets the kept messages, and then receives itself."""
         self._listening = False
         self._notify()
 

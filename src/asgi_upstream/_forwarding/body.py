@@ -110,7 +110,7 @@ class CallerBody(ByteStreamBase):
 
 
 def _is_serverless(scope: Scope) -> bool:
-    """Whether an adapter made the scope from an event that says HTTP/1.1 but has no framing."""
+    """Whether a serverless adapter made the scope. It names HTTP/1.1, but drops the framing."""
     return "aws.event" in scope or "azure_functions.invocation_id" in scope  # Mangum, Azure
 
 

@@ -19,7 +19,7 @@ _ILLEGAL = re.compile(rb"[^!-~]")
 _ABSOLUTE_FORM = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]*")
 _HEX = re.compile(rb"%[0-9a-fA-F]{2}")
 
-# Upstreams that decode more often than this are not known.
+# No known upstream decodes more often.
 _MAX_DECODINGS = 4
 _SAFE_PATH = re.compile(rb"[\w/.~:@,=!$&'()*-]*")
 _IIS_ESCAPE = re.compile(rb"%[uU]([0-9a-fA-F]{4})")
@@ -268,7 +268,7 @@ def _has_dot_segment(text: str) -> bool:
         return False
     if _DOT_SEGMENT.search(_drop_invisible(text)):
         return True
-    # A cut at a character leaves the same segment as a question mark in its place.
+    # If an upstream cuts the path at such a character, the effect is that of a question mark.
     cut = _CUT_OR_DROPPED.sub("?", text)
     return cut != text and _DOT_SEGMENT.search(_drop_invisible(cut)) is not None
 

@@ -140,8 +140,9 @@ def keepalive_socket_options() -> list[tuple[int, int, int]]:
 def enable_keepalive(client: httpx.AsyncClient) -> None:
     """Enable TCP keepalive on the transports that httpx created for a client.
 
-    The client has no option for it. A transport of ours could be passed in, but httpx would then
-    ignore the proxies in the environment. Remove this if `AsyncClient` gets `socket_options=`.
+    The client has no option for it. If the lifespan passed in a transport that has the option,
+    httpx would ignore the proxies of the environment. Remove this if `AsyncClient` gets
+    `socket_options=`.
     """
     transports: list[Any] = [client._transport, *client._mounts.values()]
     for transport in transports:

@@ -22,7 +22,7 @@ class no_leaks:
         with no_leaks():  # or async with
             ...
 
-    Only exchanges and clients that are opened inside count. Detected are:
+    Only exchanges and clients that are opened inside count. It detects:
 
     - exchanges of this library in this process, and exchanges of other processes that reach an
       `Upstream`;

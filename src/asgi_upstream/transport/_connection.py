@@ -35,7 +35,7 @@ class HTTP11Connection(SocketProtocol):
     Attributes:
         request_count: The number of requests that were sent, with the current one.
         received_data: Whether a byte has arrived in the current exchange.
-        keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it told.
+        keep_alive_timeout: Seconds after which the upstream announced to close an idle connection.
         read_timeout: Longest wait for the next bytes of the response, in seconds.
         retire_at: The time after which the pool does not keep the connection.
         idle_until: The time until which the pool keeps the idle connection.
@@ -107,7 +107,7 @@ class HTTP11Connection(SocketProtocol):
 
     @property
     def was_idle_too_long(self) -> bool:
-        """Whether the response only tells that the connection was idle (RFC 9110 15.5.9)."""
+        """Whether the response is only a 408 for the time without a request (RFC 9110 15.5.9)."""
         return self.request_count > 1 and self.head.status == 408 and not self._parser.keep_alive
 
     async def read(self, max_bytes: int | None = None) -> bytes:
@@ -165,7 +165,7 @@ class HTTP11Connection(SocketProtocol):
             self._upload.stop()  # refused, so that `release` finds the upload incomplete
         if body:
             self._buffer.append(body)
-        if parser.has_more:  # give way to other tasks
+        if parser.has_more:  # let other tasks run
             self._pause_reading()
             self.loop.call_soon(self._parse_more)
         elif self._reading_paused:

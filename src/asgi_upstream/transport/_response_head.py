@@ -48,7 +48,7 @@ class ResponseHead:
         framing: The state of the parser while it reads the body.
         length: The length of the body in bytes if `framing` is LENGTH.
         keep_alive: Whether the connection may be used again after the body.
-        keep_alive_timeout: Seconds after which the upstream closes an idle connection, if it tells.
+        keep_alive_timeout: Seconds after which the upstream announced to close an idle connection.
         is_cacheable: Whether the head is short and known not to carry a secret.
         derived: Results that an exchange has derived from the head. None if the head is not shared.
 

@@ -131,7 +131,7 @@ class _TracedBody(AsyncIterator[bytes]):
 
 
 class ConnectedStream:
-    """The `return_value` of a connect. It tells the addresses, like httpcore's streams.
+    """The `return_value` of a connect. It has the addresses, like httpcore's streams.
 
     Arguments:
         get_extra_info: That of asyncio's transport.

@@ -160,11 +160,7 @@ class AsyncioTransportMixin(_Transport):
         while True:
             connection = None if retried else self._asyncio_pool.pop_idle(origin)
             if connection is None:
-                timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
-                with _UNTRACED if tracer is None else tracer.cover_connect():
-                    connection = await self._asyncio_pool.acquire(
-                        origin, timeouts.get("pool"), timeouts.get("connect")
-                    )
+                connection = await self._acquire(origin, extensions, tracer)
             try:
                 if tracer is not None:
                     await tracer.send(connection, outgoing)
@@ -176,15 +172,27 @@ class AsyncioTransportMixin(_Transport):
                     return connection
             except BaseException as exc:
                 await connection.aclose()
-                # The upstream closed the connection while it was idle (RFC 9112 9.3.1).
-                stale = connection.request_count > 1 and not connection.received_data
-                library = self._flavor.library
-                closed = isinstance(exc, (library.RemoteProtocolError, library.ReadError))
-                if retried or not (stale and closed and can_repeat):
+                if retried or not (can_repeat and self._was_stale(connection, exc)):
                     raise
             else:
                 await connection.aclose()
             retried = True
+
+    async def _acquire(
+        self, origin: Origin, extensions: Extensions, tracer: Tracer | None
+    ) -> HTTP11Connection:
+        """Wait for a connection, within the timeouts of the request."""
+        timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
+        with _UNTRACED if tracer is None else tracer.cover_connect():
+            return await self._asyncio_pool.acquire(
+                origin, timeouts.get("pool"), timeouts.get("connect")
+            )
+
+    def _was_stale(self, connection: HTTP11Connection, exc: BaseException) -> bool:
+        """Whether the upstream closed the connection while it was idle (RFC 9112 9.3.1)."""
+        library = self._flavor.library
+        was_used = connection.request_count > 1 and not connection.received_data
+        return was_used and isinstance(exc, (library.RemoteProtocolError, library.ReadError))
 
     def _bind_loop(self) -> None:
         """Remember the event loop of the first use, and refuse others."""
