@@ -26,12 +26,7 @@ class _ClientClosedRequest(HTTPException):
 
 
 class CancellableBlock(AbstractAsyncContextManager[None]):
-    """A cancel scope around a task group, in which a task listens for the disconnect.
-
-    Arguments:
-        connection: The caller's `Request` or `WebSocket`.
-        deadline: Seconds for the block.
-    """
+    """A cancel scope around a task group, in which a task listens for the disconnect."""
 
     def __init__(self, connection: HTTPConnection, deadline: float | None) -> None:
         self.connection = connection

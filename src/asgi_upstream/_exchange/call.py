@@ -25,16 +25,7 @@ from .undelimited import check_end
 
 
 class Call:
-    """One exchange whose response goes to the endpoint.
-
-    Arguments:
-        client: The client.
-        request: The request.
-        library: The library of both.
-        max_bytes: Maximum body size, after decoding.
-        deadline: Seconds for the whole call.
-        observers: Observers in addition to the client's.
-    """
+    """One exchange whose response goes to the endpoint."""
 
     def __init__(
         self,

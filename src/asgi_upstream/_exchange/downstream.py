@@ -28,12 +28,7 @@ class TruncatedBody(dict[str, object]):
 
 
 class Caller:
-    """The client of this app. It is called the caller, because *client* is httpx's.
-
-    Attributes:
-        method: The method of the caller's request.
-        started: Whether the response has started.
-    """
+    """The client of this app. It is called the caller, because *client* is httpx's."""
 
     __slots__ = ("_body", "_prefix", "_receive", "_scope", "_send", "_start", "method", "started")
 

@@ -16,7 +16,6 @@ class Ending:
     The response to the caller, the log line and the record are derived from it. It does not change.
 
     Attributes:
-        outcome: The outcome of the exchange.
         error: The error if the exchange failed, mapped to an `UpstreamError` if possible.
     """
 

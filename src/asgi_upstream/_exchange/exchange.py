@@ -39,7 +39,6 @@ class Exchange:
     """One request to the upstream, and one response to the caller.
 
     Arguments:
-        options: The arguments of the response.
         status: The status for the caller instead of the upstream's.
         header_overrides: Headers for the caller that replace the upstream's.
     """

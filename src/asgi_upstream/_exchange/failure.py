@@ -25,9 +25,6 @@ def map_failure(
     If the lifespan has closed the client, the upstream did not fail, and the exchange is cancelled.
 
     Arguments:
-        failure: The exception.
-        client: The client of the exchange.
-        request: The request to the upstream.
         recorder: The recorder of the exchange. Without one, the outcome is not recorded.
         app_outcome: The outcome if the app's own code failed.
     """
@@ -41,12 +38,6 @@ def map_failure(
 
 
 def log_ending(ending: Ending, request: httpx.Request, scope: Mapping[str, Any]) -> None:
-    """Log the failure of the upstream, unless the exchange was cancelled.
-
-    Arguments:
-        ending: How the exchange ended.
-        request: The request to the upstream.
-        scope: The caller's ASGI scope.
-    """
+    """Log the failure of the upstream, unless the exchange was cancelled."""
     if isinstance(ending.error, errors.UpstreamError) and ending.outcome is not Outcome.CANCELLED:
         errors.log_failure(ending.error, request, route_template(scope))

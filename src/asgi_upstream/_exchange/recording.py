@@ -21,11 +21,7 @@ class RecordedExchange:
     """Keeps an exchange registered as open while its block runs, and emits its record at the end.
 
     Arguments:
-        exchange: The exchange.
-        client: Its client.
         observers: Observers in addition to the client's.
-        library: httpx or httpx2.
-        scope: The caller's ASGI scope.
 
     Attributes:
         recorder: Collects the data, or None if there are no observers.

@@ -21,9 +21,7 @@ class ResumableBody(AsyncIterator[bytes]):
     with the first read. Use `stop` to end it.
 
     Arguments:
-        source: The body.
         start_task: Starts a function in a task that the exchange owns.
-        library: The library of the exchange.
     """
 
     def __init__(

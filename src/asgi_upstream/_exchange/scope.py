@@ -24,7 +24,6 @@ class ExchangeScope:
     plain `Task.cancel()` does it at a fifth of the cost, like `asyncio.timeout`.
 
     Arguments:
-        receive: The caller's ASGI `receive`.
         deadline: Seconds for the whole exchange.
         plain: Whether the block runs only code of this package on asyncio.
 

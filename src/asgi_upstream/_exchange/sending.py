@@ -26,9 +26,6 @@ async def send_request(
     """Send the request, and return a response whose body was not read. The caller must close it.
 
     Arguments:
-        client: The client.
-        request: The request.
-        library: The library of both.
         transport: The client's transport, if the client has nothing to do for this request.
 
     Raises:

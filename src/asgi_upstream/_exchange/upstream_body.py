@@ -20,9 +20,6 @@ class UpstreamBody:
     """Reads the body of one response, through iterators that it closes at the end.
 
     Arguments:
-        upstream: The response.
-        options: The options of the exchange.
-        request: The request that was sent.
         recorder: Counts the bytes, if there are observers.
 
     Attributes:

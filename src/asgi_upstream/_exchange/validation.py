@@ -13,8 +13,6 @@ def validate_request(name: str, client: object, request: Any) -> None:
 
     Arguments:
         name: The class or function that was called. Messages name it.
-        client: The argument `client`.
-        request: The argument `request`.
 
     Raises:
         TypeError: If `client` or `request` is something else.

@@ -22,8 +22,6 @@ class CallerBody(ByteStreamBase):
     """Yields the caller's body chunk by chunk as it arrives.
 
     Arguments:
-        library: httpx or httpx2.
-        request: The caller's request.
         length: Content-Length in bytes, or None if it is unknown.
         timeout: Longest wait for a chunk in seconds, or None for no limit.
         expected: Whether there is a body. If not, a caller that sends nothing for

@@ -70,7 +70,6 @@ def build_request_headers(
     The caller's framing is kept: Content-Length or chunked Transfer-Encoding.
 
     Arguments:
-        scope: The caller's ASGI scope.
         mount: The raw path under which callers reach the upstream.
         trust_forwarded_headers: Whether a trusted proxy wrote the caller's forwarded headers.
 
@@ -224,7 +223,6 @@ def _extend_forwarded(headers: RawHeaders, described: RawHeaders, root: bytes) -
     """Extend what a trusted proxy wrote. The lists of peers and prefixes grow, the rest stays.
 
     Arguments:
-        headers: The end-to-end headers.
         described: What this server saw.
         root: The server's own root path. A mount that includes it is complete.
     """

@@ -27,14 +27,7 @@ ClientName = str | Callable[[HTTPConnection], str | Awaitable[str]]
 
 
 class RequestBuilder:
-    """Finds the client, builds the request with the proxy's options, and calls `on_request`.
-
-    Arguments:
-        name: The client's name, or a function that returns it.
-        headers: The proxy's `headers`.
-        on_request: The proxy's `on_request`.
-        options: The options for `forward_request`.
-    """
+    """Finds the client, builds the request with the proxy's options, and calls `on_request`."""
 
     def __init__(
         self,
@@ -59,7 +52,6 @@ class RequestBuilder:
         """Return the client, and the request to send or the response for the caller.
 
         Arguments:
-            connection: The caller's request or WebSocket.
             forward: Builds the request, like `forward_request`.
             headers: Headers for this request. They are applied after those of the proxy.
 

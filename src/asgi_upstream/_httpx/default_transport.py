@@ -52,8 +52,6 @@ def choose_transport(
     """Choose the transport for a client that is about to be created.
 
     Arguments:
-        factory: The function or class that creates the client.
-        options: The options that it is called with.
         async_library: "asyncio" or "trio".
         env_proxy: The environment variable that sets a proxy, or None.
 

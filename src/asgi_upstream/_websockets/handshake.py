@@ -31,7 +31,6 @@ def build_handshake(
     """Return the caller's handshake as a request to the upstream.
 
     Arguments:
-        client: The shared client.
         websocket: The caller's WebSocket. ASGI's optional scope keys may be missing.
         options: Options of `forward_request`.
     """

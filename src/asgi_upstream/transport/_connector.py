@@ -23,9 +23,7 @@ class Connector:
 
     Arguments:
         library: httpx or httpx2, whose exceptions are raised.
-        tls: The TLS settings for https origins.
         uds: The path of a Unix socket, which replaces host and port.
-        local_address: The address to connect from.
         retries: How often a failed connect is repeated.
         socket_options: Options to set on each socket, beside TCP keepalive.
     """

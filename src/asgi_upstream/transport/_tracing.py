@@ -45,7 +45,6 @@ class Tracer:
     """Reports the events of one request.
 
     Arguments:
-        request: The httpcore request.
         loggers: The loggers by the first part of an event's name.
     """
 

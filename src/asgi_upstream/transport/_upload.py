@@ -23,7 +23,6 @@ class Upload:
 
     Attributes:
         in_progress: Whether the body is being sent. The upstream may be silent until it has all.
-        task: The task.
     """
 
     __slots__ = ("_target", "in_progress", "task")
