@@ -17,11 +17,10 @@ from .._httpx.flavors import get_library
 from .._httpx.interfaces import RequestT, ResponseT
 from .._logging import logger
 from .._methods import NEVER_FORWARDED, USUAL
-from .._websockets.options import MAX_MESSAGE_BYTES
 from ..responses import SharedOptions, StreamedResponse
 from . import rewriting
 from .outgoing import ClientName, OnRequest, RequestBuilder
-from .request import BODY_TIMEOUT, HeaderOverrides, forward_request
+from .request import BODY_TIMEOUT, MAX_MESSAGE_BYTES, HeaderOverrides, forward_request
 from .target import split_prefix
 
 

@@ -25,6 +25,9 @@ HeaderOverrides = Mapping[str, str | None] | Callable[[RawHeaders], Iterable[tup
 BODY_TIMEOUT = 60.0
 """Longest wait for the next chunk of the caller's body, in seconds."""
 
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Default maximum size of a WebSocket message from the upstream."""
+
 _METHOD = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 
 

@@ -16,7 +16,7 @@ from .._exchange.ending import Ending
 from .._exchange.failure import log_ending, map_failure
 from .._exchange.recording import ExchangeRecorder, RecordedExchange
 from .._exchange.validation import validate_seconds, validate_size
-from .._forwarding.request import HeaderOverrides
+from .._forwarding.request import MAX_MESSAGE_BYTES, HeaderOverrides
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.flavors import match_library
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
@@ -26,7 +26,6 @@ from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
 from ..responses import BufferedResponse
 from . import handshake as handshakes
-from .options import MAX_MESSAGE_BYTES
 from .upstream import CLOSING_HANDSHAKE_TIMEOUT, UpstreamWebSocket, byte_length
 
 
