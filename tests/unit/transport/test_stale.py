@@ -92,6 +92,18 @@ async def test_408_on_a_reused_connection_is_retried_if_safe(method: str) -> Non
         assert len(upstream.peers) == (1 if method == "POST" else 2)
 
 
+async def test_408_that_keeps_its_connection_is_returned() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 408 Slow\r\ncontent-length: 0\r\n\r\n")
+
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
+        assert [(await c.get("/")).status_code for _ in range(2)] == [200, 408]
+        assert len(upstream.peers) == 1
+
+
 async def test_408_on_a_new_connection_is_returned() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -310,3 +322,16 @@ async def test_it_is_not_sent_again_once_a_byte_of_the_answer_came(start: bytes)
         with pytest.raises(httpx.RemoteProtocolError):
             await c.get("/second")
         assert len(serve.requests) == 2
+
+
+async def test_connection_is_kept_as_long_as_the_upstream_tells() -> None:
+    """It is closed a second earlier, so that `timeout=1` closes it at once."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for seconds in (600, 1):
+            await read_request(reader)
+            writer.write(OK.replace(b"\r\n", b"\r\nkeep-alive: timeout=%d\r\n" % seconds, 1))
+
+    async with RawUpstream(serve) as upstream, client(upstream) as c:
+        assert [(await c.get("/")).status_code for _ in range(3)] == [200, 200, 200]
+        assert len(upstream.peers) == 2
