@@ -328,7 +328,7 @@ async def test_connection_is_kept_as_long_as_the_upstream_tells() -> None:
     """It is closed a second earlier, so that `timeout=1` closes it at once."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for seconds in (600, 1):
+        for seconds in (600, 1, 600):
             await read_request(reader)
             writer.write(OK.replace(b"\r\n", b"\r\nkeep-alive: timeout=%d\r\n" % seconds, 1))
 
