@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.support.server_choice import ALL_SERVERS
@@ -23,7 +24,9 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the plans")
     parser.add_argument(
-        "--plot", type=Path, help="a folder for the plots; default: a temporary one"
+        "--plot",
+        type=Path,
+        help="a folder for the log, and for the plot if matplotlib is installed",
     )
     options = parser.parse_args()
     one = options.server + ("+asyncio" if options.transport == "asyncio" else "")
@@ -44,9 +47,11 @@ def main() -> int:
             )
         )
         print(report, flush=True)
-        plot(report, folder / f"{name}.svg")
         (folder / f"{name}.log").write_text(report.log)
-        print(f"  plot, log    {folder}/{name}.svg, .log", flush=True)
+        print(f"  log          {folder}/{name}.log", flush=True)
+        if find_spec("matplotlib") is not None:
+            plot(report, folder / f"{name}.svg")
+            print(f"  plot         {folder}/{name}.svg", flush=True)
         failed = failed or bool(report.failures())
     return failed
 
