@@ -62,8 +62,8 @@ async def fetch(
     Raises:
         UpstreamError: If the upstream failed. It is an `HTTPException` with the status 502, 503 or
             504. A deadline that passes is `UpstreamTimeout`, a large body `UpstreamBodyTooLarge`.
-        TypeError, ValueError: If an argument is invalid. Causes and fixes:
-            [docs/errors.md][when-the-app-is-written-or-started].
+            Causes and fixes: [docs/errors.md][what-callers-get].
+        TypeError, ValueError: If an argument is invalid.
         RuntimeError: If the request's body was sent before and cannot be sent again.
     """
     validate_request("fetch", client, request)
@@ -95,10 +95,10 @@ def cancel_on_disconnect(
         deadline: Seconds for the block.
 
     Raises:
-        UpstreamTimeout: If the deadline passes. It is an `HTTPException` with the status 504.
+        UpstreamTimeout: If the deadline passes. It is an `HTTPException` with the status 504, see
+            [docs/errors.md][what-callers-get].
         HTTPException: With the status 499, if the caller disconnects.
-        TypeError, ValueError: At once, if an argument is invalid. Causes and fixes:
-            [docs/errors.md][when-the-app-is-written-or-started].
+        TypeError, ValueError: At once, if an argument is invalid.
     """
     if not hasattr(request, "_receive"):
         raise TypeError(

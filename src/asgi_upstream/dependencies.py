@@ -36,7 +36,7 @@ async def get_client(connection: HTTPConnection) -> httpx.AsyncClient:
 
     Raises:
         RuntimeError: If there is no such client. The message lists the likely causes. See
-            [docs/errors.md][when-the-app-is-written-or-started].
+            [docs/errors.md][runtimeerrors].
     """
     return find_client(connection, "client")
 

@@ -87,8 +87,7 @@ def client_lifespan(
             is async.
         ValueError: If `name` cannot be an attribute of `request.state`, or `base_url=` has no
             scheme or has a query. At startup, if a header of the client contains a line break.
-        Exception: At startup, whatever the factory raises. See
-            [docs/errors.md][when-the-app-is-written-or-started].
+        Exception: At startup, whatever the factory raises.
     """
     _check_name(name)
     _check_factory(factory, options)
@@ -123,7 +122,7 @@ def combine_lifespans(
     Raises:
         TypeError: If an argument is not callable.
         RuntimeError: At startup, if two lifespans yield the same key. The lifespans that were
-            entered are exited. See [docs/errors.md][when-the-app-is-written-or-started].
+            entered are exited.
     """
     for lifespan in lifespans:
         if not callable(lifespan):

@@ -198,10 +198,10 @@ class StreamedResponse(_UpstreamResponse):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has an invalid value. For causes and fixes see
-            [docs/errors.md][when-the-app-is-written-or-started].
+        ValueError: If an argument has an invalid value.
         UpstreamError: When called, if the upstream fails before the response has started. It is an
-            `HTTPException` with the status 502, 503 or 504. After the start of the response it is
+            `HTTPException` with the status 502, 503 or 504, see
+            [docs/errors.md][what-callers-get]. After the start of the response it is
             raised too, so that the server closes the connection.
         RuntimeError: When called again, if the request's body can be sent only once.
     """

@@ -56,8 +56,7 @@ class ReverseProxy:
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has an invalid value. For causes and fixes see
-            [docs/errors.md][when-the-app-is-written-or-started].
+        ValueError: If an argument has an invalid value.
     """
 
     @overload

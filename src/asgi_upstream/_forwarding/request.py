@@ -78,7 +78,7 @@ def forward_request(
             `body_timeout` is not positive.
         TypeError: If `client` is not a client, or `request` is not the caller's request.
         RuntimeError: If the endpoint has consumed the body. For causes and fixes see
-            [docs/errors.md][when-the-app-is-written-or-started].
+            [docs/errors.md][runtimeerrors].
     """
     if not (hasattr(client, "base_url") and hasattr(request, "scope")):
         raise TypeError(

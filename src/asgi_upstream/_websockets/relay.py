@@ -67,11 +67,11 @@ async def relay_websocket(
         observers: Called with the `ExchangeRecord` at the end, in addition to the client's.
 
     Raises:
-        RuntimeError: If the WebSocket was accepted or closed before.
+        RuntimeError: If the WebSocket was accepted or closed before. For causes and fixes see
+            [docs/errors.md][websocket-messages].
         HTTPException: 400, or an `UpstreamError` if the handshake fails, for the app to answer. A
             server without the denial response extension closes the handshake (403) instead.
-        ValueError: Same as in `forward_request`, or if a number is not positive. For causes and
-            fixes see [docs/errors.md][on-websockets].
+        ValueError: Same as in `forward_request`, or if a number is not positive.
     """
     validate_size("max_message_bytes", max_message_bytes)
     validate_seconds("ping_interval", ping_interval)

@@ -20,7 +20,7 @@ def log_observer(logger: logging.Logger | str = LOGGER_NAME) -> Observer:
     `error`: the exception's class and text, or None.
 
     Arguments:
-        logger: The logger or its name.
+        logger: The logger or its name. Default: "asgi_upstream.exchanges".
 
     Returns:
         A function for `client_lifespan(observers=[...])`.

@@ -55,6 +55,7 @@ def opentelemetry_observer(
         tracer_provider: The tracer provider. Default: the global one.
         body_sizes: Whether to record body sizes. They are optional in the conventions.
         max_hosts: Maximum number of hosts in labels. Later hosts are recorded as "_OTHER".
+            Default: 100.
 
     Returns:
         A function for `client_lifespan(observers=[...])`.

@@ -40,8 +40,9 @@ def prometheus_observer(
 
     Arguments:
         registry: The registry of the metrics. Each registry can have one observer.
-        buckets: Upper bounds of the histograms' buckets, in seconds.
+        buckets: Upper bounds of the histograms' buckets, in seconds. Default: 5 ms to 5 minutes.
         max_hosts: Maximum number of hosts in labels. Later hosts are recorded as "_OTHER".
+            Default: 100.
 
     Returns:
         A function for `client_lifespan(observers=[...])`.

@@ -271,7 +271,7 @@ class AsyncioTransport(AsyncioTransportMixin, httpx.AsyncHTTPTransport):
         ValueError: For `http2=True` or a proxy, which need httpx's transport.
         RuntimeError: At the first request, if the event loop is not asyncio's or is another one.
         httpx.TransportError: The same as httpx's transport raises. See
-            [docs/errors.md][on-asynciotransport].
+            [docs/errors.md][asynciotransport-messages].
     """
 
     _flavor = Flavor(httpx, "httpcore")
