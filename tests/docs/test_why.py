@@ -109,7 +109,7 @@ def test_4_a_caller_who_leaves_before_the_headers_is_not_noticed(tmp_path: Path)
             caller.leave()
             if left_over:
                 with pytest.raises(AssertionError, match="condition not met"):
-                    eventually(lambda: upstream.open_exchanges == 0, 20)
+                    eventually(lambda: upstream.open_exchanges == 0, 3)
             else:
                 eventually(lambda: upstream.open_exchanges == 0, 50)
 

@@ -35,8 +35,12 @@ pytestmark = pytest.mark.servers(
 )
 """Those on uvloop resolve names by its own means, so the app cannot put others in their place."""
 
-# Callers who keep their connections take longer than the usual 5 s on a busy machine.
-KEEP_ALIVE = {"uvicorn": ["--timeout-keep-alive", "60"], "hypercorn": ["--keep-alive", "60"]}
+# Callers who keep their connections take longer than the usual 5 s on a busy machine. Without
+# descriptors, asyncio in Python 3.11 logs an error for each place in the backlog, usually 2048.
+OPTIONS = {
+    "uvicorn": ["--timeout-keep-alive", "300", "--backlog", "128"],
+    "hypercorn": ["--keep-alive", "300", "--backlog", "128"],
+}
 
 SHORT = 0.3
 """Seconds of timeouts that are to pass."""
@@ -70,7 +74,7 @@ def running(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPSTREAM_CA", str(file))
         kind = server_name.split("-")[0]
-        server = Server(server_name, upstream.url, app=APP, options=KEEP_ALIVE.get(kind, ()))
+        server = Server(server_name, upstream.url, app=APP, options=OPTIONS.get(kind, ()))
     yield server
     server.stop()
 
@@ -461,11 +465,11 @@ def test_process_out_of_descriptors_answers_502_and_recovers(
             # Callers whom the server cannot accept. Granian spins for them, by itself.
             for _ in range(0 if server.name == "granian" else 5):
                 waiting.append(socket.create_connection(("127.0.0.1", server.port), timeout=60))
-            before, until = cpu_seconds(server.pid), time.monotonic() + 1.5
+            before, start = cpu_seconds(server.pid), time.monotonic()
             statuses = [
                 caller.ask("/plain/streamed/item", **{"x-options": options}) for caller in callers
             ]
-            while time.monotonic() < until:
+            while (elapsed := time.monotonic() - start) < 1.5:
                 time.sleep(0.05)
             spent = cpu_seconds(server.pid) - before
         finally:
@@ -476,7 +480,7 @@ def test_process_out_of_descriptors_answers_502_and_recovers(
         for sock in waiting:
             sock.close()
         assert set(statuses) == {502}
-        assert spent < 0.8
+        assert spent < 0.5 * elapsed
         eventually(lambda: proxy.open <= 1, 20)
     assert ask(server, "/plain/streamed/item").status == 200
 

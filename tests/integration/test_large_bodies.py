@@ -1,4 +1,4 @@
-"""Bodies far larger than the app may grow: half a gigabyte, or `LARGE_BODY_GB=5`."""
+"""Bodies far larger than the app may grow: a quarter of a gigabyte, or `LARGE_BODY_GB=5`."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.servers import Answer, Server
 
-GB = float(os.environ.get("LARGE_BODY_GB", "0.5"))
+GB = float(os.environ.get("LARGE_BODY_GB", "0.25"))
 SIZE = int(GB * (1 << 30)) // 65536 * 65536
 MOST_GROWTH = 64 << 20
 

@@ -39,7 +39,7 @@ def run_part(part: str, report: Path) -> tuple[list[str], int]:
     """Run one target of the Makefile, and return the failed tests and the number of all."""
     options = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report} -o junit_family=xunit1"
     done = subprocess.run(
-        ["make", part, "SECOND_TRY=false"],
+        ["make", part],
         cwd=ROOT,
         env=os.environ | {"PYTEST_ADDOPTS": options},
         stdout=subprocess.PIPE,

@@ -270,12 +270,14 @@ async def test_endless_interim_responses_are_an_error() -> None:
 
 async def test_bytes_after_a_body_read_late_are_not_the_next_response() -> None:
     size = 320 * 1024  # of which not all is read from the socket while nobody takes it
+    sent = asyncio.Event()
 
     async def smuggling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
         await asyncio.sleep(0.1)
         writer.write(b"HTTP/1.1 200 Smuggled\r\ncontent-length: 8\r\n\r\nsmuggled")
+        sent.set()
         await reader.read()
 
     async with RawUpstream(smuggling) as upstream, client(upstream) as c:
@@ -284,10 +286,15 @@ async def test_bytes_after_a_body_read_late_are_not_the_next_response() -> None:
         opening = transport.send_raw(c.build_request("GET", "/first"))
         assert opening is not None
         connection = await opening
-        await asyncio.sleep(0.5)  # nothing is taken, and all of that has come
+        await sent.wait()
+        await asyncio.sleep(0.1)  # until what was sent has come
         body = b""
-        while piece := connection.read_nowait():
-            body += piece
+        async with asyncio.timeout(60):
+            while len(body) < size:
+                if piece := connection.read_nowait():
+                    body += piece
+                else:
+                    await asyncio.sleep(0.01)
         assert len(body) == size
         assert not connection.release()
         await connection.aclose()
