@@ -22,6 +22,10 @@ MAX_CLOSING_TURNS = 50
 CLEAN_UP_TIMEOUT = 5.0
 """Seconds that the clean-up of a pool may take."""
 
+_STREAM_VARIABLES = {"_connect": "stream", "start_tls": "self"}
+"""Functions of httpcore that connect, and their variables with the socket's stream."""
+
+_HANDSHAKES = frozenset(("wrap", "do_handshake"))  # of anyio and of trio
 _POOL_IS_LOST = "cancelled requests may use up the pool"
 _CANCEL = 8  # the error code for a stream that is no longer needed (RFC 9113 7)
 
@@ -96,12 +100,17 @@ async def _close_unfinished_tls(cancelled: BaseException) -> None:
     httpcore 1.0.9 closes it for an `Exception` only, and nothing else refers to it. Delete this
     when `start_tls` of httpcore's backends closes the socket for a `BaseException` too.
     """
-    for frame, _ in walk_tb(cancelled.__traceback__):
-        if frame.f_code.co_name == "_connect" and "httpcore" in frame.f_globals["__name__"]:
-            stream = frame.f_locals.get("stream")
-            if stream is not None:
-                with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
-                    await stream.aclose()
+    frames = [frame for frame, _ in walk_tb(cancelled.__traceback__)]
+    of_httpcore = [f for f in frames if "httpcore" in f.f_globals.get("__name__", "")]
+    found = False
+    for frame in of_httpcore:
+        variable = _STREAM_VARIABLES.get(frame.f_code.co_name, "")
+        if (stream := frame.f_locals.get(variable)) is not None:
+            found = True
+            with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
+                await stream.aclose()
+    if of_httpcore and not found and any(f.f_code.co_name in _HANDSHAKES for f in frames):
+        warn_of_unknown_httpcore("a cancelled TLS handshake may leave its socket open")
 
 
 def holds_pool_place(response: Any) -> bool:
@@ -240,17 +249,25 @@ class EarlyResponseDetector:
         self.write_error: type[Exception] = OSError
         try:
             pool: Any = find_pool(client, url)
+        except AttributeError:  # another transport
+            return
+        try:
             httpcore = sys.modules[type(pool).__module__.partition(".")[0]]
             requests = (r for r in pool._requests if r.request.stream is stream)
             connection: Any = next(requests).connection
             while hasattr(connection, "_connection"):
                 connection = connection._connection
-            self._socket = connection._network_stream.get_extra_info("socket")
+            network_stream = connection._network_stream
             self.write_error = httpcore.WriteError
-        except (AttributeError, StopIteration):  # another transport, another version, or HTTP/2
+        except StopIteration:  # another transport in between
             return
-        except (OSError, ValueError):  # anyio asks the socket for its names, and it is gone
+        except AttributeError:
+            if is_of_httpcore(pool):
+                warn_of_unknown_httpcore("an early response to an upload is not detected")
             return
+        # anyio asks the socket for its names, and it may be gone.
+        with suppress(AttributeError, OSError, ValueError):
+            self._socket = network_stream.get_extra_info("socket")
 
     @property
     def can_detect(self) -> bool:
