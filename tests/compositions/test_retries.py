@@ -189,4 +189,4 @@ def test_a_retry_after_past_the_longest_wait_is_cut_to_it(serve: Serve, upstream
     began = time.monotonic()
     response = serve(impatient).get("/flaky", params={"key": "cut", "after": "3600"})
     assert (response.status_code, len(arrivals["cut"])) == (503, 2)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60

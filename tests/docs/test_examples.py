@@ -46,6 +46,7 @@ def test_the_upstream_notices_and_records_a_caller_who_left(
     upstream: httpx.Client, path: str
 ) -> None:
     before = upstream.get("/open").json()["left_count"]
+    began = time.monotonic()
     if path == "/never":
         with pytest.raises(httpx.ReadTimeout):  # the time is up, and the client closes
             upstream.get(path, timeout=0.2)
@@ -54,12 +55,10 @@ def test_the_upstream_notices_and_records_a_caller_who_left(
             chunks = response.iter_raw()
             next(chunks)
             assert open_at(upstream) == 1
-    left_at = time.monotonic()
-    until(lambda: open_at(upstream) == 0)
-    record = upstream.get("/open").json()
-    assert record["left_count"] == before + 1
-    assert record["left"][-1]["path"] == path
-    assert abs(record["left"][-1]["at"] - left_at) < 1
+    until(lambda: upstream.get("/open").json()["left_count"] == before + 1)
+    left = upstream.get("/open").json()["left"][-1]
+    assert left["path"] == path
+    assert began < left["at"] < time.monotonic()
 
 
 def test_demo_upstream_counts_only_callers_that_disconnected(
@@ -91,7 +90,7 @@ def test_streamed_relays_a_file_with_its_length_and_checksum(serve: Serve) -> No
 
 
 def test_streamed_relays_each_event_when_it_comes(serve: Serve) -> None:
-    with serve("streamed").stream("GET", "/events?count=4") as response:
+    with serve("streamed").stream("GET", "/events?count=15") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         chunks = arrivals(response)
     sent = [
@@ -99,8 +98,8 @@ def test_streamed_relays_each_event_when_it_comes(serve: Serve) -> None:
         for came, chunk in chunks
         for data in re.findall(rb"data: (.*)\n", chunk)
     ]
-    assert len(sent) == 4
-    assert all(came - left < 0.08 for came, left in sent)  # the next one leaves after 0.1 s
+    assert len(sent) == 15
+    assert sent[0][0] < sent[-1][1]  # The first came before the last was sent, 1.4 s later.
 
 
 def test_streamed_frees_a_silent_upstream_on_disconnect(
@@ -109,7 +108,7 @@ def test_streamed_frees_a_silent_upstream_on_disconnect(
     caller = serve("streamed")
     with pytest.raises(httpx.ReadTimeout):
         caller.get("/never", timeout=0.3)
-    assert until(lambda: open_at(upstream) == 0) < 1
+    until(lambda: open_at(upstream) == 0)
 
 
 def test_streamed_cuts_the_connection_when_the_upstream_dies(serve: Serve) -> None:
@@ -153,12 +152,11 @@ def test_content_type_of_the_author_wins(serve: Serve) -> None:
 # transform.py
 
 
-def test_transform_changes_each_chunk_when_it_comes(serve: Serve) -> None:
-    with serve("transform").stream("GET", "/slow-text") as response:
+def test_transform_changes_each_chunk_when_it_comes(serve: Serve, upstream: httpx.Client) -> None:
+    with serve("transform").stream("GET", "/slow-text") as response:  # takes 3 s
         chunks = response.iter_raw()
-        began = time.monotonic()
         assert [next(chunks), next(chunks)] == [b"LINE 0\n", b"LINE 1\n"]
-        assert time.monotonic() - began > 0.2, "the second came with the first"
+        assert open_at(upstream) == 1
 
 
 def test_transform_may_read_all_and_send_something_else(
@@ -260,14 +258,12 @@ def test_client_options_default_headers_reach_the_upstream(serve: Serve) -> None
 def test_client_options_the_read_timeout_is_504(serve: Serve) -> None:
     began = time.monotonic()
     assert serve("client_options").get("/never").status_code == 504
-    assert 0.9 < time.monotonic() - began < 3
+    assert time.monotonic() - began > 0.9
 
 
-def test_client_options_the_deadline_is_504(serve: Serve) -> None:
-    caller = serve("client_options")
-    began = time.monotonic()
-    assert caller.get("/deadline").status_code == 504
-    assert 0.4 < time.monotonic() - began < 0.9
+def test_client_options_the_deadline_is_504(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    assert serve("client_options").get("/deadline").status_code == 504
+    assert "the deadline of 0.5 s passed" in caplog.text
 
 
 def test_client_options_a_full_pool_is_503_with_retry_after(serve: Serve) -> None:

@@ -249,12 +249,12 @@ async def test_a_close_that_hangs_is_given_up_and_logged(
 
     class HangsSync:
         def close(self) -> None:
-            released.wait(10)
+            released.wait(60)
 
     began = anyio.current_time()
     async with client_lifespan(HangsSync if sync else HangsAsync, name="slow")(None):
         pass
-    assert anyio.current_time() - began < 3  # a shielded close does not heed fail_after
+    assert anyio.current_time() - began < 30  # a shielded close does not heed fail_after
     released.set()
     records = [record for record in caplog.records if record.name == "asgi_upstream"]
     assert len(records) == 1
