@@ -36,7 +36,9 @@ def find_delimiting_tls(upstream: httpx.Response) -> ssl.SSLObject | None:
         or has_no_content(upstream.request.method, upstream.status_code)
     ):
         return None
-    ssl_object: ssl.SSLObject | None = stream.get_extra_info("ssl_object")
+    # The streams of other transports need not have all methods of httpcore's.
+    get_extra_info = getattr(stream, "get_extra_info", None)
+    ssl_object: ssl.SSLObject | None = get_extra_info and get_extra_info("ssl_object")
     return ssl_object
 
 
