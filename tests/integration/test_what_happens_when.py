@@ -291,8 +291,8 @@ def test_background_runs_if_the_response_was_sent_whole(server: Server, upstream
             eventually(lambda: upstream.open_exchanges == 1, 20)
             caller.leave()
             eventually(lambda: upstream.open_exchanges == 0, 20)
-    time.sleep(0.1)
-    assert server.state()["background"][-2:] == ["whole streamed", "whole buffered"]
+    whole = ["whole streamed", "whole buffered"]
+    eventually(lambda: server.state()["background"][-2:] == whole)
 
 
 # Middleware that drops the response.

@@ -10,7 +10,7 @@ from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
 from tests.support.pool import A, B, C, Connects, settle, size
 
-pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
+pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only, pytest.mark.virtual_time]
 
 
 async def test_most_recently_used_connection_is_used_next() -> None:
@@ -62,7 +62,6 @@ async def test_a_connection_in_use_that_closes_leaves_nothing_behind() -> None:
     c.assert_empty()
 
 
-@pytest.mark.virtual_time
 async def test_idle_connections_expire_by_one_timer() -> None:
     loop = asyncio.get_running_loop()
     c = Connects(most=200, idle=200, expiry=0.5)

@@ -9,7 +9,7 @@ import pytest
 from asgi_upstream.transport._connection import HTTP11Connection
 from tests.support.pool import A, B, C, Connects, settle, size
 
-pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
+pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only, pytest.mark.virtual_time]
 
 
 # Those who wait.
