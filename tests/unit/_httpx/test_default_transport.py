@@ -179,12 +179,13 @@ def test_client_gets_the_transport_of_the_table(
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value)
     options = case.make_options()
-    client = open_on(case.backend, case.factory, options)
-    assert name_transport(client, options, case.factory) == case.transport
-    if case.also_on_httpx2:
-        client = open_on(case.backend, httpx2.AsyncClient, options)
-        expected = FAST_OF_HTTPX2 if case.transport == FAST else case.transport
-        assert name_transport(client, options, httpx2.AsyncClient) == expected
+    factories = [case.factory, httpx2.AsyncClient] if case.also_on_httpx2 else [case.factory]
+    for factory in factories:
+        expected = case.transport
+        if expected == FAST and factory is httpx2.AsyncClient:
+            expected = FAST_OF_HTTPX2
+        client = open_on(case.backend, factory, options)
+        assert name_transport(client, options, factory) == expected
 
 
 def test_table_of_the_page_is_that_of_the_test() -> None:
