@@ -14,8 +14,17 @@ from asgi_upstream.transport import AsyncioTransport
 from tests.support.exchanges import KINDS
 from tests.support.steps import LoopbackUpstream
 
-# The others cancel tasks of anyio or asyncio, whose exceptions refer to themselves.
-FREED = ["streamed", "streamed_with_deadline", "buffered", "forwarded", "fetched"]
+# WebSockets cancel tasks of anyio, whose exceptions refer to themselves.
+FREED = [
+    "streamed",
+    "streamed_with_deadline",
+    "buffered",
+    "forwarded",
+    "refused",
+    "fetched",
+    "merged",
+    "transformed",
+]
 
 
 @pytest.fixture

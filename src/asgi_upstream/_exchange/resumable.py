@@ -56,6 +56,8 @@ class ResumableBody(AsyncIterator[bytes]):
         chunk, self._chunk, self._requested = self._chunk, None, False
         if chunk is not None:
             return chunk
+        if isinstance(self._end, StopAsyncIteration):
+            raise StopAsyncIteration
         assert self._end is not None
         raise self._end
 
@@ -75,7 +77,9 @@ class ResumableBody(AsyncIterator[bytes]):
                 while self._end is None:
                     try:
                         self._chunk = await anext(self._source)
-                    except (StopAsyncIteration, Exception) as exc:
+                    except StopAsyncIteration:
+                        self._end = StopAsyncIteration()  # The other's traceback refers to this.
+                    except Exception as exc:
                         self._end = exc
                     _wake(self._reader)
                     while self._end is None and not (self._requested and self._chunk is None):

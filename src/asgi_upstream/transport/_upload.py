@@ -61,7 +61,8 @@ class Upload:
         except asyncio.CancelledError as exc:
             if self.in_progress:  # the iterator was cancelled, and not this task
                 target.fail(exc)
-            raise
+                raise
+            # The exception of a stopped task would refer to this upload, which refers to the task.
         except Exception as exc:
             target.fail(exc)
         else:

@@ -16,6 +16,7 @@ from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import OutgoingRequest
+from tests.support.memory import MemorySocket, VirtualLoop
 from tests.support.ports import open_full_port
 from tests.support.raw_upstream import OK, RawUpstream, client, read_request
 from tests.support.waiting import aeventually
@@ -342,3 +343,14 @@ async def test_connection_is_kept_as_long_as_the_upstream_tells() -> None:
     async with RawUpstream(serve) as upstream, client(upstream) as c:
         assert [(await c.get("/")).status_code for _ in range(3)] == [200, 200, 200]
         assert len(upstream.peers) == 2
+
+
+def test_connection_that_is_closing_is_not_reusable() -> None:
+    loop = VirtualLoop()
+    connection = HTTP11Connection(Mock(), loop, httpx)
+    wire = MemorySocket(connection, loop)
+    assert connection.is_reusable()
+    wire.abort()
+    assert not connection.closed  # The loop has not told it yet.
+    assert not connection.is_reusable()
+    loop.close()
