@@ -1,12 +1,14 @@
 """The status and the headers that the caller gets."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from asgi_upstream import UpstreamProtocolError
 from asgi_upstream._exchange.response_head import (
-    NOSNIFF,
-    UNBUFFERED,
     add_stream_headers,
+    build_plain_head,
     build_response_head,
     has_no_content,
     validate_status,
@@ -14,6 +16,8 @@ from asgi_upstream._exchange.response_head import (
 
 LENGTH = (b"content-length", b"5")
 PLAIN = (b"content-type", b"text/plain")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+UNBUFFERED = (b"x-accel-buffering", b"no")
 
 
 @pytest.mark.parametrize("status", [0, 100, 101, 103, 199, 600, 999])
@@ -134,3 +138,45 @@ def test_event_stream_gets_x_accel_buffering(value: bytes, forwarded: bool) -> N
 )
 def test_stream_header_of_the_upstream_is_kept(headers: list[tuple[bytes, bytes]]) -> None:
     assert add_stream_headers(headers, forwarded=False) == headers
+
+
+def make_head(status: int = 200, derived: dict[object, Any] | None = None) -> Any:
+    headers = [LENGTH, PLAIN, (b"connection", b"close")]
+    return SimpleNamespace(status=status, headers=headers, derived=derived)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(200, ([LENGTH, PLAIN], 5)), (204, ([PLAIN], 0)), (205, ([PLAIN], 0)), (304, ([PLAIN], 0))],
+)
+def test_plain_head_has_headers_and_length(status: int, expected: object, shared: bool) -> None:
+    head = make_head(status, {} if shared else None)
+    assert build_plain_head(head, forwarded=True) == expected
+
+
+def test_plain_head_without_a_length_has_none() -> None:
+    head = make_head()
+    head.headers = [PLAIN]
+    assert build_plain_head(head, forwarded=False) == ([PLAIN, NOSNIFF], None)
+
+
+def test_shared_head_is_derived_once_for_each_kind_of_request() -> None:
+    head = make_head(derived={})
+    first, _ = build_plain_head(head, forwarded=False)
+    first.append((b"x", b"from middleware"))
+    head.headers = []  # not read again
+    assert build_plain_head(head, forwarded=False) == ([LENGTH, PLAIN, NOSNIFF], 5)
+    assert build_plain_head(head, forwarded=True) == ([], None)
+
+
+def test_head_that_is_not_shared_is_derived_each_time() -> None:
+    head = make_head()
+    assert build_plain_head(head, forwarded=True) == ([LENGTH, PLAIN], 5)
+    head.headers = []
+    assert build_plain_head(head, forwarded=True) == ([], None)
+
+
+def test_plain_head_refuses_a_status_that_is_not_final() -> None:
+    with pytest.raises(UpstreamProtocolError):
+        build_plain_head(make_head(101), forwarded=False)

@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import fastapi
@@ -325,6 +327,13 @@ async def test_preserve_host_sends_host_of_caller(preserve_host: bool, expected:
     assert upstream.requests[0].url.host == "upstream.example"
 
 
+async def test_preserve_host_finds_a_name_in_any_case() -> None:
+    upstream = answering(b"ok")
+    headers = [(b"Accept", b"a"), (b"HOST", b"app.example")]
+    await called(make_caller(upstream, "GET", headers=headers), ReverseProxy(preserve_host=True))
+    assert upstream.requests[0].headers.get_list("host") == ["app.example"]
+
+
 async def test_preserve_host_without_host_sends_that_of_upstream() -> None:
     upstream = answering(b"ok")
     await called(make_caller(upstream, "GET"), ReverseProxy(preserve_host=True))
@@ -445,6 +454,53 @@ async def test_dependency_override_replaces_client(style: str, form: str, name: 
     await called(caller, app)
     assert caller.body == b"overridden"
     assert events == (["closed"] if "yield" in style else [])
+
+
+def make_override(client: httpx.AsyncClient) -> Any:
+    def override(*args: object, page: int = 1, **options: object) -> httpx.AsyncClient:
+        assert not args
+        return client
+
+    return override
+
+
+async def test_override_is_called_without_optional_arguments() -> None:
+    upstream = answering(b"overridden")
+    app = fastapi.FastAPI()
+    app.dependency_overrides[get_client] = make_override(upstream.client())
+    app.mount("/", ReverseProxy())
+    assert (await called(Caller(), app)).body == b"overridden"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["fastapi_inner_astack"], "fastapi_inner_astack"),
+        (["fastapi_middleware_astack"], "fastapi_middleware_astack"),
+        (["fastapi_middleware_astack", "fastapi_inner_astack"], "fastapi_inner_astack"),
+        ([], None),
+    ],
+)
+async def test_override_with_yield_ends_with_the_innermost_stack(
+    keys: list[str], expected: str | None
+) -> None:
+    upstream, closed = answering(b"overridden"), list[str]()
+
+    def override() -> Any:
+        yield upstream.client()
+        closed.append("override")
+
+    caller, stacks = Caller(), {key: AsyncExitStack() for key in keys}
+    app = SimpleNamespace(dependency_overrides={get_client: override})
+    caller.scope.update(app=app, **stacks)
+    if expected is None:
+        with pytest.raises(TypeError, match="no exit stack"):
+            await called(caller, ReverseProxy())
+        return
+    await called(caller, ReverseProxy())
+    assert not closed
+    await stacks[expected].aclose()
+    assert closed == ["override"]
 
 
 async def test_override_with_more_arguments_is_an_error() -> None:

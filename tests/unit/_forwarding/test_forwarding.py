@@ -100,7 +100,8 @@ def test_an_option_that_makes_no_sense_is_refused_at_once(options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["GET", "HEAD", "POST", "get", "Post", "PROPFIND", "M-SEARCH", "X"]
+    "method",
+    ["GET", "HEAD", "POST", "get", "Post", "PROPFIND", "M-SEARCH", "!#$%&'*+-.^_`|~09AZaz"],
 )
 def test_the_method_is_kept_also_its_case(method: str) -> None:
     assert forward_request(client_of(), request_of(method=method)).method == method

@@ -76,6 +76,18 @@ async def test_method_outside_methods_is_405_with_allow() -> None:
 
 
 @pytest.mark.anyio
+async def test_methods_with_get_include_head() -> None:
+    upstream = answering()
+    assert (await forwarded(upstream, "/", "HEAD", methods=["GET"])).status == 200
+    assert (await forwarded(upstream, "/", "HEAD", methods=["POST"])).status == 405
+
+
+def test_methods_as_a_str_are_refused() -> None:
+    with pytest.raises(TypeError, match="give a list of methods"):
+        ReverseProxy(methods="GET")
+
+
+@pytest.mark.anyio
 async def test_a_head_is_forwarded_as_one_and_answered_with_its_length() -> None:
     upstream = answering(headers=[("content-length", "12")])
     caller = await forwarded(upstream, "/", "HEAD")

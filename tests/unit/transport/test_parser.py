@@ -210,6 +210,7 @@ def test_end_of_the_body_follows_status_and_headers(
         b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
         b"content-length: 5\r\ncontent-length: 6\r\n",
         b"content-length: 5, 6\r\n",
+        b"content-length: X5, 5\r\n",
         b"content-length: \r\n",
         b"content-length: +5\r\n",
         b"content-length: " + b"9" * 20 + b"\r\n",
@@ -247,6 +248,7 @@ def test_head_has_128_headers_at_most() -> None:
         (b"a:\t b c \t\r\n", [(b"a", b"b c")]),
         (b"a:\r\n", [(b"a", b"")]),
         (b"a: b:c\xe9\r\n", [(b"a", b"b:c\xe9")]),
+        (b"a: X b X\r\n", [(b"a", b"X b X")]),
         (b"a: b\nc: d\r\n", [(b"a", b"b"), (b"c", b"d")]),
         (b"a: b\r\n \t c\n\td\r\n", [(b"a", b"b c d")]),
         (b"a\r\n", None),
@@ -324,9 +326,10 @@ def test_2xx_to_connect_is_a_tunnel(framing: bytes, status: int) -> None:
     assert (data, parser.state, parser.keep_alive) == (b"tunnelled", ReadState.UPGRADED, False)
 
 
-def test_refused_connect_has_a_framed_body() -> None:
+@pytest.mark.parametrize("status", [300, 407])
+def test_refused_connect_has_a_framed_body(status: int) -> None:
     parser = started("CONNECT")
-    assert parser.feed(b"HTTP/1.1 407 No\r\ncontent-length: 2\r\n\r\nno") == b"no"
+    assert parser.feed(b"HTTP/1.1 %d No\r\ncontent-length: 2\r\n\r\nno" % status) == b"no"
     assert (parser.state, parser.keep_alive) == (ReadState.DONE, True)
 
 
@@ -336,6 +339,7 @@ def test_refused_connect_has_a_framed_body() -> None:
         (b"timeout=5", 5),
         (b"timeout=5, max=100", 5),
         (b"max=100, Timeout = 7", 7),
+        (b"max=1,\ttimeout\t=\t9", 9),
         (b"max=3", None),
         (b"timeout=x", None),
         (b"notimeout=3", None),
@@ -348,6 +352,7 @@ def test_keep_alive_timeout_is_parsed(value: bytes, seconds: int | None) -> None
     parser = started()
     parser.feed(OK + b"content-length: 0\r\nKeep-Alive: " + value + b"\r\n\r\n")
     assert parser.head.keep_alive_timeout == seconds
+    assert parse_head(OK + b"server: " + value + b"\r\n\r\n").keep_alive_timeout is None
 
 
 @pytest.mark.parametrize(
@@ -420,6 +425,9 @@ def test_large_heads_and_headers_are_not_cached() -> None:
         line = b"server: " + b"x" * (size - 8)
         parse_head(OK + line + b"\r\n\r\n")
         assert (line in _header_lines._lines) is (size == 256)
+    for size in (64, 65):
+        parse_head(OK + b"x" * size + b": 1\r\n\r\n")
+        assert (b"x" * size in _header_lines._names) is (size == 64)
     parse_head(OK + b"server: " + b"x" * 2000 + b"\r\n\r\n")
     parse_head(OK + b"server: %b\r\n" % (b"x" * 200) * 10 + b"\r\n")
     serialize_headers([(b"host", b"a"), (b"user-agent", b"x" * 2000)])
@@ -431,7 +439,9 @@ def test_large_heads_and_headers_are_not_cached() -> None:
 def test_the_caches_hold_256_entries_at_most() -> None:
     for number in range(600):
         parse_head(OK + b"date: %d\r\n\r\n" % number)
+        parse_head(OK + b"x-%d: 1\r\n\r\n" % number)
         serialize_headers([(b"host", b"%d" % number)])
-    assert len(_response_head._heads) <= 256
-    assert len(_header_lines._lines) <= 256
-    assert len(_serializer._lines) <= 256
+        assert len(_response_head._heads) <= 256
+        assert len(_header_lines._lines) <= 256
+        assert len(_header_lines._names) <= 256
+        assert len(_serializer._lines) <= 256
