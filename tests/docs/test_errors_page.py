@@ -86,7 +86,7 @@ def test_each_kind_of_message_is_found_in_the_source() -> None:
         "The upstream failed",  # a class's detail
         "Invalid path",  # a constant
         "upstream … failed: …",  # a log line
-        "deadline=…: give seconds above 0, or None for none",  # an f-string
+        "…=…: give seconds above 0, or None for none",  # an f-string
         "the client was closed",  # handed to a future
         "the upstream has answered",  # raised by a class in a variable
         "… … …: … after … s",  # an observer's

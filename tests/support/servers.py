@@ -42,11 +42,12 @@ ON_ASYNCIO_TRANSPORT = [f"{name}+asyncio" for name in COMMANDS if name != "hyper
 def free_port() -> int:
     """Return a port that no other test, in any process, is given while this process lives.
 
-    The system gives none of these ports to a connection, or to a socket bound to port 0. A UDP
-    socket on the port of the same number reserves it, and is closed when the process ends.
+    The system gives none of these ports to a connection, or to a socket bound to port 0, and
+    Chromium refuses some below them, such as 10080. A UDP socket on the port of the same number
+    reserves it, and is closed when the process ends.
     """
     while True:
-        port = secrets.choice(range(10_000, 32_000))
+        port = secrets.choice(range(11_000, 32_000))
         with (
             contextlib.suppress(OSError),
             socket.socket(type=socket.SOCK_DGRAM) as reservation,

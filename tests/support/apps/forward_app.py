@@ -167,7 +167,7 @@ h2 = FastAPI(
         http2=True,
         verify=ssl.create_default_context(cafile=os.environ.get("UPSTREAM_CA")),
         trust_env=False,
-        timeout=10,
+        timeout=60,  # 50 connections at once take long on a busy machine
     ),
     routes=[Route("/state", state), Mount("/forward", ReverseProxy())],
 )
