@@ -1,7 +1,6 @@
 """Closes an upstream response, in a task that may be cancelled at any moment."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from functools import partial
 
 import anyio
@@ -27,15 +26,14 @@ async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]
 
     async def close() -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            async with AsyncExitStack() as stack:  # goes on after a cancellation
-                stack.push_async_callback(_close_resource, partial(clean_up_after, upstream))
-                for body in reversed(bodies):
-                    if isinstance(body, AsyncGenerator):
-                        stack.push_async_callback(_close_resource, body.aclose)
-                stack.push_async_callback(_close_response, upstream)
-                for body in reversed(bodies):
-                    if isinstance(body, ResumableBody):
-                        stack.push_async_callback(_close_resource, body.stop)
+            await _close_all(
+                [
+                    *(body.stop for body in bodies if isinstance(body, ResumableBody)),
+                    partial(_close_response, upstream),
+                    *(body.aclose for body in bodies if isinstance(body, AsyncGenerator)),
+                    partial(clean_up_after, upstream),
+                ]
+            )
         if scope.cancelled_caught:
             logger.warning("closing an upstream response took more than %g s", CLOSE_TIMEOUT)
 
@@ -56,9 +54,19 @@ async def close_generator(generator: AsyncGenerator[bytes]) -> None:
     await defer_cancellation(close())
 
 
+async def _close_all(closers: list[Callable[[], Awaitable[None]]]) -> None:
+    """Call each function, the others even after one was cancelled."""
+    for position, close in enumerate(closers, 1):
+        try:
+            await _close_resource(close)
+        except BaseException:
+            await _close_all(closers[position:])
+            raise
+
+
 async def _close_response(upstream: httpx.Response) -> None:
     end_connection_if_unusable(upstream, has_ended=find_delimiting_tls(upstream) is not None)
-    await _close_resource(upstream.aclose)
+    await upstream.aclose()
 
 
 async def _close_resource(close: Callable[[], Awaitable[None]]) -> None:

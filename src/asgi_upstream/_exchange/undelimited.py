@@ -26,12 +26,12 @@ def check_end(
 
 def find_delimiting_tls(upstream: httpx.Response) -> ssl.SSLObject | None:
     """Return the TLS object of httpx's transport if only its end delimits the body."""
-    if any(name in upstream.headers for name in _DELIMITING_HEADERS):
-        return None
     stream: Any = upstream.extensions.get("network_stream")
     if (
         stream is None
+        or upstream.request.url.scheme != "https"
         or "connection_reused" in upstream.extensions  # AsyncioTransport has checked it
+        or any(name in upstream.headers for name in _DELIMITING_HEADERS)
         or upstream.http_version == "HTTP/2"
         or has_no_content(upstream.request.method, upstream.status_code)
     ):

@@ -134,7 +134,7 @@ def holds_pool_place(response: Any) -> bool:
 async def clean_up_after(response: Any) -> None:
     """Give the place of a closed response back to the pool, if httpcore did not."""
     stream = _find_pool_stream(response)
-    if stream is None:
+    if stream is None or _was_returned(stream, response):
         return
     with suppress(AttributeError, ValueError):  # another version; usually it is already removed
         # asyncio may be closing the response too, when it finalizes a generator that was dropped.
@@ -145,6 +145,23 @@ async def clean_up_after(response: Any) -> None:
         else:
             stream._pool._requests.remove(stream._pool_request)
     await _clean_up(getattr(stream, "_pool", None))
+
+
+def _was_returned(stream: Any, response: Any) -> bool:
+    """Return whether the pool has the place and the connection back, as usual.
+
+    An HTTP/2 connection may have an abandoned stream all the same.
+    """
+    try:
+        request = stream._pool_request
+        connection = request.connection
+        return (
+            response.http_version != "HTTP/2"
+            and request not in stream._pool._requests
+            and (connection.is_idle() or connection.is_closed())
+        )
+    except AttributeError:
+        return False
 
 
 async def _clean_up(pool: Any) -> None:
