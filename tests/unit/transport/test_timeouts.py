@@ -157,3 +157,15 @@ async def test_failed_or_cancelled_read_frees_the_connection() -> None:
             await aeventually(lambda: not upstream.open)
         for response in responses:
             await response.aclose()
+
+
+async def test_silence_after_an_upload_is_a_read_timeout() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.sleep(0.05)  # Meanwhile the response is awaited, without a limit.
+        yield b"second"
+
+    async with RawUpstream(silent) as upstream, client(upstream) as c:
+        with pytest.raises(httpx.ReadTimeout):
+            async with asyncio.timeout(10):
+                await c.post("/", content=parts(), timeout=httpx.Timeout(None, read=0.2))
