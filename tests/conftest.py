@@ -11,9 +11,9 @@ import hypothesis
 import pytest
 import trustme
 
-from tests import ON_HTTPX2
 from tests.support.asgi import collect_garbage
 from tests.support.clock import make_jumping_backend
+from tests.support.flavor import ON_HTTPX2
 from tests.support.page_apps import Serve, serving
 from tests.support.server_choice import choose_servers
 from tests.support.upstream import Upstream

@@ -17,13 +17,13 @@ from typing import Any, Self
 import h2.config
 import h2.connection
 import h2.events
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from asgi_upstream import ReverseProxy, client_lifespan
+from asgi_upstream import ReverseProxy
+from tests.support.flavor import client_lifespan, httpx
 from tests.support.hypercorn import Certificate, Hypercorn
 from tests.support.servers import Answer, Server
 from tests.support.waiting import eventually

@@ -12,9 +12,10 @@ from mangum.types import LambdaContext
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from asgi_upstream import ReverseProxy, client_lifespan
+from asgi_upstream import ReverseProxy
 from asgi_upstream.testing import Upstream
 from examples.lazy_lifespan import LazyLifespan
+from tests.support.flavor import client_lifespan
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is no current event loop")
 Event = dict[str, Any]

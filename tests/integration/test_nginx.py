@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from asgi_upstream import client_lifespan, fetch
+from asgi_upstream import fetch
+from tests.support.flavor import client_lifespan
 from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.servers import Server, ask, free_port
 from tests.support.waiting import eventually

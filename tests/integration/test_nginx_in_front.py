@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
 from asgi_upstream.testing import Upstream
+from tests.support.flavor import httpx
 from tests.support.nginx import needs_nginx, running_nginx
 from tests.support.page_apps import serving
 from tests.support.pages import blocks

@@ -9,10 +9,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
 
 import asgi_upstream
+from tests.support.flavor import httpx
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 
 import anyio
 import anyio.lowlevel
-import httpx
 from starlette.types import ASGIApp, Message, Scope
+
+from tests.support.flavor import httpx
 
 RawHeaders = Sequence[tuple[str, str]]
 Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]

@@ -5,10 +5,10 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.asgi import Caller
+from tests.support.flavor import httpx
 from tests.support.responses import AnyClass
 
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
-import httpx
 import pytest
 
 from asgi_upstream import testing
+from tests.support.flavor import httpx
 from tests.support.pages import ROOT
 from tests.support.waiting import eventually
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio.lowlevel
-import httpx
 from starlette.requests import Request
 from starlette.websockets import WebSocket
 
@@ -19,6 +18,7 @@ from asgi_upstream import (
     relay_websocket,
 )
 from tests.support.faults import is_trio
+from tests.support.flavor import httpx
 from tests.support.steps import SteppedCaller
 
 RunExchange = Callable[[httpx.AsyncClient, SteppedCaller], Awaitable[Any]]

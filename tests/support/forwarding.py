@@ -5,7 +5,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import anyio
-import httpx
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -14,6 +13,7 @@ from asgi_upstream import (
     ReverseProxy,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import httpx
 
 BASE = "http://up.example"
 

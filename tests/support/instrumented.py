@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
-from asgi_upstream import StreamedResponse, client_lifespan
+from asgi_upstream import StreamedResponse
+from tests.support.flavor import client_lifespan, httpx
 
 MakeTransport = Callable[[], httpx.AsyncHTTPTransport]
 

@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import httpx
-
-from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
+from tests.support.flavor import AsyncioTransport, httpx
 
 MOST_READ = 256 * 1024  # bytes that asyncio reads at once
 _CHUNK = re.compile(rb"([0-9a-f]+)\r\n")

@@ -4,11 +4,10 @@ import asyncio
 import math
 from typing import cast
 
-import httpx
-
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._pool_state import Origin
+from tests.support.flavor import httpx
 
 A: Origin = (b"http", b"a", 80, None)
 B: Origin = (b"http", b"b", 80, None)

@@ -7,9 +7,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-import httpx
-
-from asgi_upstream.transport import AsyncioTransport
+from tests.support.flavor import AsyncioTransport, httpx
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

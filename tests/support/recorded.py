@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -21,11 +20,11 @@ from asgi_upstream import (
     ExchangeRecord,
     ReverseProxy,
     StreamedResponse,
-    client_lifespan,
     count_open_exchanges,
 )
-from asgi_upstream.transport import AsyncioTransport, PoolState
+from asgi_upstream.transport import PoolState
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.upstream import Upstream
 from tests.support.waiting import aeventually
 

@@ -5,11 +5,10 @@ import hashlib
 from typing import Any
 
 import anyio
-import httpcore
-import httpx
 from starlette.types import Message
 
 from asgi_upstream import ReverseProxy
+from tests.support.flavor import httpcore, httpx
 
 SCOPE: dict[str, Any] = {
     "type": "websocket",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+from tests.support.flavor import httpx
 
 Event = tuple[str, dict[str, Any]]
 

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpcore
-import httpx
-
-from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import ConnectionOwner, HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
 from asgi_upstream.transport._response_head import ReadState
+from tests.support.flavor import AsyncioTransport, httpcore, httpx
 
 _TLS = httpx.create_ssl_context(verify=False)  # made once, for it takes long
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.requests import Request
 
@@ -23,8 +22,8 @@ from asgi_upstream import (
     forward_request,
 )
 from asgi_upstream.testing import Upstream
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import AsyncioTransport, httpx
 
 pytestmark = [
     pytest.mark.virtual_time,

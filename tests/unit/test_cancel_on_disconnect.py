@@ -8,7 +8,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import fastapi
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,7 +23,6 @@ from asgi_upstream import (
     StreamedResponse,
     UpstreamTimeout,
     cancel_on_disconnect,
-    client_lifespan,
     count_open_exchanges,
     fetch,
     forward_request,
@@ -32,8 +30,8 @@ from asgi_upstream import (
     upstream_errors,
 )
 from asgi_upstream.testing import Upstream, serve
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, answering, collect_garbage
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.waiting import eventually
 
 pytestmark = [

@@ -14,18 +14,14 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from asgi_upstream import (
-    client_lifespan,
-    count_open_exchanges,
-)
+from asgi_upstream import count_open_exchanges
 from asgi_upstream._exchange import disconnect, upload
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.exchanges import KINDS, Kind
 from tests.support.faults import FAULTS, TASK_FAULTS, Inject, Run, is_trio
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.steps import LoopbackUpstream
 
 pytestmark = [

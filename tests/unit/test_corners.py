@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Message
@@ -26,6 +25,7 @@ from asgi_upstream import (
     upstream_errors,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import httpx
 from tests.support.responses import (
     AnyClass,
     answer_of,

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
 
-import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.applications import Starlette
@@ -19,7 +18,8 @@ from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_upstream import client_dependency, client_lifespan, combine_lifespans, get_client
+from asgi_upstream import client_dependency, combine_lifespans, get_client
+from tests.support.flavor import client_lifespan, httpx
 
 Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 LIFESPAN = client_lifespan(base_url="http://main.example")

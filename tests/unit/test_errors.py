@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import h2.exceptions
-import httpx
 import httpx2
 import pytest
 import trustme
@@ -29,7 +28,7 @@ from asgi_upstream import (
     UpstreamTimeout,
     upstream_errors,
 )
-from asgi_upstream.transport import AsyncioTransport
+from tests.support.flavor import AsyncioTransport, httpx
 
 ALL = [
     UpstreamError,

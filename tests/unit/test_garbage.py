@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
-from asgi_upstream import client_lifespan
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.exchanges import KINDS
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.steps import LoopbackUpstream
 
 # WebSockets cancel tasks of anyio, whose exceptions refer to themselves.

@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import httpx2
 import pytest
 from fastapi import FastAPI
@@ -17,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asgi_upstream import client_lifespan, combine_lifespans
+from asgi_upstream import combine_lifespans
+from tests.support.flavor import client_lifespan, httpx
 
 Lifespan = Callable[[None], AbstractAsyncContextManager[Mapping[str, object]]]
 

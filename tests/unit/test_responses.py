@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -29,6 +28,7 @@ from tests.support.asgi import (
     answering,
     collect_garbage,
 )
+from tests.support.flavor import httpx
 from tests.support.responses import AnyClass, answer_of, both, called, failing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

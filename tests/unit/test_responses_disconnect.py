@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from asgi_upstream import (
     UpstreamError,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import httpx
 from tests.support.responses import AnyClass, Ran, answer_of, both, upper
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

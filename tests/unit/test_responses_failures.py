@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +24,7 @@ from asgi_upstream import (
     UpstreamTimeout,
 )
 from tests.support.asgi import Caller, answering
+from tests.support.flavor import httpx
 from tests.support.responses import AnyClass, answer_of, both, called, failing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

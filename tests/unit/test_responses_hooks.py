@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -21,6 +20,7 @@ from asgi_upstream import (
     UpstreamProtocolError,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import httpx
 from tests.support.responses import AnyClass, Ran, answer_of, both, called, failing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

@@ -58,7 +58,7 @@ def test_import_of_tests_is_a_violation(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from tests import ON_HTTPX2",
+        "from tests.support.flavor import ON_HTTPX2",
         "from tests.support.asgi import Caller",
         "from tests.unit.testing.leaky import make_app",
         "from .testing import leaky",

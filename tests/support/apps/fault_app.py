@@ -8,13 +8,13 @@ import ssl
 import time
 from typing import Annotated, Any
 
-import httpx
 from fastapi import Depends, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_upstream import client_dependency, combine_lifespans
 from tests.support.apps import relay_app as usual
+from tests.support.flavor import httpx
 
 HOST = "upstream.test"
 """A name that only `resolve` knows."""

@@ -5,7 +5,6 @@ import ssl
 from itertools import count
 from typing import Annotated, Any
 
-import httpx
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
@@ -16,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from asgi_upstream import (
     ReverseProxy,
     StreamedResponse,
-    client_lifespan,
     combine_lifespans,
     count_open_exchanges,
     forward_request,
@@ -24,6 +22,7 @@ from asgi_upstream import (
 )
 from asgi_upstream.lifespan import Lifespan
 from tests.support.apps.relay_app import UPSTREAM, client
+from tests.support.flavor import client_lifespan, httpx
 
 numbers = count(1)
 

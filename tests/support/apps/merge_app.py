@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import httpx
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -16,6 +15,7 @@ from starlette.routing import Mount, Route
 
 from asgi_upstream import StreamedResponse, cancel_on_disconnect, fetch, get_client
 from tests.support.apps.relay_app import client, state
+from tests.support.flavor import httpx
 
 
 async def fetch_both(upstream: httpx.AsyncClient, path: str) -> list[int]:

@@ -5,11 +5,11 @@ So nothing but that client stands between a server's "shut down" and the end of 
 
 import os
 
-import httpx
 from fastapi import FastAPI
 from starlette.routing import Mount
 
 from tests.support.apps.relay_app import base, client, plain, state
+from tests.support.flavor import httpx
 
 app = FastAPI(
     lifespan=client(

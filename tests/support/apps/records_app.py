@@ -4,7 +4,6 @@ import logging
 import os
 from typing import Annotated
 
-import httpx
 from fastapi import Depends, FastAPI, Request
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
@@ -12,6 +11,7 @@ from starlette.routing import Mount
 
 from asgi_upstream import ExchangeRecord, ReverseProxy, count_open_exchanges, get_client
 from tests.support.apps.relay_app import METHODS, TIMEOUT, UPSTREAM, client, racing, respond
+from tests.support.flavor import httpx
 
 logger = logging.getLogger("observed")
 kept: list[ExchangeRecord] = []

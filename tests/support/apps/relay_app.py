@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
-import httpx
 from fastapi import Depends, FastAPI, HTTPException, Request
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -26,11 +25,11 @@ from asgi_upstream import (
     StreamedResponse,
     UpstreamError,
     client_dependency,
-    client_lifespan,
     combine_lifespans,
     get_client,
 )
 from asgi_upstream.lifespan import Lifespan
+from tests.support.flavor import client_lifespan, httpx
 
 logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -167,7 +166,7 @@ def client(
     """A client on the transport that this run of the tests is about."""
     limits = limits or httpx.Limits(max_connections=100, max_keepalive_connections=20)
     if os.environ.get("TRANSPORT") == "asyncio":
-        from asgi_upstream.transport import AsyncioTransport
+        from tests.support.flavor import AsyncioTransport
 
         transport = AsyncioTransport(limits=limits, verify=verify)
         return client_lifespan(transport=transport, **options)

@@ -3,7 +3,6 @@
 import os
 from itertools import count
 
-import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -11,6 +10,7 @@ from starlette.routing import Mount, Route
 
 from asgi_upstream import ReverseProxy
 from tests.support.apps.relay_app import TIMEOUT, UPSTREAM, client
+from tests.support.flavor import httpx
 
 numbers = count(1)
 

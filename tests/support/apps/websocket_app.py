@@ -4,7 +4,6 @@ import asyncio
 import os
 from typing import Annotated, Any
 
-import httpx
 from fastapi import Depends, FastAPI, HTTPException, WebSocket
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
@@ -19,6 +18,7 @@ from asgi_upstream import (
     relay_websocket,
 )
 from tests.support.apps.relay_app import UPSTREAM, client
+from tests.support.flavor import httpx
 
 records: list[list[Any]] = []
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 
 from asgi_upstream import ExchangeRecord, Outcome, StreamedResponse
 from asgi_upstream.testing import Upstream
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, InMemoryUpstream, collect_garbage
+from tests.support.flavor import AsyncioTransport, httpx
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import pairwise
 
 import brotli
-import httpx
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -26,6 +25,7 @@ from asgi_upstream._exchange.decoding import (
 )
 from tests.support.codings import raw_deflate
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 
 MAX_PIECE = 64 * 1024
 TEXT = b"the quick brown fox, over and over. " * 50

@@ -4,7 +4,6 @@ import gzip
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from starlette.requests import Request
 
@@ -15,6 +14,7 @@ from asgi_upstream import (
     forward_request,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, RawHeaders, answering
+from tests.support.flavor import httpx
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.types import Message
 from websockets.asyncio.server import ServerConnection, serve
@@ -19,13 +18,12 @@ from asgi_upstream import (
     ReverseProxy,
     StreamedResponse,
     UpstreamError,
-    client_lifespan,
     testing,
 )
 from asgi_upstream import lifespan as lifespan_module
 from asgi_upstream._exchange import exchange as exchange_module
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

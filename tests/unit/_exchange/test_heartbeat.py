@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +22,8 @@ from asgi_upstream import (
 )
 from asgi_upstream._exchange.heartbeat import COMMENT, EventBoundaries, HeartbeatBody
 from asgi_upstream.testing import Upstream
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller, InMemoryUpstream, RawHeaders, answering, collect_garbage
+from tests.support.flavor import AsyncioTransport, httpx
 
 pytestmark = pytest.mark.virtual_time
 

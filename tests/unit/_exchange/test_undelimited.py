@@ -1,8 +1,7 @@
 """Bodies that only the end of a TLS connection delimits."""
 
-import httpx
-
 from asgi_upstream._exchange.undelimited import find_delimiting_tls
+from tests.support.flavor import httpx
 
 
 def test_network_stream_without_extra_info_has_no_tls() -> None:

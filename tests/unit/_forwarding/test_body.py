@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import fastapi
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,6 +25,7 @@ from asgi_upstream import (
 )
 from asgi_upstream._forwarding import body as caller_bodies
 from tests.support.asgi import Caller, InMemoryUpstream, answering
+from tests.support.flavor import httpx
 from tests.support.forwarding import called
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]

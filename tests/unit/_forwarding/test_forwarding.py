@@ -6,7 +6,6 @@ fields, each by its name, are in test_paths.py and test_request_headers.py."""
 import inspect
 from typing import Any
 
-import httpx
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,6 +14,7 @@ from asgi_upstream import (
     ReverseProxy,
     forward_request,
 )
+from tests.support.flavor import httpx
 from tests.support.forwarding import (
     BASE,
     caller_of,

@@ -5,15 +5,15 @@ Each rule by itself is in test_paths.py, test_request_headers.py and test_rewrit
 
 from typing import Any
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Mount
 
-from asgi_upstream import ReverseProxy, StreamedResponse, client_lifespan, forward_request
+from asgi_upstream import ReverseProxy, StreamedResponse, forward_request
 from tests.support.asgi import Caller, answering
+from tests.support.flavor import client_lifespan, httpx
 
 pytestmark = pytest.mark.virtual_time
 

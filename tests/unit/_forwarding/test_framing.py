@@ -4,7 +4,6 @@ import functools
 import typing
 from typing import Any
 
-import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from asgi_upstream import (
     forward_request,
 )
 from tests.support.asgi import Caller, InMemoryUpstream, Script, answering
+from tests.support.flavor import httpx
 from tests.support.forwarding import (
     BASE,
     called,

@@ -1,12 +1,12 @@
 """What the author puts on the client or the call, beside the headers and query of the caller."""
 
-import httpx
 import pytest
 from starlette.exceptions import HTTPException
 
 from asgi_upstream import (
     forward_request,
 )
+from tests.support.flavor import httpx
 from tests.support.forwarding import client_of, request_of, target_of, values
 
 pytestmark = pytest.mark.virtual_time

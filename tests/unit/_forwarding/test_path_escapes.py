@@ -7,13 +7,13 @@ import timeit
 from collections.abc import Callable, Iterator
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream._forwarding.target import is_path_traversal
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import anyio
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from asgi_upstream import (
 from asgi_upstream.dependencies import _cached_dependency
 from tests.support.asgi import Caller, InMemoryUpstream, Script, answering
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 from tests.support.forwarding import (
     BASE,
     called,

@@ -3,13 +3,13 @@
 import re
 from urllib.parse import urljoin, urlsplit
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asgi_upstream._forwarding.rewriting import rewrite_cookies, rewrite_locations
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 
 PLAIN = httpx.URL("http://up.example:8080")
 WITH_PATH = httpx.URL("http://up.example:8080/v1/")

@@ -8,7 +8,6 @@ import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from starlette.requests import Request
 from asgi_upstream import forward_request
 from asgi_upstream._forwarding.target import get_raw_path, is_path_traversal, strip_prefix
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 
 # --- get_raw_path ---------------------------------------------------------------------------
 

@@ -8,15 +8,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 import trustme
 
 from asgi_upstream import BufferedResponse, StreamedResponse
 from asgi_upstream._httpx.cancellation import defer_cancellation
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.cancellation import cancelled_at
+from tests.support.flavor import AsyncioTransport, httpx
 
 CALLERS, PLACES = 8, 10
 

@@ -10,19 +10,18 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
-import httpx
 import pytest
 
 from asgi_upstream import (
     ExchangeRecord,
     StreamedResponse,
     UpstreamProtocolError,
-    client_lifespan,
     count_open_exchanges,
     fetch,
 )
 from asgi_upstream._httpx.http2 import prepare_http2_pools
 from tests.support.asgi import Caller
+from tests.support.flavor import client_lifespan, httpx
 
 pytestmark = pytest.mark.asyncio
 

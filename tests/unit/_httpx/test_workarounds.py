@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
-import httpx
 import pytest
 
 from asgi_upstream import BufferedResponse, StreamedResponse
@@ -18,9 +17,9 @@ from asgi_upstream._httpx.workarounds import (
     reset_abandoned_streams,
     warn_of_unknown_httpcore,
 )
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
 from tests.support.cancellation import cancelled_at_each_wait
+from tests.support.flavor import AsyncioTransport, httpx
 from tests.support.responses import AnyClass, both
 from tests.support.upstream import Upstream
 

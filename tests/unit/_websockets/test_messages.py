@@ -6,13 +6,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import httpcore
-import httpx
 import pytest
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
 from asgi_upstream import ExchangeRecord, Outcome, ReverseProxy, relay_websocket
+from tests.support.flavor import httpcore, httpx
 from tests.support.scripted_websocket import HEARD, SCOPE, Pouring, Scripted, SlowReader, called
 
 pytestmark = pytest.mark.virtual_time

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
@@ -27,12 +26,11 @@ from asgi_upstream import (
     ReverseProxy,
     UpstreamError,
     UpstreamProtocolError,
-    client_lifespan,
     get_client,
     relay_websocket,
 )
 from asgi_upstream._websockets.handshake import build_handshake, validate_upgrade
-from tests import ON_HTTPX2
+from tests.support.flavor import ON_HTTPX2, client_lifespan, httpx
 from tests.support.scripted_websocket import SCOPE, Scripted, called
 
 pytestmark = pytest.mark.virtual_time

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
@@ -20,12 +19,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry, make_asgi_app
 
-from asgi_upstream import StreamedResponse, client_dependency, client_lifespan, combine_lifespans
+from asgi_upstream import StreamedResponse, client_dependency, combine_lifespans
 from asgi_upstream.instrumentation.opentelemetry import opentelemetry_observer
 from asgi_upstream.instrumentation.prometheus import prometheus_observer
 from asgi_upstream.records import Observer
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.example_apps import ROOT, served, until
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.opentelemetry import Metrics
 from tests.support.prometheus import TIMES, Scrape
 from tests.support.servers import free_port

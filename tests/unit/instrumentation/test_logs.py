@@ -3,11 +3,11 @@
 import logging
 from dataclasses import fields
 
-import httpx
 import pytest
 
 from asgi_upstream.instrumentation.logs import LOGGER_NAME, log_observer
 from asgi_upstream.records import ExchangeRecord, Outcome
+from tests.support.flavor import httpx
 from tests.support.records import failure, record
 
 NO_FAILURES = {

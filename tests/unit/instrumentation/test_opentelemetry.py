@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -20,6 +19,7 @@ from opentelemetry.trace import StatusCode
 
 from asgi_upstream.instrumentation.opentelemetry import DURATION_BUCKETS, opentelemetry_observer
 from asgi_upstream.records import ExchangeRecord, Observer, Outcome
+from tests.support.flavor import httpx
 from tests.support.opentelemetry import Metrics
 from tests.support.records import Busy, failure, open_clients_are, record
 

@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from asgi_upstream import client_lifespan, combine_lifespans
+from asgi_upstream import combine_lifespans
 from asgi_upstream.instrumentation.prometheus import DEFAULT_BUCKETS, prometheus_observer
 from asgi_upstream.records import Outcome
+from tests.support.flavor import client_lifespan, httpx
 from tests.support.prometheus import TIMES, scrape
 from tests.support.records import Busy, failure, open_clients_are, record
 

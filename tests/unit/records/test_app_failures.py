@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -17,8 +16,8 @@ from asgi_upstream import (
     StreamedResponse,
     UpstreamProtocolError,
 )
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, httpx
 from tests.support.recorded import (
     Answer,
     Observed,

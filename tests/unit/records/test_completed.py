@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_upstream import BufferedResponse, ExchangeRecord, Outcome, StreamedResponse
 from tests.support.asgi import Caller
+from tests.support.flavor import httpx
 from tests.support.recorded import (
     Answer,
     Observed,

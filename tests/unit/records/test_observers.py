@@ -5,7 +5,6 @@ import logging
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 import asgi_upstream._exchange.recording
@@ -16,12 +15,11 @@ from asgi_upstream import (
     ReverseProxy,
     StreamedResponse,
     UpstreamError,
-    client_lifespan,
     count_open_exchanges,
 )
 from asgi_upstream.instrumentation.logs import log_observer
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.recorded import (
     OWN,
     Answer,

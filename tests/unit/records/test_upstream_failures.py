@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 
 from asgi_upstream import (
@@ -20,6 +19,7 @@ from asgi_upstream import (
     UpstreamTimeout,
 )
 from tests.support.asgi import Caller
+from tests.support.flavor import httpx
 from tests.support.ports import open_full_port
 from tests.support.recorded import (
     Answer,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import anyio
-import httpx
 import pytest
 from fastapi.testclient import TestClient as FastAPITestClient
 from starlette.applications import Starlette
@@ -17,9 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from asgi_upstream import StreamedResponse, client_lifespan, get_client
+from asgi_upstream import StreamedResponse, get_client
 from asgi_upstream.testing import Upstream, aeventually, eventually, serve
 from asgi_upstream.testing import no_leaks as watching
+from tests.support.flavor import client_lifespan, httpx
 
 __all__ = [
     "StreamedResponse", "TestClient", "Upstream", "aeventually", "anyio", "app_by", "asyncio",

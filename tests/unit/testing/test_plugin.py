@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from asgi_upstream.testing import no_leaks
 from asgi_upstream.testing._malformed import MALFORMED
+from tests.support.flavor import httpx
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.process

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
-import httpx
 import pytest
 from httpx_ws import AsyncWebSocketSession, aconnect_ws
 from starlette.applications import Starlette
@@ -17,8 +16,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from asgi_upstream import StreamedResponse, client_lifespan, get_client
+from asgi_upstream import StreamedResponse, get_client
 from asgi_upstream.testing import Upstream, eventually, serve
+from tests.support.flavor import client_lifespan, httpx
 
 pytestmark = pytest.mark.process
 

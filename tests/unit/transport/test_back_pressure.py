@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-import httpx
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,6 +18,7 @@ from asgi_upstream.transport._read_buffer import CHUNK_OVERHEAD
 from asgi_upstream.transport._response_head import ReadState
 from asgi_upstream.transport._serializer import OutgoingRequest
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 from tests.support.memory import MOST_READ, MemorySocket, VirtualLoop
 
 PATTERN = bytes(range(251)) * 5000  # of a prime period, so that what is out of order is seen

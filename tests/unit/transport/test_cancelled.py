@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
 from starlette.types import Message, Scope
 
-from asgi_upstream import BufferedResponse, StreamedResponse, UpstreamBodyTooLarge, client_lifespan
+from asgi_upstream import BufferedResponse, StreamedResponse, UpstreamBodyTooLarge
+from tests.support.flavor import client_lifespan, httpx
 from tests.support.memory import InMemory, MemorySocket, VirtualLoop, end_of_body
 
 OK = b"HTTP/1.1 200 OK\r\n"

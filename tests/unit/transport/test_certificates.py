@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trustme
 
-from asgi_upstream import client_lifespan
+from tests.support.flavor import client_lifespan, httpx
 from tests.support.pages import blocks
 
 
@@ -88,6 +87,7 @@ def hash_directory(file: Path) -> str:
     return str(file.parent)
 
 
+@pytest.mark.of_httpx
 def test_recipe_uses_a_certificate_that_was_replaced(authority: trustme.CA, tmp_path: Path) -> None:
     (block,) = [b for b in blocks("docs/transport.md") if "reload_certificates" in b.code]
     names: dict[str, Any] = {}

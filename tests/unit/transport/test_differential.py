@@ -6,10 +6,10 @@ pieces. Where they are to differ, a test of its own says so.
 
 import asyncio
 
-import httpx
 import pytest
 
 from asgi_upstream.transport._response_head import MAX_HEAD_SIZE, MAX_HEADERS
+from tests.support.flavor import httpx
 from tests.support.two_transports import (
     CHUNKED,
     EMPTY,

@@ -3,14 +3,13 @@
 import asyncio
 from typing import Any
 
-import httpcore
-import httpx
 import pytest
 from httpx_ws import AsyncWebSocketSession, aconnect_ws
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, TextMessage
 from wsproto.events import Request as Handshake
 
+from tests.support.flavor import httpcore, httpx
 from tests.support.raw_upstream import RawUpstream, client, read_request, sending
 from tests.support.waiting import aeventually
 

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
-from asgi_upstream.transport import AsyncioTransport
+from tests.support.flavor import AsyncioTransport, httpx
 from tests.support.nginx import configure_nginx, needs_nginx, skip_without_nginx
 from tests.support.servers import free_port
 from tests.support.waiting import eventually

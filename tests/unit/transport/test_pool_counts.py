@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-import httpx
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -12,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool_state import Origin
 from tests.support.examples import count_examples
+from tests.support.flavor import httpx
 from tests.support.pool import A, B, C, Connects, Fake, settle, size
 
 

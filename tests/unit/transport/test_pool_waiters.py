@@ -3,10 +3,10 @@
 import asyncio
 from typing import cast
 
-import httpx
 import pytest
 
 from asgi_upstream.transport._connection import HTTP11Connection
+from tests.support.flavor import httpx
 from tests.support.pool import A, B, C, Connects, settle, size
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only, pytest.mark.virtual_time]

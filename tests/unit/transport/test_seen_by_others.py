@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import httpcore
-import httpx
 import pytest
 import respx
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
@@ -20,11 +18,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pytest_httpx import HTTPXMock
 
-from asgi_upstream import StreamedResponse, client_lifespan
+from asgi_upstream import StreamedResponse
 from asgi_upstream._httpx.fast_path import direct_transport
 from asgi_upstream.errors import UpstreamConnectError
-from asgi_upstream.transport import AsyncioTransport
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpcore, httpx
 from tests.support.instrumented import Ask, MakeTransport, both_ways, by_relay, shared, traceparent
 from tests.support.raw_upstream import RawUpstream
 
@@ -156,6 +154,7 @@ def told(span: ReadableSpan) -> Any:
     )
 
 
+@pytest.mark.of_httpx
 @both_ways
 async def test_opentelemetry_makes_the_spans_of_the_stock_transport(spans: Spans, ask: Ask) -> None:
     async with RawUpstream() as upstream:
@@ -173,6 +172,7 @@ async def test_opentelemetry_makes_the_spans_of_the_stock_transport(spans: Spans
             assert traceparent(request) == expected
 
 
+@pytest.mark.of_httpx
 async def test_opentelemetry_records_failures_as_on_httpxs_transport(spans: Spans) -> None:
     for transport in (stock, AsyncioTransport):
         async with shared(transport, "http://127.0.0.1:1") as client:
@@ -186,6 +186,7 @@ async def test_opentelemetry_records_failures_as_on_httpxs_transport(spans: Span
     assert seen == [seen[0]] * 4
 
 
+@pytest.mark.of_httpx
 async def test_a_span_of_the_app_is_the_parent(spans: Spans) -> None:
     tracer = spans.provider.get_tracer("app")
     async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
@@ -195,6 +196,7 @@ async def test_a_span_of_the_app_is_the_parent(spans: Spans) -> None:
     assert inner.parent == outer.get_span_context()
 
 
+@pytest.mark.of_httpx
 @both_ways
 async def test_after_uninstrument_there_are_no_spans(spans: Spans, ask: Ask) -> None:
     async with RawUpstream() as upstream, shared(AsyncioTransport, upstream.url) as client:
@@ -205,6 +207,7 @@ async def test_after_uninstrument_there_are_no_spans(spans: Spans, ask: Ask) -> 
         assert [traceparent(request) is None for request in upstream.requests] == [False, True]
 
 
+@pytest.mark.of_httpx
 @on_both
 @both_ways
 async def test_opentelemetry_instruments_a_single_client(
@@ -427,6 +430,7 @@ async def test_the_line_is_there_only_at_its_level(
     assert len([r for r in caplog.records if r.name == httpx.__name__]) == (level == logging.INFO)
 
 
+@pytest.mark.of_httpx
 @on_both
 async def test_responses_and_errors_know_their_request(transport: MakeTransport) -> None:
     async with RawUpstream() as upstream, shared(transport, upstream.url) as client:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
 
-import httpcore
-import httpx
 import pytest
 
-from asgi_upstream.transport import AsyncioTransport
 from asgi_upstream.transport._connection import HTTP11Connection
 from asgi_upstream.transport._pool import Pool
 from asgi_upstream.transport._serializer import OutgoingRequest
+from tests.support.flavor import AsyncioTransport, httpcore, httpx
 from tests.support.memory import MemorySocket, VirtualLoop
 from tests.support.ports import open_full_port
 from tests.support.raw_upstream import OK, RawUpstream, client, read_request

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 
+from tests.support.flavor import httpx
 from tests.support.ports import open_full_port
 from tests.support.raw_upstream import (
     BROKEN,

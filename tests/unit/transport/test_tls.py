@@ -11,19 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trustme
 
-from asgi_upstream import (
-    BufferedResponse,
-    StreamedResponse,
-    UpstreamProtocolError,
-    client_lifespan,
-    fetch,
-)
-from asgi_upstream.transport import AsyncioTransport
+from asgi_upstream import BufferedResponse, StreamedResponse, UpstreamProtocolError, fetch
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
 from tests.support.raw_upstream import OK, RawUpstream, Serve, read_request
 from tests.support.tracing import trace_events
 from tests.support.waiting import aeventually

@@ -8,14 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpcore
-import httpx
 import pytest
 import trustme
 
-from asgi_upstream import StreamedResponse, client_lifespan
-from asgi_upstream.transport import AsyncioTransport
+from asgi_upstream import StreamedResponse
 from tests.support.asgi import Caller
+from tests.support.flavor import AsyncioTransport, client_lifespan, httpcore, httpx
 from tests.support.raw_upstream import BROKEN, RawUpstream
 from tests.support.tracing import Event, trace_events
 
@@ -91,7 +89,7 @@ async def test_trace_of_a_relayed_request_is_complete() -> None:
 
 
 async def test_debug_log_has_the_lines_of_httpx(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "httpcore")
+    caplog.set_level(logging.DEBUG, httpcore.__name__)
     lines = []
     async with RawUpstream() as upstream:
         for cls in (httpx.AsyncHTTPTransport, AsyncioTransport):
@@ -100,10 +98,10 @@ async def test_debug_log_has_the_lines_of_httpx(caplog: pytest.LogCaptureFixture
                 await client.get(upstream.url)
             lines.append([(r.name, r.getMessage().split(" ")[0]) for r in caplog.records])
     expected, seen = ([line for line in each if line[1][:6] != "close."] for each in lines)
-    assert [line for line in expected if line[0] != "httpx"] == [
-        line for line in seen if line[0] != "httpx"
+    assert [line for line in expected if line[0] != httpx.__name__] == [
+        line for line in seen if line[0] != httpx.__name__
     ]
-    assert ("httpcore.connection", "connect_tcp.complete") in seen
+    assert (f"{httpcore.__name__}.connection", "connect_tcp.complete") in seen
 
 
 async def _count_events(transport: AsyncioTransport, url: str, fails_at: int) -> int:

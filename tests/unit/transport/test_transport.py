@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trio
 
-from asgi_upstream.transport import AsyncioTransport
+from tests.support.flavor import AsyncioTransport, httpx
 from tests.support.raw_upstream import OK, RawUpstream, client
 from tests.support.waiting import aeventually
 

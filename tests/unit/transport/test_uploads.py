@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import httpx
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
 from asgi_upstream import StreamedResponse, forward_request
 from tests.support.asgi import Caller
+from tests.support.flavor import httpx
 from tests.support.raw_upstream import RawUpstream, client
 from tests.support.waiting import aeventually
 
