@@ -41,7 +41,7 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 test-unit: $(DEV) ## run the tests that need no process: half a minute
 	@$(PARALLEL) -q -n 3 -m "not serial and not slow and not process and not exhaustive" tests/unit
 
-test: ## run the tests, in groups: six minutes
+test: ## run the tests, in groups: four minutes
 	@$(MAKE) -s test-parallel
 	@$(MAKE) -s test-serial
 	@$(MAKE) -s test-flavor

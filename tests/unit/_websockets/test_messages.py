@@ -125,7 +125,7 @@ async def test_message_in_many_fragments_takes_memory_of_its_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert sent[1] == {"type": "websocket.send", "text": "ab" * 12_000 + "\r\n\rc"}
-    assert peak < 700_000  # a list of the fragments alone would take twice that
+    assert peak < 1_000_000  # a list of the fragments alone would take 1.4 MB
 
 
 @pytest.mark.anyio
