@@ -352,3 +352,12 @@ def test_connection_that_is_closing_is_not_reusable() -> None:
     assert not connection.closed  # The loop has not told it yet.
     assert not connection.is_reusable()
     loop.close()
+
+
+def test_each_16th_wait_gives_way_to_other_tasks() -> None:
+    """anyio cannot cancel a task that always finds data."""
+    loop = VirtualLoop()
+    connection = HTTP11Connection(Mock(), loop, httpx)
+    waits = [connection.wait_readable() for _ in range(32)]
+    assert [n for n, wait in enumerate(waits, 1) if not asyncio.isfuture(wait)] == [16, 32]
+    loop.close()

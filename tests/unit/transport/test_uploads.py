@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
 from asgi_upstream import StreamedResponse, forward_request
+from asgi_upstream.transport import _upload
+from asgi_upstream.transport._serializer import BodyFramer
 from tests.support.asgi import Caller
 from tests.support.flavor import httpx
 from tests.support.raw_upstream import RawUpstream, client
@@ -213,3 +216,27 @@ async def test_upload_stops_when_its_refusal_arrives() -> None:
         await asyncio.wait_for(stopped.wait(), 10)
         await response.aclose()
         refused.set()
+
+
+async def test_body_that_resists_cancellation_delays_close_briefly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_upload, "CANCEL_TIMEOUT", 0.05)
+    released = asyncio.Event()
+
+    async def resist() -> AsyncIterator[bytes]:
+        try:
+            yield b"x"
+            await asyncio.sleep(3600)
+        finally:
+            await released.wait()
+
+    framer = BodyFramer(None, httpx.LocalProtocolError)
+    loop = asyncio.get_running_loop()
+    upload = _upload.Upload(AsyncMock(), loop, resist(), framer, None)
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        await upload.aclose()
+    assert not upload.task.done()
+    released.set()
+    await asyncio.wait([upload.task])
