@@ -118,3 +118,24 @@ async def test_a_socket_leaves_from_the_address_that_is_asked_for() -> None:
     async with listening() as (_, port):
         with await connect_tcp("127.0.0.1", port, "127.0.0.2") as one:
             assert one.getsockname()[0] == "127.0.0.2"
+
+
+async def test_addresses_of_both_families_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    families = [socket.AF_INET6, socket.AF_INET6, socket.AF_INET6, socket.AF_INET]
+    found = [(family, 1, 6, "", number) for number, family in enumerate(families)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    addresses = await connecting._resolve(asyncio.get_running_loop(), "any.example", 1)
+    assert [address[4] for address in addresses] == [0, 3, 1, 2]
+
+
+async def test_cancelled_connect_leaves_no_attempt() -> None:
+    with open_full_port() as port:
+        before = asyncio.all_tasks()
+        connect = asyncio.create_task(connect_tcp("127.0.0.1", port, None))
+        await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks() - before) == 2
+        connect.cancel()
+        await asyncio.wait([connect])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
