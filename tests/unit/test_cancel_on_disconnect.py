@@ -461,3 +461,29 @@ def test_caller_who_disconnects_frees_the_upstreams(
             with pytest.raises(httpx.ReadTimeout):
                 httpx.get(url + "/merge", timeout=0.5)
             eventually(lambda: upstream.open_exchanges == 0, 60)
+
+
+@pytest.mark.asyncio_only
+@pytest.mark.parametrize("blocks", [1, 2])
+async def test_message_that_a_server_has_taken_reaches_the_endpoint(blocks: int) -> None:
+    """Granian's `receive` returns a future. To cancel it loses the message."""
+    loop = asyncio.get_running_loop()
+    chunks = [b"a", b"b", b"c"]
+
+    def receive() -> asyncio.Future[dict[str, Any]]:
+        future = loop.create_future()
+        chunk = chunks.pop(0)
+        message = {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+
+        def finish() -> None:
+            if not future.done():
+                future.set_result(message)
+
+        loop.call_later(1, finish)
+        return future
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    for _ in range(blocks):
+        async with cancel_on_disconnect(request):
+            await anyio.sleep(0.5)
+    assert await request.body() == b"abc"

@@ -1,5 +1,6 @@
 """Receives the caller's messages ahead of the endpoint, to notice a disconnect."""
 
+import asyncio
 from collections import deque
 from typing import Any
 
@@ -19,6 +20,7 @@ class Inbox:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._unfinished: asyncio.Future[Message] | None = None
         self._messages: deque[Message] = deque()
         self._size = 0
         self._listening = True
@@ -39,7 +41,8 @@ class Inbox:
 
     def release(self, connection: Any) -> None:
         """Give `receive` back, unless there are messages that the endpoint has not read yet."""
-        if not self._messages and connection._receive == self.receive:
+        is_empty = not self._messages and self._unfinished is None
+        if is_empty and connection._receive == self.receive:
             connection._receive = self._receive
 
     def stop(self) -> None:
@@ -53,7 +56,7 @@ class Inbox:
             await self._changed.wait()
         self._receiving = True
         try:
-            message = await self._receive()
+            message = await self._receive_next()
         finally:
             self._receiving = False
         if message["type"] == "http.request":
@@ -67,7 +70,7 @@ class Inbox:
         """Return the next message to the endpoint."""
         while not self._messages:
             if not self._listening:
-                return await self._receive()
+                return await self._receive_next()
             await self._changed.wait()
         if self._messages[0]["type"].endswith(".disconnect"):
             return self._messages[0]  # servers repeat it
@@ -75,6 +78,22 @@ class Inbox:
         self._size -= _size(message)
         self._notify()
         return message
+
+    async def _receive_next(self) -> Message:
+        """Return the server's next message, and lose none if this is cancelled.
+
+        Granian's `receive` returns a future, and another thread takes the message from the
+        connection. If the future is cancelled then, the message is gone. So it stays as it is, and
+        the next call waits for it.
+        """
+        if self._unfinished is None:
+            message = self._receive()
+            if not asyncio.isfuture(message):
+                return await message
+            self._unfinished = message
+        result = await asyncio.shield(self._unfinished)
+        self._unfinished = None
+        return result
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
