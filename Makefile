@@ -39,16 +39,16 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test-unit: $(DEV) ## run the tests that need no process: half a minute
-	@$(PARALLEL) -q -n 3 -m "not serial and not slow and not process and not exhaustive" tests/unit
+	@$(PARALLEL) -q -n 5 -m "not serial and not slow and not process and not exhaustive" tests/unit
 
-test: ## run the tests, in groups: four minutes
+test: ## run the tests, in groups: five minutes
 	@$(MAKE) -s test-parallel
 	@$(MAKE) -s test-serial
 	@$(MAKE) -s test-flavor
 
 # The tests with this marker need real time or the whole machine: one at a time.
 SERIAL_FILES = $(shell grep -rl --include='test_*.py' mark.serial tests)
-PARALLEL := $(RUN) pytest -n 4 --dist worksteal
+PARALLEL := $(RUN) pytest -n 6 --dist worksteal
 
 test-parallel: $(DEV) $(filter-out go,$(PROGRAMS))
 	@$(PARALLEL) -m "not serial and not slow"

@@ -136,7 +136,7 @@ def all_cases() -> Iterator[ParameterSet]:
                 )
                 is_usual = combination == usual and fault not in RARE_FAULTS
                 marks = [] if is_usual or takes_back else [pytest.mark.slow]
-                if (number + offset) % len(KINDS) > 1:
+                if (number + offset) % len(KINDS) > 0:
                     marks.append(pytest.mark.exhaustive)
                 yield pytest.param(
                     kind, fault, *combination, marks=marks, id="-".join((kind, fault, *combination))
