@@ -97,7 +97,7 @@ docs-serve: $(DEV) ## show it, and build it again after each change: http://127.
 serve: $(DEMO) ## keep the demo's upstream and app running, with curl lines to try
 	@$(RUN) examples.demo --serve
 
-bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performance.md: half an hour
+bench: $(BENCH) nginx ## measure the relay against its peers, into docs/performance.md: 35 minutes
 	@$(RUN) tests.benchmarks
 
 fuzz: $(DEV) ## look for what breaks the transport: ten minutes, or make fuzz MINUTES=n

@@ -30,7 +30,7 @@ Client = Annotated[httpx.AsyncClient, Depends(get_client)]
 
 
 async def shout(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Read events, however they are split into chunks, and yield others."""
+    """Read events, even if a chunk splits one, and yield others."""
     response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
     async for event in EventSource(response).aiter_sse():
         data = event.data.upper()

@@ -83,6 +83,22 @@ def test_forwarding_page_authenticates_callers(
     assert "x-api-key" not in upstream.requests[0].headers
 
 
+def test_forwarding_page_checks_websockets_in_on_request(
+    forwarding: dict[str, Any], upstream: Upstream, call: Call
+) -> None:
+    caller = call(forwarding["app"])
+    handshake = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    handshake["sec-websocket-key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    assert caller.get("/checked/item").status_code == 401
+    assert caller.get("/checked/item", headers=handshake).status_code == 401
+    assert upstream.requests == []
+    for headers in ({}, handshake):
+        caller.get("/checked/item", headers={"x-api-key": "key-of-ann", **headers})
+        assert upstream.requests[-1].target == "/item"
+        assert "x-api-key" not in upstream.requests[-1].headers
+    assert upstream.requests[-1].headers["upgrade"] == "websocket"
+
+
 def test_forwarding_page_chooses_the_client(forwarding: dict[str, Any], call: Call) -> None:
     caller = call(forwarding["both"])
     assert caller.get("/item").text == "main"

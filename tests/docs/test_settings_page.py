@@ -35,6 +35,7 @@ def test_the_module_level_test_of_the_page_passes(
     page: dict[str, Any], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page["test_app"](monkeypatch, upstream)
+    assert upstream.requests[0].headers["authorization"] == "Bearer test"
 
 
 def test_the_factory_reads_the_environment(

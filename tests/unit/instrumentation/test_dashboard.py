@@ -23,18 +23,19 @@ RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 VARIABLES = {"$__rate_interval": "5m", "$client": ".*"}
 
 OF_DASHBOARD = [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
-OF_PAGE = [
-    query.strip()
-    for block in re.findall(r"```promql\n(.*?)```", PAGE, re.S)
-    for query in re.sub(r"#.*", "", block).split("\n\n")
-]
-OF_RUNBOOK = [  # one to a line, and two of prometheus-client's own
-    line
-    for block in re.findall(r"```promql\n(.*?)```", RUNBOOK, re.S)
-    for line in block.splitlines()
-    if "asgi_upstream_" in line
-]
-QUERIES = [*OF_DASHBOARD, *OF_PAGE, *OF_RUNBOOK]
+
+
+def queries(page: str) -> list[str]:
+    """The queries of a page, with an empty line between two, except prometheus-client's own."""
+    return [
+        query.strip()
+        for block in re.findall(r"```promql\n(.*?)```", page, re.S)
+        for query in re.sub(r"#.*", "", block).split("\n\n")
+        if "asgi_upstream_" in query
+    ]
+
+
+QUERIES = [*OF_DASHBOARD, *queries(PAGE), *queries(RUNBOOK)]
 Scraped = Mapping[str, Mapping[str, set[str]]]
 
 

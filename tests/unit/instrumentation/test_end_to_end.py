@@ -1,12 +1,14 @@
 """A real app on uvicorn, a real upstream, both transports: what the tools see of it."""
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,19 +332,29 @@ def open_by_client(telemetry: Telemetry) -> dict[str, int]:
 # docs/metrics-and-tracing.md
 
 
-def test_the_code_of_the_docs_runs_as_it_stands() -> None:
+def test_the_code_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     text = (ROOT / "docs/metrics-and-tracing.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    worker = """
+from asgi_upstream.instrumentation.prometheus import prometheus_observer
+from tests.support.records import record
+prometheus_observer()(record())
+"""
     check = """
 from starlette.testclient import TestClient
 with TestClient(app) as caller:
     assert 'asgi_upstream_open_exchanges{client="client"} 0.0' in caller.get("/metrics/").text
+    assert 'outcome="completed"' not in caller.get("/metrics/").text
+    assert 'outcome="completed"' in caller.get("/all-workers/").text
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "\n".join([*blocks, check])],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    for code in (worker, "\n".join([*blocks, check])):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
