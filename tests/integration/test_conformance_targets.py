@@ -66,25 +66,28 @@ TARGETS = {
 REFUSED = {"granian": {"angles", "quotes in a query"}}  # 400 of the server's own
 
 
+def pass_or_refuse(server: Server, wire: Wire, what: str) -> None:
+    target = TARGETS[what]
+    if what in REFUSED.get(server.name, ()):
+        refused(server, wire, f"/forward{target}", 400)
+    else:
+        assert forwarded(server, wire, target=f"/forward{target}").target == target.encode()
+
+
 @pytest.mark.parametrize("what", TARGETS)
 def test_9112_3_2_target_after_the_mount_keeps_its_bytes(
     forwarder: Server, wire: Wire, what: str
 ) -> None:
-    target = TARGETS[what]
-    assert forwarded(forwarder, wire, target=f"/forward{target}").target == target.encode()
+    pass_or_refuse(forwarder, wire, what)
 
 
 @every_server
 def test_9112_3_2_each_server_passes_each_target_or_refuses_it(
     forwarder: Server, wire: Wire
 ) -> None:
-    for what, target in TARGETS.items():
+    for what in TARGETS:
         wire.reset()
-        if what in REFUSED.get(forwarder.name, ()):
-            refused(forwarder, wire, f"/forward{target}", 400)
-        else:
-            seen = forwarded(forwarder, wire, target=f"/forward{target}")
-            assert seen.target == target.encode()
+        pass_or_refuse(forwarder, wire, what)
 
 
 @every_server
@@ -309,7 +312,10 @@ def test_as_the_whole_app_it_forwards_every_path(whole: Server, wire: Wire, targ
 def test_as_the_whole_app_it_refuses_a_target_that_is_no_path(
     whole: Server, wire: Wire, target: str
 ) -> None:
-    refused(whole, wire, target, 400)
+    if whole.name == "granian" and target == "evil.example:80":  # It passes no path on.
+        assert forwarded(whole, wire, target=target).target == b"/"
+    else:
+        refused(whole, wire, target, 400)
 
 
 @pytest.mark.parametrize("target", ["http://evil/y", "http://a@evil:80/y", "HTTP://EVIL/y"])
