@@ -53,7 +53,7 @@ def make_client(**options: Any) -> httpx.AsyncClient:
 FAST = "AsyncioTransport"
 FAST_OF_HTTPX2 = "AsyncioTransport of httpx2"
 HTTPX = "httpx's"
-FACTORY = "the factory's"
+FACTORY = "the one that the factory creates"
 GIVEN = "the given one"
 PROXY = "http://127.0.0.1:1"
 KINDS = {
