@@ -98,7 +98,7 @@ class Caller:
             logger.debug("the server refused the abort message", exc_info=True)
 
     async def _abort_through_base_middleware(self) -> None:
-        """Send a message that several such middlewares pass on and every server rejects.
+        """Send a message that several such middlewares pass on and most servers reject.
 
         The middleware itself rejects an unknown message, and the next one would hide that. It
         passes on a body that is a message, so this one contains itself. `GZipMiddleware` fails to
