@@ -6,11 +6,32 @@ from tests.support.server_choice import every_server
 from tests.support.servers import Server
 from tests.support.websocket_servers import is_hypercorn, websocket_servers
 from tests.support.websocket_traffic import Flood
-from tests.support.websocket_wire import CLOSE, CONTINUATION, PING, TEXT, Frame, Listener, closing
+from tests.support.websocket_wire import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    TEXT,
+    End,
+    Frame,
+    Listener,
+    closing,
+)
 
 pytestmark = websocket_servers
 
 CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999]
+
+
+def vanish(end: End, how: str) -> None:
+    """Close or reset a connection at once, or in the middle of a frame or message."""
+    if how == "in a frame":
+        end.socket.sendall(end.framed(TEXT, b"x" * 100)[:50])
+    elif how == "in a message":
+        end.send(TEXT, b"x", fin=False)
+    if how == "reset":
+        end.reset()
+    else:
+        end.socket.close()
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -202,14 +223,7 @@ def test_a_caller_who_vanishes_is_1001_to_the_upstream(
     server: Server, listener: Listener, how: str
 ) -> None:
     caller, upstream = listener.open(server)
-    if how == "in a frame":
-        caller.socket.sendall(caller.framed(TEXT, b"x" * 100)[:50])
-    elif how == "in a message":
-        caller.send(TEXT, b"x", fin=False)
-    if how == "reset":
-        caller.reset()
-    else:
-        caller.socket.close()
+    vanish(caller, how)
     assert upstream.message() == closing(1001)
     upstream.send(*closing(1001)[:2])
     assert upstream.ends()
@@ -222,10 +236,7 @@ def test_disconnect_before_the_response_ends_the_handshake(
 ) -> None:
     caller = listener.call(server)
     upstream = listener.accept()
-    if how == "reset":
-        caller.reset()
-    else:
-        caller.socket.close()
+    vanish(caller, how)
     if server.name == "granian":  # it tells no app of that before it has accepted
         upstream.socket.settimeout(0.5)
         with pytest.raises(TimeoutError):
@@ -242,12 +253,5 @@ def test_an_upstream_that_vanishes_is_1011_to_the_caller(
     caller, upstream = listener.open(server)
     upstream.send(TEXT, b"before")
     assert caller.message() == Frame(TEXT, b"before")
-    if how == "in a frame":
-        upstream.socket.sendall(upstream.framed(TEXT, b"x" * 100)[:50])
-    elif how == "in a message":
-        upstream.send(TEXT, b"x", fin=False)
-    if how == "reset":
-        upstream.reset()
-    else:
-        upstream.socket.close()
+    vanish(upstream, how)
     assert caller.message() == closing(1011, "The upstream sent an invalid response")
