@@ -69,7 +69,7 @@ class IdleConnections:
         return now + min(announced - 1, self._expiry)
 
     def add(self, connection: HTTP11Connection, origin: Origin, now: float, limit: float) -> bool:
-        """Keep a connection until `limit`. Return False if there is no room for it."""
+        """Keep an idle connection until `limit`. Return False if enough others are idle."""
         if len(self._since) >= self._max_count:
             return False
         connections = self._by_origin.get(origin)
