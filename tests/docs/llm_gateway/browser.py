@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.support.example_apps import until
 
 WIDE, NARROW = (1280, 800), (390, 844)
+PATIENCE = 60_000  # milliseconds
+expect.set_options(timeout=PATIENCE)
 
 
 class Chat:
@@ -27,7 +29,7 @@ class Chat:
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
         )
-        self._context.set_default_timeout(10_000)
+        self._context.set_default_timeout(PATIENCE)
         self.page: Page = self._context.new_page()
         self.said: list[str] = []
         self.elsewhere: list[str] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from examples.llm_gateway.callers import CALLERS
 from examples.llm_gateway.model import DIES_AFTER, WORDS
@@ -118,7 +118,7 @@ def test_stop_button_stops_the_upstream(chat: Chat, upstream: ModelUpstream) -> 
     chat.page.get_by_text("You stopped it here.").wait_for()
     until(lambda: chat.outcomes()[:1] == ["You stopped it"])
     assert len(chat.answer().split()) <= made
-    assert chat.page.get_by_role("button", name="Stop").is_disabled()
+    expect(chat.page.get_by_role("button", name="Stop")).to_be_disabled()
 
 
 def test_stop_button_before_the_first_token_stops_the_upstream(
@@ -145,8 +145,7 @@ def test_closed_page_stops_the_upstream(chat: Chat, upstream: ModelUpstream) -> 
 def test_page_shows_an_error_below_a_broken_answer(chat: Chat) -> None:
     chat.ask("dies")
     alert = chat.page.get_by_role("alert")
-    alert.wait_for()
-    assert alert.text_content() == "The model broke off in the middle of its answer"
+    expect(alert).to_have_text("The model broke off in the middle of its answer")
     assert chat.answer().split() == WORDS[:DIES_AFTER]
     until(lambda: chat.outcomes()[:1] == ["Upstream died"])
     chat.ask("swift-1")  # it goes on from there
@@ -180,10 +179,10 @@ def test_page_shows_that_no_tokens_are_left(
 def test_page_disables_send_for_an_unknown_key(open_page: Open) -> None:
     chat = open_page(key="key-of-nobody", may_say="status of 401")
     chat.page.get_by_text("Not accepted: unknown key").wait_for()
-    assert chat.page.get_by_role("button", name="Send").is_disabled()
+    expect(chat.page.get_by_role("button", name="Send")).to_be_disabled()
     chat.give_key("key-of-bob")
     chat.page.get_by_text("Key accepted").wait_for()
-    assert chat.page.get_by_role("button", name="Send").is_enabled()
+    expect(chat.page.get_by_role("button", name="Send")).to_be_enabled()
 
 
 # The list
@@ -289,7 +288,7 @@ def test_page_works_by_keyboard_alone(chat: Chat, upstream: ModelUpstream) -> No
     page.keyboard.press("Enter")
     until(lambda: upstream.at_work(DEEP) == 0)
     chat.wait_until_over()
-    assert page.evaluate("document.activeElement.id") == "prompt"
+    expect(page.get_by_label("Message")).to_be_focused()
 
 
 def test_page_names_every_control_for_screen_readers(chat: Chat) -> None:
