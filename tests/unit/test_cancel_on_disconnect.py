@@ -465,7 +465,10 @@ def test_caller_who_disconnects_frees_the_upstreams(
 
 @pytest.mark.asyncio_only
 @pytest.mark.parametrize("blocks", [1, 2])
-async def test_message_that_a_server_has_taken_reaches_the_endpoint(blocks: int) -> None:
+@pytest.mark.parametrize("middleware", [False, True])
+async def test_message_that_a_server_has_taken_reaches_the_endpoint(
+    blocks: int, middleware: bool
+) -> None:
     """Granian's `receive` returns a future. To cancel it loses the message."""
     loop = asyncio.get_running_loop()
     chunks = [b"a", b"b", b"c"]
@@ -482,7 +485,11 @@ async def test_message_that_a_server_has_taken_reaches_the_endpoint(blocks: int)
         loop.call_later(1, finish)
         return future
 
-    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    async def receive_in_middleware() -> Any:
+        return await receive()
+
+    scope = {"type": "http", "method": "POST", "headers": []}
+    request = Request(scope, receive_in_middleware if middleware else receive)
     for _ in range(blocks):
         async with cancel_on_disconnect(request):
             await anyio.sleep(0.5)

@@ -8,6 +8,8 @@ import anyio
 import anyio.lowlevel
 from starlette.types import Message, Receive
 
+from .scope import find_asyncio_loop
+
 MAX_READ_AHEAD = 1024 * 1024
 """Bytes of the caller's messages that are kept for the endpoint."""
 
@@ -20,7 +22,7 @@ class Inbox:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._unfinished: asyncio.Future[Message] | None = None
+        self._unfinished: asyncio.Future[Message] | None = None  # only on asyncio
         self._messages: deque[Message] = deque()
         self._size = 0
         self._listening = True
@@ -82,15 +84,18 @@ class Inbox:
     async def _receive_next(self) -> Message:
         """Return the server's next message, and lose none if this is cancelled.
 
-        Granian's `receive` returns a future, and another thread takes the message from the
-        connection. If the future is cancelled then, the message is gone. So it stays as it is, and
-        the next call waits for it.
+        In Granian, another thread takes the message from the connection. If the `receive` of
+        Granian, or of a middleware in front of it, is cancelled then, the message is gone. So on
+        asyncio it goes on, and the next call waits for it. After the body's end there is only the
+        disconnect to lose.
         """
         if self._unfinished is None:
             message = self._receive()
-            if not asyncio.isfuture(message):
+            if not asyncio.isfuture(message) and (
+                self._body_complete or find_asyncio_loop() is None
+            ):
                 return await message
-            self._unfinished = message
+            self._unfinished = asyncio.ensure_future(message)
         result = await asyncio.shield(self._unfinished)
         self._unfinished = None
         return result

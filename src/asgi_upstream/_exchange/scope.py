@@ -61,7 +61,7 @@ class ExchangeScope:
         return not self._listener.started or self._listener.is_draining
 
     async def __aenter__(self) -> Self:
-        self._loop = _find_asyncio_loop()
+        self._loop = find_asyncio_loop()
         if self._scope is None and self._loop is not None:
             self._host_task = asyncio.current_task(self._loop)
             assert self._host_task is not None
@@ -185,7 +185,7 @@ class ExchangeScope:
         return False
 
 
-def _find_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+def find_asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """Return the running loop of asyncio, or None on trio."""
     try:
         return asyncio.get_running_loop()
