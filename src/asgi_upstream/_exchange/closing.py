@@ -7,6 +7,7 @@ import anyio
 import httpx
 
 from .._httpx.cancellation import defer_cancellation
+from .._httpx.flavors import get_library
 from .._httpx.workarounds import clean_up_after, end_connection_if_unusable
 from .._logging import logger
 from .resumable import ResumableBody
@@ -41,7 +42,7 @@ async def close_upstream(upstream: httpx.Response, *bodies: AsyncIterator[bytes]
         await defer_cancellation(close())
     finally:
         # The stream of httpx's client refers to the response, which would be a cycle.
-        upstream.stream = httpx.AsyncByteStream()
+        upstream.stream = get_library(type(upstream)).AsyncByteStream()
 
 
 async def close_generator(generator: AsyncGenerator[bytes]) -> None:

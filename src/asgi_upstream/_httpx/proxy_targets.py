@@ -15,7 +15,7 @@ from .flavors import get_library, subclass_for
 from .workarounds import find_pool
 
 
-class _ExactURL:
+class ExactURL:
     """A URL that is sent exactly as it was given. A subclass adds the base `httpx.URL`."""
 
     raw_path: bytes = b""
@@ -23,29 +23,33 @@ class _ExactURL:
 
 def has_exact_target(request: httpx.Request) -> bool:
     """Return whether the target of a request was given as raw bytes, as `forward_request` does."""
-    return "target" in request.extensions or isinstance(request.url, _ExactURL)
+    return "target" in request.extensions or isinstance(request.url, ExactURL)
 
 
 def prepare_target(client: Any, request: httpx.Request) -> None:
     """Change how a request carries its exact target if it goes to an HTTP proxy."""
     target: bytes = request.extensions.get("target", b"")
-    if not target.startswith(b"/"):
-        return
-    try:
-        pool = find_pool(client, request.url)
-    except AttributeError:  # another transport
-        return
-    if not any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__):
+    if not target.startswith(b"/") or find_proxy_pool(client, request.url) is None:
         return
     if request.url.scheme == "http":
         request.extensions["target"] = b"http://" + request.url.netloc + target
     else:
-        request.url = _make_exact_url(request.url, target)
-        request.extensions.pop("target", None)
+        set_exact_url(request, ExactURL, target)
 
 
-def _make_exact_url(url: httpx.URL, target: bytes) -> httpx.URL:
-    cls = subclass_for(_ExactURL, get_library(type(url)).URL)
-    exact = cast(Any, cls)(url)
+def find_proxy_pool(client: Any, url: httpx.URL) -> Any:
+    """Return the pool that serves a URL if it connects to an HTTP proxy, or None."""
+    try:
+        pool = find_pool(client, url)
+    except AttributeError:  # another transport
+        return None
+    return pool if any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__) else None
+
+
+def set_exact_url(request: httpx.Request, cls: type[ExactURL], target: bytes) -> None:
+    """Move the exact target of a request into its URL."""
+    exact_class = subclass_for(cls, get_library(type(request.url)).URL)
+    exact = cast(Any, exact_class)(request.url)
     exact.raw_path = target
-    return cast(httpx.URL, exact)
+    request.url = exact
+    request.extensions.pop("target", None)

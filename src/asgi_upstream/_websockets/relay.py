@@ -20,7 +20,7 @@ from .._forwarding.request import MAX_MESSAGE_BYTES, HeaderOverrides
 from .._httpx.cancellation import defer_cancellation
 from .._httpx.flavors import match_library
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
-from .._httpx.proxy_targets import prepare_target
+from .._httpx.proxy_tunnels import prepare_handshake
 from .._httpx.workarounds import clean_up_pool
 from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
@@ -198,7 +198,7 @@ class WebSocketRelay:
     async def _connect(self) -> None:
         """Send the handshake, and accept the caller if the upstream accepts."""
         try:
-            prepare_target(self._client, self.request)
+            prepare_handshake(self._client, self.request)
             response = await self._client.send(self.request, stream=True, follow_redirects=False)
         except BaseException as exc:
             await defer_cancellation(clean_up_pool(self._client, self.request.url, exc))

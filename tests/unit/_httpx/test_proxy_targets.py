@@ -12,15 +12,10 @@ from starlette.requests import Request
 
 from asgi_upstream import StreamedResponse, client_lifespan, forward_request
 from tests.support.asgi import Caller
-from tests.support.raw_upstream import RawUpstream, read_request
+from tests.support.raw_upstream import RawUpstream
+from tests.support.tunnel_proxy import TunnelProxy
 
 TARGET = b"/x;y?q=[1]"  # httpx would send %5B1%5D
-
-
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-    writer.close()
 
 
 async def forward(client: Any) -> int:
@@ -44,19 +39,10 @@ def test_forwarded_target_passes_a_tunnel_unchanged(
     tls, trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("upstream.example").configure_cert(tls)
     authority.configure_trust(trust)
-    asked: list[bytes] = []
-
-    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append((await read_request(reader)).split(b"\r\n")[0])
-        near, far = await asyncio.open_connection("127.0.0.1", upstream.port)
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        try:
-            await asyncio.gather(copy(reader, far), copy(near, writer))
-        finally:
-            far.transport.abort()
 
     async def call() -> None:
-        async with upstream, RawUpstream(tunnel) as proxy:
+        async with upstream, proxy:
+            proxy.upstream_port = upstream.port
             options: dict[str, Any] = {"verify": trust, "proxy": proxy.url}
             if how == "environment":
                 monkeypatch.setenv("HTTPS_PROXY", options.pop("proxy"))
@@ -67,8 +53,8 @@ def test_forwarded_target_passes_a_tunnel_unchanged(
             async with lifespan(None) as state:
                 assert [await forward(state["client"]) for _ in range(2)] == [200, 200]
 
-    upstream = RawUpstream(tls=tls)
+    upstream, proxy = RawUpstream(tls=tls), TunnelProxy()
     asyncio.run(call())
-    assert asked == [b"CONNECT upstream.example:443 HTTP/1.1"]
+    assert proxy.request_lines == [b"CONNECT upstream.example:443 HTTP/1.1"]
     targets = [request.split(b" ")[1] for request in upstream.requests]
     assert targets == [TARGET, TARGET]

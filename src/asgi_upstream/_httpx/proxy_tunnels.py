@@ -1,0 +1,90 @@
+# pyright: reportPrivateUsage=false
+"""Sends WebSocket handshakes through HTTP proxies.
+
+A proxy removes the Upgrade header from the requests that it forwards. So a WebSocket client asks it
+for a tunnel, also if the upstream does not speak TLS (RFC 6455 4.1). httpcore 1.0.9 starts TLS in
+each tunnel. Delete this module, except for the schemes, when its tunnels to `ws` upstreams do not.
+"""
+
+from typing import Any
+
+import httpx
+
+from .proxy_targets import ExactURL, find_proxy_pool, prepare_target, set_exact_url
+
+_HTTP_SCHEMES = {"ws": "http", "wss": "https"}
+
+
+class _TunnelURL(ExactURL):
+    """A URL with the scheme `http` for httpx, which chooses the proxy, and `ws` for httpcore."""
+
+    raw_scheme: bytes = b"ws"
+
+
+def prepare_handshake(client: Any, request: httpx.Request) -> None:
+    """Change a WebSocket handshake so that it passes an HTTP proxy, if it goes to one."""
+    _use_http_scheme(client, request)
+    pool = find_proxy_pool(client, request.url)
+    if pool is None or request.url.scheme not in ("http", "ws"):
+        prepare_target(client, request)
+        return
+    _open_plain_tunnels(pool)
+    set_exact_url(request, _TunnelURL, request.extensions.get("target", request.url.raw_path))
+
+
+def _use_http_scheme(client: Any, request: httpx.Request) -> None:
+    """Replace `ws` or `wss` unless a mount is for it. The environment's proxies are not."""
+    scheme = _HTTP_SCHEMES.get(request.url.scheme)
+    if scheme is None:
+        return
+    try:
+        is_mounted = client._transport_for_url(request.url) is not client._transport
+    except AttributeError:  # another client
+        return
+    if not is_mounted:
+        target = request.extensions.get("target")
+        request.url = request.url.copy_with(scheme=scheme)
+        if target is not None:  # A forwarded request drops it if its URL changes.
+            request.extensions["target"] = target
+
+
+def _open_plain_tunnels(pool: Any) -> None:
+    """Make a pool open tunnels without TLS to upstreams with the scheme `ws`."""
+    if "create_connection" in vars(pool):
+        return
+    create = pool.create_connection
+
+    def create_connection(origin: Any) -> Any:
+        connection = create(origin)
+        if origin.scheme == b"ws":
+            connection._connection = _ProxyConnection(connection._connection)
+        return connection
+
+    pool.create_connection = create_connection
+
+
+class _ProxyConnection:
+    """The connection to the proxy, on which no TLS to the upstream is started."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        response = await self._connection.handle_async_request(request)
+        if "network_stream" in response.extensions:
+            stream = _TunnelStream(response.extensions["network_stream"])
+            response.extensions["network_stream"] = stream
+        return response
+
+
+class _TunnelStream:
+    """The stream of a new tunnel. The only thing that httpcore does with it is to start TLS."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def start_tls(self, **_options: object) -> Any:
+        return self._stream
