@@ -45,10 +45,7 @@ _PROXY_HEADER = re.compile(
 _NOT_FORWARDED = HOP_BY_HOP | {b"host", b"expect", b"http2-settings", b"proxy"}
 # CGI, WSGI and some servers read any other character in a name as a hyphen or underscore, so other
 # spellings of a header are treated like the header itself.
-_CANONICAL = bytes(
-    byte if byte < 128 and (chr(byte).isalnum() or chr(byte) == ":") else ord("-")
-    for byte in range(256)
-)
+_CANONICAL = bytes(byte if chr(byte).isalnum() else ord("-") for byte in range(256))
 # With these schemes, a server may authenticate the whole connection (RFC 4559 6).
 _CONNECTION_AUTH_SCHEMES = (b"negotiate", b"ntlm")
 _ILLEGAL_IN_PATH = re.compile(rb"[^!-~]")

@@ -48,8 +48,6 @@ def parse_lines(data: bytes) -> list[ParsedLine]:
     if (lines := _split_lines(data)) is not None:
         return lines
     # Lines may be folded or end in a bare LF (RFC 9112 5.2, 2.2).
-    if data[:1] in b" \t":
-        raise ParseError("whitespace before the first header")
     lines = _split_lines(_BARE_LF.sub(b"\r\n", _FOLD.sub(b" ", data)))
     if lines is None:
         raise ParseError("malformed header")
