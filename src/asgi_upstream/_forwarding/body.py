@@ -11,7 +11,7 @@ from starlette.types import Scope
 from .._headers import RawHeaders, parse_content_length, remove
 from .._httpx.flavors import ByteStreamBase, describe_type, small_cache, subclass_for
 from .._httpx.interfaces import HTTPXModule
-from .._methods import WITHOUT_BODY
+from .._methods import WITH_BODY, WITHOUT_BODY
 from .read_timeout import ReadTimeout
 
 MAX_FIRST_CHUNK_WAIT = 1.0
@@ -66,8 +66,7 @@ class CallerBody(ByteStreamBase):
                 return b"", False
             finally:
                 timeout.close()
-        is_read = _get_read_body(self._request) is not None or _is_consumed(self._request)
-        return self._first_chunk, not is_read
+        return self._first_chunk, not _is_consumed(self._request)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         remaining = self._length
@@ -131,8 +130,10 @@ def choose_body(
                 f"{describe_type(request)}: take `request: Request` in the endpoint"
             )
         return raw, _empty_body(library), None
-    if (body := _get_read_body(request)) is not None and (is_framed or body):
-        return _frame_read_body(library, raw, body)
+    if (body := _get_read_body(request)) is not None:
+        if is_framed or body or scope["method"] in WITH_BODY:
+            return _frame_read_body(library, raw, body)
+        return raw, _empty_body(library), None
     if not is_framed and is_http1 and rarely_has_body:
         return raw, _empty_body(library), None
     if _is_consumed(request):

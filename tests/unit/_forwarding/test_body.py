@@ -6,9 +6,11 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import fastapi
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -24,6 +26,8 @@ from asgi_upstream import (
     get_client,
 )
 from asgi_upstream._forwarding import body as caller_bodies
+from asgi_upstream._forwarding.read_timeout import ReadTimeout
+from asgi_upstream._httpx.requests import ForwardedRequest
 from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.flavor import httpx
 from tests.support.forwarding import called
@@ -135,16 +139,118 @@ async def test_disconnect_before_unframed_body_is_quiet(hook: Any) -> None:
 
 
 @pytest.mark.parametrize(("method", "version"), [("POST", "1.1"), ("GET", "2")])
+@pytest.mark.parametrize(("body_timeout", "wait"), [(60, 1.0), (None, 1.0), (0.25, 0.25)])
 async def test_server_without_first_message_means_no_body(
-    method: str, version: str, monkeypatch: pytest.MonkeyPatch
+    method: str, version: str, body_timeout: float | None, wait: float
 ) -> None:
-    monkeypatch.setattr(caller_bodies, "MAX_FIRST_CHUNK_WAIT", 0.01)
     upstream = answering(b"ok")
     caller = make_caller(upstream, method, http_version=version)
     caller._parts.clear()
-    await called(caller, ReverseProxy())
+    start = anyio.current_time()
+    await called(caller, ReverseProxy(body_timeout=body_timeout))
+    assert anyio.current_time() - start == pytest.approx(wait, abs=0.1)
     assert caller.status == 200
     assert upstream.bodies == [b""]
+
+
+@pytest.mark.parametrize(
+    ("scope", "body"),
+    [
+        ({}, b""),
+        ({"http_version": "1.0"}, b""),
+        ({"http_version": None}, b""),
+        ({"http_version": "2"}, b"abc"),
+        ({"aws.event": {}}, b"abc"),
+        ({"azure_functions.invocation_id": "1"}, b"abc"),
+    ],
+)
+async def test_get_without_framing_has_no_body_on_http1(scope: dict[str, Any], body: bytes) -> None:
+    """But serverless adapters drop the framing headers."""
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, "GET", [b"abc"], **scope)
+    if caller.scope["http_version"] is None:
+        del caller.scope["http_version"]
+    await called(caller, ReverseProxy())
+    assert upstream.bodies == [body]
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "framing"), [("POST", b"abc", CHUNKED), ("GET", b"", {})]
+)
+async def test_request_sent_without_a_response_has_its_body(
+    method: str, body: bytes, framing: dict[str, str]
+) -> None:
+    upstream = answering(b"ok")
+    caller = make_caller(upstream, method, [b"abc"] if body else [], http_version="2")
+    client = caller.scope["state"]["client"]
+    await client.send(forward_request(client, Request(caller.scope, caller.receive)))
+    assert upstream.bodies == [body]
+    assert get_framing(upstream.requests[0]) == framing
+
+
+async def forward_chunks(
+    chunks: Sequence[bytes], headers: Sequence[tuple[bytes, bytes]] = ()
+) -> ForwardedRequest:
+    caller = make_caller(answering(), chunks=chunks, headers=headers)
+    client = caller.scope["state"]["client"]
+    request = forward_request(client, Request(caller.scope, caller.receive))
+    assert isinstance(request, ForwardedRequest)
+    await request.resolve_body()
+    return request
+
+
+async def drain(request: ForwardedRequest, sent: list[bytes]) -> None:
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    async for chunk in request.stream:
+        sent.append(chunk)
+
+
+@pytest.mark.parametrize(
+    ("length", "sent"), [(b"4", [b"abc"]), (b"9", [b"abc", b"def"]), (b"2", [])]
+)
+async def test_body_that_differs_from_its_length_is_a_400(length: bytes, sent: list[bytes]) -> None:
+    """No byte after the length is sent: the upstream would read it as the next request."""
+    request, chunks = (
+        await forward_chunks([b"abc", b"def"], [(b"content-length", length)]),
+        list[bytes](),
+    )
+    with pytest.raises(HTTPException, match="shorter than its Content-Length") as caught:
+        await drain(request, chunks)
+    assert caught.value.status_code == 400
+    assert chunks == sent
+
+
+async def test_first_chunk_is_not_sent_again() -> None:
+    request, chunks = await forward_chunks([b"abc", b"def"]), list[bytes]()
+    await drain(request, chunks)
+    assert chunks == [b"abc", b"def"]
+    with pytest.raises(httpx.StreamConsumed):
+        await drain(request, chunks)
+    assert chunks == [b"abc", b"def"]
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"6")]])
+@pytest.mark.parametrize("chunks", [[b"abcdef"], [b"abc", b"def"]])
+async def test_no_read_timeout_is_open_after_the_body(
+    headers: list[tuple[bytes, bytes]], chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its timer would be in the event loop for a minute."""
+    timeouts: set[ReadTimeout] = set()
+
+    class CountedTimeout(ReadTimeout):
+        def __init__(self, seconds: float | None) -> None:
+            super().__init__(seconds)
+            timeouts.add(self)
+
+        def close(self) -> None:
+            super().close()
+            timeouts.remove(self)
+
+    monkeypatch.setattr(caller_bodies, "ReadTimeout", CountedTimeout)
+    upstream = answering(b"ok")
+    await called(make_caller(upstream, chunks=chunks, headers=headers), ReverseProxy())
+    assert upstream.bodies == [b"abcdef"]
+    assert not timeouts
 
 
 @pytest.mark.parametrize(
@@ -166,7 +272,7 @@ async def test_body_that_stalls_is_answered_408(
     if chunks is None:
         caller._parts.clear()
     await called(caller, ReverseProxy(body_timeout=0.05))
-    assert caller.status == 408
+    assert (caller.status, caller.body) == (408, b"The request body did not arrive in time")
     assert upstream.open == 0
     assert upstream.bodies == []
 
@@ -252,6 +358,32 @@ async def test_body_that_was_read_is_sent_with_its_length(
     assert get_framing(upstream.requests[0]) == {"content-length": "6"}
 
 
+@pytest.mark.parametrize(
+    ("method", "headers", "framing"),
+    [
+        ("POST", [], {"content-length": "0"}),
+        ("POST", [(b"content-length", b"0")], {"content-length": "0"}),
+        ("POST", [(b"transfer-encoding", b"chunked")], {"content-length": "0"}),
+        ("DELETE", [], {}),
+        ("GET", [], {}),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_empty_body_that_was_read_is_forwarded(
+    method: str, headers: list[tuple[bytes, bytes]], framing: dict[str, str], version: str
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        assert await request.body() == b""
+        client = request.state.client
+        return StreamedResponse(client, forward_request(client, request))
+
+    upstream = answering(b"ok")
+    app = Starlette(routes=[Route("/", endpoint, methods=[method])])
+    await called(make_caller(upstream, method, headers=headers, http_version=version), app)
+    assert upstream.bodies == [b""]
+    assert get_framing(upstream.requests[0]) == framing
+
+
 async def test_body_that_was_read_and_is_short_is_answered_400() -> None:
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -302,7 +434,9 @@ async def test_empty_body_that_was_consumed_is_no_error() -> None:
     app = Starlette(routes=[Route("/", endpoint, methods=["GET", "POST"])])
     empty = [(b"content-length", b"0")]
     assert (await called(make_caller(upstream, headers=empty), app)).status == 200
-    assert (await called(make_caller(upstream, "GET"), app)).status == 200
+    for version in ("1.1", "2"):
+        caller = make_caller(upstream, "GET", http_version=version)
+        assert (await called(caller, app)).status == 200
 
 
 @pytest.mark.parametrize("method", ["G\xc9T", "GET X", "", "A\tB"])
