@@ -48,10 +48,11 @@ async def test_a_body_of_known_length_is_sent_with_it(method: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_body_of_unknown_length_is_sent_in_chunks() -> None:
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_body_of_unknown_length_is_sent_in_chunks(method: str) -> None:
     upstream = answering(b"ok")
     caller_sent = [(b"transfer-encoding", b"chunked"), (b"content-length", b"6")]
-    await forwarded(upstream, "/", "POST", headers=caller_sent, body=[b"ab", b"cdef"])
+    await forwarded(upstream, "/", method, headers=caller_sent, body=[b"ab", b"cdef"])
     assert upstream.bodies == [b"abcdef"]
     assert values(upstream.requests[0], b"transfer-encoding") == [b"chunked"]
     assert not values(upstream.requests[0], b"content-length")

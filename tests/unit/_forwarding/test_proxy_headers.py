@@ -177,7 +177,7 @@ def test_peer_that_a_header_cannot_hold_has_question_marks() -> None:
     assert values(fields, b"x-forwarded-for") == [b"c?"]
 
 
-@pytest.mark.parametrize("scope", [{"client": None}, {"client": ()}])
+@pytest.mark.parametrize("scope", [{"client": None}, {"client": ()}, {"client": ("", 0)}])
 def test_a_unix_socket_has_no_peer_to_name(scope: dict[str, Any]) -> None:
     raw = [(b"x-forwarded-for", b"spoofed"), (b"host", b"h")]
     assert [name for name, _ in forwarded(raw, **scope)] == [
