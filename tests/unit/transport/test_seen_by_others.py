@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pytest_httpx import HTTPXMock
 
 from asgi_upstream import StreamedResponse
-from asgi_upstream._httpx.fast_path import direct_transport
+from asgi_upstream._httpx.fast_path import _guard_methods, direct_transport
 from asgi_upstream.errors import UpstreamConnectError
 from tests.support.asgi import Caller
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpcore, httpx
@@ -322,6 +322,23 @@ async def test_a_client_with_nothing_to_do_goes_the_short_way() -> None:
     # Or this module has lost touch with httpx's private names, and every exchange pays for it.
     async with shared(AsyncioTransport, MOCKED) as client:
         assert direct_transport(client, client.build_request("GET", "/")) is client._transport
+
+
+async def test_short_way_is_taken_after_a_first_request_was_mocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flavor: Any = AsyncioTransport._flavor
+    monkeypatch.delitem(vars(flavor), "core", raising=False)
+    _guard_methods.cache_clear()  # type: ignore[attr-defined]
+    async with shared(AsyncioTransport, MOCKED) as client:
+        request = client.build_request("GET", "/")
+        with monkeypatch.context() as patch:
+            patch.setattr(httpx.AsyncClient, "send", hook)
+            patch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", hook)
+            assert not flavor.is_intact()
+            assert direct_transport(client, request) is None
+        assert flavor.is_intact()
+        assert direct_transport(client, request) is client._transport
 
 
 class Subclass(httpx.AsyncClient):
