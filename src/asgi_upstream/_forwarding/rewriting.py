@@ -47,7 +47,7 @@ def rewrite_locations(
         mount: The raw path under which callers reach the upstream.
         hosts: Other names that the upstream knows itself by, such as the caller's Host.
     """
-    origins = {_origin(base), *(_parse_host(host) for host in hosts)} - {_NO_ORIGIN}
+    origins = {_origin(base, base.scheme), *(_parse_host(host) for host in hosts)} - {_NO_ORIGIN}
 
     def map_url(url: bytes) -> bytes:
         return _rewrite_url(url, origins, base, mount)
@@ -90,7 +90,7 @@ def _rewrite_url(url: bytes, origins: Collection[Origin], base: httpx.URL, mount
     end = _PATH_END.search(rest)
     path = rest[: end.start()] if end else rest
     mapped = _map_path(path, base, mount)
-    if mapped is None or (mapped and not mapped.startswith(b"/")):
+    if mapped is None or not mapped.startswith(b"/"):
         return url
     if _HOST_START.match(mapped):  # A dot segment before it keeps it a path (RFC 3986 4.2).
         mapped = b"/." + mapped
@@ -108,10 +108,9 @@ def _names_upstream(url: bytes, origins: Collection[Origin], base: httpx.URL) ->
         return False
 
 
-def _origin(url: httpx.URL, scheme: str | None = None) -> Origin:
+def _origin(url: httpx.URL, scheme: str) -> Origin:
     """Return the host and the port. The scheme's default port is None."""
-    port = url.port
-    return url.host, None if port == _DEFAULT_PORTS.get(scheme or url.scheme) else port
+    return url.host, None if url.port == _DEFAULT_PORTS.get(scheme) else url.port
 
 
 def _parse_host(host: bytes) -> Origin:
@@ -128,7 +127,7 @@ def _rewrite_refresh(value: bytes, map_url: Callable[[bytes], bytes]) -> bytes:
     assert match is not None  # The pattern matches any value.
     assert match.lastgroup is not None
     start, end = match.span(match.lastgroup)
-    return value[:start] + map_url(value[start:end]) + value[end:] if start < end else value
+    return value[:start] + map_url(value[start:end]) + value[end:]
 
 
 def _rewrite_link(match: re.Match[bytes], map_url: Callable[[bytes], bytes]) -> bytes:
@@ -156,7 +155,7 @@ def _rewrite_cookie(value: bytes, base: httpx.URL, mount: bytes) -> bytes:
 
 
 def _base_path(base: httpx.URL) -> bytes:
-    return unquote_to_bytes(base.raw_path.partition(b"?")[0]).rstrip(b"/")
+    return unquote_to_bytes(base.raw_path.partition(b"?")[0])
 
 
 def _map_path(path: bytes, base: httpx.URL, mount: bytes) -> bytes | None:

@@ -176,7 +176,7 @@ def split_prefix(scope: Scope, prefix: str | None) -> tuple[bytes, bytes]:
         hidden_root = quote(server_root).encode()
         rest = strip_prefix(raw, own_prefix)
     if rest is not None:
-        return hidden_root + raw[: len(raw) - len(rest)].rstrip(b"/"), rest
+        return hidden_root + raw[: len(raw) - len(rest)], rest
     if not raw.startswith(b"/"):
         raise HTTPException(400, _PATH_REJECTED)
     raise PrefixMismatch(
