@@ -442,7 +442,8 @@ async def test_empty_body_that_was_consumed_is_no_error() -> None:
 @pytest.mark.parametrize("method", ["G\xc9T", "GET X", "", "A\tB"])
 async def test_invalid_method_is_answered_400(method: str) -> None:
     upstream = answering(b"ok")
-    assert (await called(make_caller(upstream, method), ReverseProxy())).status == 400
+    caller = await called(make_caller(upstream, method), ReverseProxy())
+    assert (caller.status, caller.body) == (400, b"Invalid method")
     assert not upstream.requests
 
 

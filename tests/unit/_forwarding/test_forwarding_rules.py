@@ -141,6 +141,32 @@ async def test_redirect_and_cookie_of_prefixed_upstream_stay() -> None:
 
 
 @pytest.mark.anyio
+async def test_cookies_alone_are_mapped_if_redirects_are_not() -> None:
+    headers = [("location", "/login"), ("set-cookie", "a=1; Path=/; Domain=up.example")]
+    caller = await relay(headers, status=302, rewrite_cookies=True)
+    assert caller.values("location") == ["/login"]
+    assert caller.values("set-cookie") == ["a=1; Path=/api/"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Host", "/api/login"),
+        ("X-Forwarded-Host", "/api/login"),
+        ("X-Other", "http://public.example/login"),
+    ],
+)
+async def test_redirect_uses_the_hosts_that_on_request_has_set(name: str, expected: str) -> None:
+    def set_header(request: httpx.Request) -> None:
+        request.headers[name] = "public.example"
+
+    headers = [("location", "http://public.example/login")]
+    caller = await relay(headers, status=302, rewrite_redirects=True, on_request=set_header)
+    assert caller.values("location") == [expected]
+
+
+@pytest.mark.anyio
 async def test_redirect_uses_host_of_a_trusted_proxy() -> None:
     client = httpx.AsyncClient(
         transport=answering(status=302, headers=[("location", "https://public.example/login")]),

@@ -57,6 +57,8 @@ def test_client_headers_win_over_repeated_headers_and_twins() -> None:
     assert values(outgoing, b"user-agent") == [b"gateway/1"]
     assert values(outgoing, b"x-api-keys") == [b"kept"]
     assert not any(b"_" in name for name, _ in outgoing.headers.raw)
+    assert outgoing.headers.raw[0] == (b"host", b"up.example")
+    assert not values(outgoing, b"accept-encoding")  # httpx adds it to every client
 
 
 def test_a_header_of_the_clients_with_an_underscore_wins_too() -> None:

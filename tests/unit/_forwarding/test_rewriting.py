@@ -309,6 +309,11 @@ def test_without_a_mount_a_location_becomes_a_path() -> None:
     assert location(b"/v1?a", WITH_PATH, b"") == b"/?a"
 
 
+def test_location_that_no_caller_can_reach_stays_without_a_mount() -> None:
+    outside = b"http://up.example:8080/v2/a"
+    assert location(outside, WITH_PATH, b"") == outside
+
+
 @pytest.mark.parametrize(
     ("value", "base"),
     [

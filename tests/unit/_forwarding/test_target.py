@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from asgi_upstream import forward_request
-from asgi_upstream._forwarding.target import get_raw_path, is_path_traversal, strip_prefix
+from asgi_upstream._forwarding.target import (
+    Base,
+    _bases,
+    find_base,
+    get_raw_path,
+    is_path_traversal,
+    split_prefix,
+    strip_prefix,
+)
 from tests.support.examples import count_examples
 from tests.support.flavor import httpx
 
@@ -100,6 +108,34 @@ def test_encoded_path_is_legal_and_decodes_to_the_same_path(path: str) -> None:
     assert unquote_to_bytes(raw).decode() == "/" + path
 
 
+# --- find_base -----------------------------------------------------------------------------
+
+
+def test_parts_of_a_base_url_are_kept_unless_it_has_a_password() -> None:
+    url = httpx.URL("http://up.example:81/v1/")
+    assert find_base(url) == Base(url, b"/v1", b"up.example:81")
+    assert find_base(url) is find_base(url)
+    secret = httpx.URL("http://user:pw@up.example/v1/")
+    assert find_base(secret).path == b"/v1"
+    assert secret not in [base.url for base in _bases.values()]
+
+
+def test_base_url_in_the_memory_of_an_older_one_is_not_mixed_up() -> None:
+    url, older = httpx.URL("http://new.example"), httpx.URL("http://old.example")
+    _bases.keep(id(url), find_base(older))
+    assert find_base(url).netloc == b"new.example"
+
+
+# --- split_prefix --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", [{}, {"root_path": None}, {"root_path": ""}])
+def test_path_without_a_slash_is_answered_400(scope: dict[str, Any]) -> None:
+    with pytest.raises(HTTPException, match="Invalid path") as caught:
+        split_prefix({"path": "*", "raw_path": b"*", **scope}, None)
+    assert caught.value.status_code == 400
+
+
 # --- after_prefix --------------------------------------------------------------------------
 
 
@@ -138,6 +174,7 @@ def test_what_follows_a_prefix(raw: bytes, prefix: bytes, rest: bytes) -> None:
         (b"/api", b"/ap"),
         (b"/ap", b"/api"),
         (b"/ap", b"/api/"),
+        (b"/ap", b"/ap\0"),
         (b"/apix/a", b"/api"),
         (b"/api.a", b"/api"),
         (b"/api%61/a", b"/api"),
