@@ -209,10 +209,11 @@ def test_options_reach_the_fast_transport(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         open_on("asyncio", httpx.AsyncClient, {"cert": str(tmp_path / "missing.pem")})
     options = {"verify": False, "limits": httpx.Limits(max_connections=7), "trust_env": False}
-    transport = open_on("asyncio", httpx.AsyncClient, options)._transport
+    client = open_on("asyncio", httpx.AsyncClient, options)
+    transport = client._transport
     assert transport._connector._tls.verify_mode is ssl.CERT_NONE
     assert transport._asyncio_pool._max_connections == 7
-    assert transport.trust_env is False
+    assert (client.trust_env, transport.trust_env) == (False, False)
 
 
 def test_option_that_httpx_does_not_have_is_refused() -> None:

@@ -195,3 +195,27 @@ async def test_connecting_is_tried_again_as_often_as_asked() -> None:
             connection.sendall(OK)
             assert (await trying).text == "ok"
             connection.close()
+
+
+@pytest.mark.backends("asyncio")  # The clock of uvloop cannot be replaced.
+@pytest.mark.parametrize(
+    ("options", "age"),
+    [({}, 3600), ({"max_connection_age": 100}, 100), ({"max_connection_age": None}, None)],
+)
+async def test_connection_of_the_maximum_age_is_replaced(
+    options: dict[str, Any], age: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The age is up to a tenth shorter, at random."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead)
+    limits = httpx.Limits(keepalive_expiry=None)
+    async with RawUpstream() as upstream, client(upstream, limits=limits, **options) as c:
+        await c.get("/")
+        ahead = 0.8 * (age or 1e9)
+        await c.get("/")
+        assert len(upstream.peers) == 1
+        ahead = 1.1 * (age or 1e9)
+        await c.get("/")  # After this request it is closed.
+        await c.get("/")
+    assert len(upstream.peers) == (1 if age is None else 2)
