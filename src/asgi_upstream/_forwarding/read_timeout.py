@@ -62,10 +62,9 @@ class ReadTimeout:
                 task.uncancel()
 
     def close(self) -> None:
-        """Cancel the timer."""
+        """Cancel the timer after the last read."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

@@ -11,7 +11,7 @@ import fastapi
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Message
@@ -395,6 +395,16 @@ async def test_body_that_was_read_and_is_short_is_answered_400() -> None:
     caller = make_caller(upstream, chunks=[b"abc"], headers=[(b"content-length", b"6")])
     assert (await called(caller, app)).status == 400
     assert not upstream.requests
+
+
+def test_body_of_a_connection_that_is_no_request_is_an_error() -> None:
+    """A dependency with `HTTPConnection` has no way to read the body."""
+    client = answering().client()
+    caller = make_caller(answering(), headers=[(b"content-length", b"3")])
+    with pytest.raises(TypeError, match=r"not starlette\.HTTPConnection: take `request: Request`"):
+        forward_request(client, HTTPConnection(caller.scope))
+    caller.scope["headers"] = []
+    assert get_framing(forward_request(client, HTTPConnection(caller.scope))) == {}
 
 
 async def read_form(request: Request) -> None:

@@ -53,6 +53,34 @@ def test_slow_read_raises_and_leaves_no_cancellation(loop: VirtualLoop) -> None:
     loop.run_until_complete(run())
 
 
+def test_read_after_a_long_pause_is_limited(loop: VirtualLoop) -> None:
+    async def run() -> None:
+        timeout = ReadTimeout(1.0)
+        await timeout.limit(read(0.5))
+        await asyncio.sleep(3)
+        with pytest.raises(TimeoutError):
+            await timeout.limit(read(2))
+        timeout.close()
+
+    loop.run_until_complete(run())
+
+
+def test_cancellation_after_a_timeout_is_a_cancellation(loop: VirtualLoop) -> None:
+    async def run() -> None:
+        timeout = ReadTimeout(1.0)
+        with pytest.raises(TimeoutError):
+            await timeout.limit(read(2))
+        task = asyncio.current_task()
+        assert task is not None
+        loop.call_later(0.5, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await timeout.limit(read(2))
+        assert task.uncancel() == 0
+        timeout.close()
+
+    loop.run_until_complete(run())
+
+
 def test_read_that_swallows_the_cancellation_leaves_none(loop: VirtualLoop) -> None:
     async def stubborn() -> str:
         try:
