@@ -342,8 +342,9 @@ def test_body_timeout_that_is_not_positive_is_refused(seconds: Any) -> None:
     "headers", [[(b"transfer-encoding", b"chunked")], [(b"content-length", b"6")], []]
 )
 @pytest.mark.parametrize("version", ["1.1", "2"])
+@pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
 async def test_body_that_was_read_is_sent_with_its_length(
-    headers: list[tuple[bytes, bytes]], version: str
+    headers: list[tuple[bytes, bytes]], version: str, method: str
 ) -> None:
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -351,8 +352,10 @@ async def test_body_that_was_read_is_sent_with_its_length(
         return StreamedResponse(client, forward_request(client, request))
 
     upstream = answering(b"ok")
-    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
-    caller = make_caller(upstream, chunks=[b"abc", b"def"], headers=headers, http_version=version)
+    app = Starlette(routes=[Route("/", endpoint, methods=[method])])
+    caller = make_caller(
+        upstream, method, chunks=[b"abc", b"def"], headers=headers, http_version=version
+    )
     await called(caller, app)
     assert upstream.bodies == [b"abcdef"]
     assert get_framing(upstream.requests[0]) == {"content-length": "6"}
@@ -364,6 +367,7 @@ async def test_body_that_was_read_is_sent_with_its_length(
         ("POST", [], {"content-length": "0"}),
         ("POST", [(b"content-length", b"0")], {"content-length": "0"}),
         ("POST", [(b"transfer-encoding", b"chunked")], {"content-length": "0"}),
+        ("DELETE", [(b"transfer-encoding", b"chunked")], {"content-length": "0"}),
         ("DELETE", [], {}),
         ("GET", [], {}),
     ],
