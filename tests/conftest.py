@@ -3,6 +3,7 @@ what is of httpx alone."""
 
 import gc
 import os
+import ssl
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def _report_leaks_where_they_happen() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _trust_a_short_list_of_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each client loads the list of certifi or of the machine, which takes 20 ms.
+    """Each client loads the list of certifi or of the machine, which takes 20 ms or more.
 
     No test needs what is on it. Processes that tests start have the short list too.
     """
@@ -88,6 +89,8 @@ def _trust_a_short_list_of_authorities(tmp_path_factory: pytest.TempPathFactory)
     trustme.CA().cert_pem.write_to_path(str(file))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certifi, "where", lambda: str(file))
+        paths = ssl.get_default_verify_paths()._replace(openssl_cafile=str(file), openssl_capath="")
+        patch.setattr(ssl, "get_default_verify_paths", lambda: paths)  # httpx2 asks it
         patch.setenv("SSL_CERT_FILE", str(file))
         patch.delenv("SSL_CERT_DIR", raising=False)
         yield
