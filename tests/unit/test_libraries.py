@@ -239,8 +239,10 @@ async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @both
 @transports
 async def test_websocket_failure_has_the_librarys_exception_as_cause(
-    library: Any, is_fast: bool
+    library: Any, is_fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # None of these upstreams answers a close.
+    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 0.1)
     records: list[ExchangeRecord] = []
     timeout = library.Timeout(5, read=0.5)
     options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}

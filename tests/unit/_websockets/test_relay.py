@@ -41,6 +41,12 @@ else:
     from httpx2.websockets import ASGIWebSocketTransport
 
 
+@pytest.fixture(autouse=True)
+def short_closing_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ASGIWebSocketTransport` never answers a close, and TestClient's loop has no virtual time."""
+    monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 0.1)
+
+
 async def echo(websocket: WebSocket) -> None:
     """The upstream: says where it was asked for, and then what it hears."""
     await websocket.accept(subprotocol=next(iter(websocket.scope["subprotocols"]), None))
