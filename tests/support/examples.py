@@ -1,4 +1,5 @@
-"""How many examples a property-based test tries: `make test-all` tries ten times as many."""
+"""How many examples a property-based test tries: `make test-all` ten times as many as `make test`,
+and `make test-unit` a third."""
 
 import os
 

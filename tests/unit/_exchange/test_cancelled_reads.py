@@ -229,7 +229,9 @@ async def test_caller_who_disconnects_ends_the_cancelled_read() -> None:
 
 
 @pytest.mark.real_time
-@pytest.mark.parametrize("on_response", [None, lambda response: None])
+@pytest.mark.parametrize(
+    "on_response", [None, pytest.param(lambda response: None, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("cancel", CANCELS)
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=pytest.mark.asyncio_only), False])
 async def test_cancelled_read_of_a_real_transport_loses_nothing(

@@ -115,6 +115,7 @@ async def test_many_short_messages_let_other_tasks_run() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.asyncio_only
 async def test_message_in_many_fragments_takes_memory_of_its_bytes() -> None:
     fragments = b"\x01\x00" + b"\x00\x02ab" * 12_000 + b"\x00\x00" * 12_000 + b"\x80\x04\r\n\rc"
     await Pouring(b"").calls()  # what is made once
