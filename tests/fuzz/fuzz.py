@@ -72,7 +72,7 @@ class Answer:
     until_close: bool
 
 
-class Case:
+class FuzzCase:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         # A kind upstream breaks nothing and waits for ever, so connections are used again, and who
@@ -457,7 +457,7 @@ class Case:
 
 
 class _Transport(InMemory):
-    def __init__(self, case: Case, **options: Any) -> None:
+    def __init__(self, case: FuzzCase, **options: Any) -> None:
         super().__init__(case.connected, **options)
         self._case = case
 
@@ -503,7 +503,7 @@ def fuzz(seed: int) -> None:
         AssertionError: something went wrong, by the seed.
     """
     loop = VirtualLoop()
-    case = Case(seed)
+    case = FuzzCase(seed)
     try:
         loop.run_until_complete(case.run())
         loop.run_until_complete(_closed_one_by_one(loop))

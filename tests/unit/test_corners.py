@@ -85,14 +85,14 @@ async def test_a_close_with_a_timeout_of_its_own_ends_by_it() -> None:
 async def test_a_close_that_waits_is_shielded_from_a_cancelled_scope() -> None:
     stream = ClosingBy(lambda: anyio.sleep(0.1))
 
-    class Stuck(Caller):
+    class StuckCaller(Caller):
         async def send(self, message: Any) -> None:
             await anyio.sleep(60)
 
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=stream))
     client = httpx.AsyncClient(transport=transport, base_url="http://x")
     response = StreamedResponse(client, client.build_request("GET", "/"))
-    caller = Stuck()
+    caller = StuckCaller()
     with anyio.move_on_after(0.05):
         await response(caller.scope, caller.receive, caller.send)
     assert stream.closed

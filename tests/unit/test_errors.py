@@ -200,10 +200,10 @@ def test_raise_for_status_becomes_an_upstream_error() -> None:
 
 
 def test_subclass_of_an_httpx_exception_maps_as_its_parent() -> None:
-    class Own(httpx.ConnectTimeout):
+    class OwnConnectTimeout(httpx.ConnectTimeout):
         pass
 
-    assert type(raised_as(Own("x"))) is UpstreamTimeout
+    assert type(raised_as(OwnConnectTimeout("x"))) is UpstreamTimeout
 
 
 @pytest.mark.parametrize(

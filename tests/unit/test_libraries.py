@@ -366,13 +366,13 @@ async def test_a_library_has_all_that_is_asked_of_one(library: ModuleType) -> No
 
 
 async def test_httpx2_exception_matches_its_httpx_name_or_bases() -> None:
-    class Own(httpx2.ConnectTimeout):
+    class OwnConnectTimeout(httpx2.ConnectTimeout):
         pass
 
     assert is_httpx_error(httpx2.ReadTimeout(""), httpx.ReadTimeout)
     assert is_httpx_error(httpx2.ReadTimeout(""), httpx.TimeoutException)
     assert not is_httpx_error(httpx2.ReadTimeout(""), httpx.ConnectTimeout)
-    assert is_httpx_error(Own(""), httpx.TimeoutException)
+    assert is_httpx_error(OwnConnectTimeout(""), httpx.TimeoutException)
     assert is_httpx_error(httpx2.SSEError(""), httpx.RequestError)  # which httpx has not
     assert not is_httpx_error(TimeoutError(), httpx.TimeoutException)
     with pytest.raises(UpstreamConnectError), upstream_errors():

@@ -87,12 +87,12 @@ async def test_nothing_is_opened_before_start_up() -> None:
 async def test_a_sync_client_is_closed_in_a_worker_thread() -> None:
     closed_in: list[int] = []
 
-    class Client(httpx.Client):
+    class ThreadRecordingClient(httpx.Client):
         def close(self) -> None:
             closed_in.append(threading.get_ident())
             super().close()
 
-    async with client_lifespan(Client)(None) as state:
+    async with client_lifespan(ThreadRecordingClient)(None) as state:
         client = state["client"]
         assert isinstance(client, httpx.Client)
         assert not client.is_closed
@@ -102,12 +102,12 @@ async def test_a_sync_client_is_closed_in_a_worker_thread() -> None:
 
 
 async def test_a_subclass_is_a_factory() -> None:
-    class Client(httpx.AsyncClient):
+    class Subclass(httpx.AsyncClient):
         pass
 
-    async with client_lifespan(Client, base_url="http://x")(None) as state:
+    async with client_lifespan(Subclass, base_url="http://x")(None) as state:
         client = state["client"]
-        assert isinstance(client, Client)
+        assert isinstance(client, Subclass)
     assert client.is_closed
 
 

@@ -234,7 +234,7 @@ async def test_a_deadline_in_the_body_is_a_504_when_buffered() -> None:
 
 
 async def test_a_deadline_counts_the_callers_reading() -> None:
-    class Stuck(Caller):
+    class SlowCaller(Caller):
         async def send(self, message: Any) -> None:
             if message.get("body"):
                 await anyio.sleep(30)
@@ -242,7 +242,7 @@ async def test_a_deadline_counts_the_callers_reading() -> None:
 
     upstream = answering(b"a", b"b")
     with anyio.fail_after(50), pytest.raises(UpstreamTimeout):
-        await Stuck().call(answer_of(upstream, deadline=0.1))
+        await SlowCaller().call(answer_of(upstream, deadline=0.1))
     assert upstream.open == 0
 
 

@@ -99,12 +99,12 @@ async def test_on_response_may_answer_after_the_upstream_is_closed(
     upstream = answering(b"x", b"y")
     open_at_start: list[int] = []
 
-    class Own(PlainTextResponse):
+    class CountingResponse(PlainTextResponse):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             open_at_start.append(upstream.open)
             await super().__call__(scope, receive, send)
 
-    caller = await called(upstream, cls, on_response=lambda r: Own("own", 202))
+    caller = await called(upstream, cls, on_response=lambda r: CountingResponse("own", 202))
     assert (caller.status, caller.body) == (202, b"own")
     assert caller.complete
     assert open_at_start == [0]

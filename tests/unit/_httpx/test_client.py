@@ -123,11 +123,11 @@ async def test_lifespan_client_is_a_caching_async_client(library: Any) -> None:
 
 @pytest.mark.anyio
 async def test_lifespan_leaves_a_subclass_of_the_app_alone() -> None:
-    class Client(httpx.AsyncClient):
+    class Subclass(httpx.AsyncClient):
         pass
 
-    async with client_lifespan(Client)(None) as state:
-        assert type(state["client"]) is Client
+    async with client_lifespan(Subclass)(None) as state:
+        assert type(state["client"]) is Subclass
 
 
 @pytest.mark.anyio

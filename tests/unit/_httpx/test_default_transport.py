@@ -73,7 +73,7 @@ def make_transport(make: Callable[[], object]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Case:
+class ClientCase:
     """A client, and the transport that it gets.
 
     Attributes:
@@ -91,14 +91,16 @@ class Case:
     also_on_httpx2: bool = True
 
 
-def with_options(row: str, transport: str, *options: dict[str, Any], **case: Any) -> list[Case]:
-    return [Case(row, transport, partial(dict, each), **case) for each in options]
+def with_options(
+    row: str, transport: str, *options: dict[str, Any], **case: Any
+) -> list[ClientCase]:
+    return [ClientCase(row, transport, partial(dict, each), **case) for each in options]
 
 
 def with_environment(
     row: str, transport: str, *environments: dict[str, str], **options: Any
-) -> list[Case]:
-    return [Case(row, transport, lambda: options, environment=each) for each in environments]
+) -> list[ClientCase]:
+    return [ClientCase(row, transport, lambda: options, environment=each) for each in environments]
 
 
 OPTIONS_ROW = "`limits=`, `verify=`, `cert=`, `trust_env=`"
@@ -133,7 +135,7 @@ CASES = [
         {"SSL_CERT_FILE": certifi.where()},
         {"SSL_CERT_DIR": str(Path(certifi.where()).parent)},
     ),
-    Case("`httpx2.AsyncClient` as the factory", FAST_OF_HTTPX2, factory=httpx2.AsyncClient),
+    ClientCase("`httpx2.AsyncClient` as the factory", FAST_OF_HTTPX2, factory=httpx2.AsyncClient),
     *with_options("trio", HTTPX, {}, {"limits": httpx.Limits()}, {"verify": False}, backend="trio"),
     *with_options(
         "`http2=True`, `http1=False`", HTTPX, {"http2": True}, {"http1": False, "http2": True}
@@ -144,11 +146,11 @@ CASES = [
     *with_environment(NO_PROXY_ROW, FAST, *PROXIES, trust_env=False),
     *with_environment(NO_PROXY_ROW, FAST, *({**each, "NO_PROXY": "*"} for each in PROXIES)),
     *(
-        Case(FACTORY_ROW, FACTORY, factory=factory, also_on_httpx2=False)
+        ClientCase(FACTORY_ROW, FACTORY, factory=factory, also_on_httpx2=False)
         for factory in (Subclass, make_client, httpx.Client)
     ),
     *(
-        Case("`transport=`", GIVEN, partial(make_transport, make), also_on_httpx2=False)
+        ClientCase("`transport=`", GIVEN, partial(make_transport, make), also_on_httpx2=False)
         for make in (httpx.AsyncHTTPTransport, AsyncioTransport, mock)
     ),
 ]
@@ -174,7 +176,7 @@ def open_on(backend: str, factory: Any, options: Mapping[str, Any]) -> Any:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.row)
 def test_client_gets_the_transport_of_the_table(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    case: ClientCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value)
