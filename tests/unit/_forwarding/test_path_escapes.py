@@ -107,6 +107,8 @@ def test_a_slash_in_any_disguise_is_seen(path: bytes) -> None:
         b"%e3%85%a4",  # Hangul filler
         b"%f3%a0%80%a1",  # tag
         b"%00",
+        b"%7f",  # delete
+        b"+",  # a space in forms
         b"%c2%a0",
         b"%e2%80%a8",
         b"%25ff",
