@@ -155,6 +155,15 @@ def test_headers_function_gets_and_returns_the_list_to_send() -> None:
     assert values(outgoing, b"x-new") == [b"1"]
 
 
+@pytest.mark.parametrize("name", ["", "x y", "x:", "x\r\nx-admin"])
+def test_header_of_the_endpoint_with_an_invalid_name_is_a_400(name: str) -> None:
+    raw = [(name.encode(), b"1")]
+    for headers in ({name: "1"}, lambda _: raw):
+        with pytest.raises(HTTPException, match="Malformed header") as caught:
+            forward_request(client_of(), request_of(), headers=headers)
+        assert caught.value.status_code == 400
+
+
 @pytest.mark.parametrize("value", ["a\r\nx-admin: 1", "a\n", "a\0"])
 def test_a_line_break_that_an_author_puts_in_a_header_is_refused(value: str) -> None:
     # The value may be a caller's, from a decoded path or a JSON body.
