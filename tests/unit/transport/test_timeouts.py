@@ -18,6 +18,7 @@ from tests.support.raw_upstream import (
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
+long_wait = pytest.mark.backends("asyncio", pytest.param("uvloop", marks=pytest.mark.exhaustive))
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,6 +44,7 @@ async def test_silent_upstream_is_a_read_timeout(serve: Serve) -> None:
         await aeventually(lambda: not upstream.open)
 
 
+@long_wait
 async def test_each_read_has_the_whole_read_timeout() -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -143,6 +145,7 @@ async def read_all(response: httpx.Response) -> None:
         pass
 
 
+@long_wait
 async def test_failed_or_cancelled_read_frees_the_connection() -> None:
     """Without a call to `aclose`."""
     limits = httpx.Limits(max_connections=1)

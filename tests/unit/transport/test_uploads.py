@@ -18,6 +18,7 @@ from tests.support.raw_upstream import RawUpstream, client
 from tests.support.waiting import aeventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "uvloop")]
+long_wait = pytest.mark.backends("asyncio", pytest.param("uvloop", marks=pytest.mark.exhaustive))
 
 
 async def test_the_response_is_read_while_the_body_is_sent() -> None:
@@ -70,6 +71,7 @@ async def test_long_upload_arrives_whole_after_an_early_response() -> None:
     assert answer == expected
 
 
+@long_wait
 async def test_read_timeout_does_not_run_during_the_upload() -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"a"
