@@ -25,14 +25,14 @@ from asgi_upstream import (
 from asgi_upstream.transport import PoolState
 from tests.support.asgi import Caller
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
+from tests.support.marks import ignore_httpcore_generators
 from tests.support.upstream import Upstream
 from tests.support.waiting import aeventually
 
 recorded_tests = [
     pytest.mark.process,
     pytest.mark.anyio,
-    # httpcore closes no generator that it gives up, and trio tells of each.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
+    ignore_httpcore_generators,
 ]
 
 

@@ -24,12 +24,12 @@ from asgi_upstream import (
 from asgi_upstream.testing import Upstream
 from tests.support.asgi import Caller, InMemoryUpstream, answering
 from tests.support.flavor import AsyncioTransport, httpx
+from tests.support.marks import ignore_httpcore_generators
 
 pytestmark = [
     pytest.mark.virtual_time,
     pytest.mark.anyio,
-    # httpcore does not close the generators of a body that was not read, and trio warns of each.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
+    ignore_httpcore_generators,
 ]
 
 

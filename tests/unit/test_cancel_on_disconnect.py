@@ -32,13 +32,13 @@ from asgi_upstream import (
 from asgi_upstream.testing import Upstream, serve
 from tests.support.asgi import Caller, answering, collect_garbage
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
+from tests.support.marks import ignore_httpcore_generators
 from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.virtual_time,
     pytest.mark.anyio,
-    # httpcore does not close the generators of a body that was not read, and trio warns of each.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx)"),
+    ignore_httpcore_generators,
 ]
 
 

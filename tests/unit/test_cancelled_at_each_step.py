@@ -22,12 +22,12 @@ from asgi_upstream._exchange import disconnect, upload
 from tests.support.exchanges import KINDS, Kind
 from tests.support.faults import FAULTS, TASK_FAULTS, Inject, Run, is_trio
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
+from tests.support.marks import ignore_httpcore_generators
 from tests.support.steps import LoopbackUpstream
 
 pytestmark = [
     pytest.mark.anyio,
-    # trio warns of the generators that httpcore nests and does not close. Ours must not appear.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpcore|httpx):ResourceWarning"),
+    ignore_httpcore_generators,
 ]
 
 MAX_STEPS = 400

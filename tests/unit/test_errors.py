@@ -15,7 +15,6 @@ import anyio
 import h2.exceptions
 import httpx2
 import pytest
-import trustme
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 
@@ -29,6 +28,8 @@ from asgi_upstream import (
     upstream_errors,
 )
 from tests.support.flavor import AsyncioTransport, httpx
+from tests.support.logs import FailingHandler
+from tests.support.tls import make_tls_contexts
 
 ALL = [
     UpstreamError,
@@ -439,10 +440,7 @@ def refusing_client_certificates(tls: ssl.SSLContext) -> Iterator[int]:
 )
 async def test_refused_client_certificate_is_a_connect_error(kind: str) -> None:
     library: Any = httpx2 if kind == "httpx2" else httpx
-    authority = trustme.CA()
-    tls, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(tls)
-    authority.configure_trust(trust)
+    tls, trust = make_tls_contexts("127.0.0.1")
     tls.verify_mode = ssl.CERT_REQUIRED
     make = AsyncioTransport if kind == "AsyncioTransport" else library.AsyncHTTPTransport
     transport = make(verify=trust)
@@ -456,11 +454,7 @@ async def test_refused_client_certificate_is_a_connect_error(kind: str) -> None:
 
 
 def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
-    class Raises(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            raise OSError("the log cannot be written")
-
-    handler = Raises()
+    handler = FailingHandler()
     logging.getLogger("asgi_upstream").addHandler(handler)
     try:
         with pytest.raises(UpstreamConnectError), upstream_errors():

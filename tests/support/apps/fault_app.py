@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_upstream import client_dependency, combine_lifespans
 from tests.support.apps import relay_app as usual
 from tests.support.flavor import httpx
+from tests.support.logs import FailingHandler
 
 HOST = "upstream.test"
 """A name that only `resolve` knows."""
@@ -66,11 +67,6 @@ async def set_descriptors(spare: int | None = None) -> None:
 # Logging.
 
 
-class Raises(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        raise OSError("the log cannot be written")
-
-
 def raises(record: logging.LogRecord) -> bool:
     raise ValueError("the filter broke")
 
@@ -83,7 +79,7 @@ async def set_logging(to: str = "") -> None:
     if to == "full":
         logger.addHandler(logging.StreamHandler(open("/dev/full", "w")))  # noqa: ASYNC230, SIM115
     elif to == "handler":
-        logger.addHandler(Raises())
+        logger.addHandler(FailingHandler())
     elif to == "filter":
         logger.addFilter(raises)
 

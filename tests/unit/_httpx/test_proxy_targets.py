@@ -1,18 +1,17 @@
 """The target of a request whose upstream is behind an HTTP proxy."""
 
 import asyncio
-import ssl
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
-import trustme
 from starlette.requests import Request
 
 from asgi_upstream import StreamedResponse, client_lifespan, forward_request
 from tests.support.asgi import Caller
 from tests.support.raw_upstream import RawUpstream
+from tests.support.tls import make_tls_contexts
 from tests.support.tunnel_proxy import TunnelProxy
 
 TARGET = b"/x;y?q=[1]"  # httpx would send %5B1%5D
@@ -35,10 +34,7 @@ async def forward(client: Any) -> int:
 def test_forwarded_target_passes_a_tunnel_unchanged(
     library: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority = trustme.CA()
-    tls, trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert("upstream.example").configure_cert(tls)
-    authority.configure_trust(trust)
+    tls, trust = make_tls_contexts("upstream.example")
 
     async def call() -> None:
         async with upstream, proxy:

@@ -4,12 +4,11 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import httpx
 import httpx2
 import pytest
-import trustme
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
@@ -21,6 +20,7 @@ from asgi_upstream._httpx.proxy_tunnels import prepare_handshake
 from asgi_upstream._websockets.handshake import build_handshake
 from tests.support.raw_upstream import RawUpstream
 from tests.support.scripted_websocket import SCOPE
+from tests.support.tls import TLSContexts, make_tls_contexts
 from tests.support.tunnel_proxy import TunnelProxy
 
 HOST = "upstream.example"
@@ -30,19 +30,9 @@ both_libraries = pytest.mark.parametrize("library", [httpx, httpx2])
 every_scheme = pytest.mark.parametrize("scheme", ["http", "https", "ws", "wss"])
 
 
-class Certificates(NamedTuple):
-    server: ssl.SSLContext
-    trust: ssl.SSLContext
-
-
 @pytest.fixture(scope="module")
-def certificates() -> Certificates:
-    authority = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    trust = ssl.create_default_context()
-    authority.issue_cert(HOST, "127.0.0.1").configure_cert(server)
-    authority.configure_trust(trust)
-    return Certificates(server, trust)
+def tls() -> TLSContexts:
+    return make_tls_contexts(HOST, "127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +119,7 @@ def test_websocket_passes_an_http_proxy_in_a_tunnel(
     how: str,
     scheme: str,
     library: Any,
-    certificates: Certificates,
+    tls: TLSContexts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two of them in turn take the only place of the pool."""
@@ -137,7 +127,7 @@ def test_websocket_passes_an_http_proxy_in_a_tunnel(
     variable = "ALL_PROXY" if how == "ALL_PROXY" else f"HTTP{'S' * is_secure}_PROXY"
 
     def make_options(proxy: str) -> Mapping[str, Any]:
-        options = {"limits": library.Limits(max_connections=1), "verify": certificates.trust}
+        options = {"limits": library.Limits(max_connections=1), "verify": tls.trust}
         if how == "proxy=":
             return {**options, "proxy": proxy}
         if how in ("mounts=", "transport="):
@@ -150,7 +140,7 @@ def test_websocket_passes_an_http_proxy_in_a_tunnel(
         monkeypatch.setenv(variable, proxy)
         return options
 
-    upstream, proxy = EchoUpstream(certificates.server if is_secure else None), TunnelProxy()
+    upstream, proxy = EchoUpstream(tls.server if is_secure else None), TunnelProxy()
     with start_app(upstream, proxy, make_options, library=library, scheme=scheme) as caller:
         assert [echo(caller), echo(caller)] == ["HELLO", "HELLO"]
     assert proxy.request_lines == [f"CONNECT {HOST}:{upstream.port} HTTP/1.1".encode()] * 2
@@ -164,7 +154,7 @@ def test_websocket_that_needs_no_proxy_goes_direct(
     excluded_by: str,
     scheme: str,
     library: Any,
-    certificates: Certificates,
+    tls: TLSContexts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     is_secure = scheme in ("https", "wss")
@@ -175,9 +165,9 @@ def test_websocket_that_needs_no_proxy_goes_direct(
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         else:
             monkeypatch.setenv(f"HTTP{'S' * (not is_secure)}_PROXY", proxy)
-        return {"verify": certificates.trust}
+        return {"verify": tls.trust}
 
-    upstream, proxy = EchoUpstream(certificates.server if is_secure else None), TunnelProxy()
+    upstream, proxy = EchoUpstream(tls.server if is_secure else None), TunnelProxy()
     with start_app(
         upstream, proxy, make_options, library=library, scheme=scheme, host="127.0.0.1"
     ) as caller:
@@ -216,11 +206,11 @@ def test_proxy_credentials_are_sent_to_the_proxy_only(library: Any) -> None:
 
 
 @both_libraries
-def test_tunnel_may_lead_through_a_proxy_with_tls(library: Any, certificates: Certificates) -> None:
+def test_tunnel_may_lead_through_a_proxy_with_tls(library: Any, tls: TLSContexts) -> None:
     def make_options(proxy: str) -> Mapping[str, Any]:
-        return {"proxy": library.Proxy(proxy, ssl_context=certificates.trust)}
+        return {"proxy": library.Proxy(proxy, ssl_context=tls.trust)}
 
-    upstream, proxy = EchoUpstream(), TunnelProxy(tls=certificates.server)
+    upstream, proxy = EchoUpstream(), TunnelProxy(tls=tls.server)
     with start_app(upstream, proxy, make_options, library=library) as caller:
         assert echo(caller) == "HELLO"
     assert len(proxy.requests) == 1
@@ -277,15 +267,13 @@ async def test_handshake_keeps_a_target_that_httpx_encodes(
 
 
 @both_libraries
-def test_tunnel_to_an_https_upstream_keeps_its_tls(
-    library: Any, certificates: Certificates
-) -> None:
+def test_tunnel_to_an_https_upstream_keeps_its_tls(library: Any, tls: TLSContexts) -> None:
     """The same pool has been prepared for tunnels without TLS."""
 
     async def fetch() -> int:
-        async with RawUpstream(tls=certificates.server) as upstream, TunnelProxy() as proxy:
+        async with RawUpstream(tls=tls.server) as upstream, TunnelProxy() as proxy:
             proxy.upstream_port = upstream.port
-            async with library.AsyncClient(proxy=proxy.url, verify=certificates.trust) as client:
+            async with library.AsyncClient(proxy=proxy.url, verify=tls.trust) as client:
                 prepare_handshake(client, client.build_request("GET", f"http://{HOST}/"))
                 return int((await client.get(f"https://{HOST}/")).status_code)
 

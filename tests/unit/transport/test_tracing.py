@@ -2,19 +2,18 @@
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from asgi_upstream import StreamedResponse
 from tests.support.asgi import Caller
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpcore, httpx
 from tests.support.raw_upstream import BROKEN, RawUpstream
+from tests.support.tls import make_tls_contexts
 from tests.support.tracing import Event, trace_events
 
 pytestmark = [pytest.mark.anyio, pytest.mark.asyncio_only]
@@ -126,10 +125,7 @@ async def _count_events(transport: AsyncioTransport, url: str, fails_at: int) ->
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
 async def test_trace_function_that_fails_leaves_nothing_open(kind: str, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    trust, tls = ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.configure_trust(trust)
-    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    tls, trust = make_tls_contexts("127.0.0.1")
     path = str(tmp_path / "socket") if kind == "unix" else ""
     async with RawUpstream(tls=tls if kind == "tls" else None, path=path) as upstream:
 
