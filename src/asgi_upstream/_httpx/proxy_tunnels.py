@@ -33,17 +33,21 @@ def prepare_handshake(client: Any, request: httpx.Request) -> None:
 
 
 def _use_http_scheme(client: Any, request: httpx.Request) -> None:
-    """Replace `ws` or `wss` unless a mount is for it. The environment's proxies are not."""
+    """Replace `ws` or `wss` if only the mount for `http` or `https` has a proxy.
+
+    That is so for `HTTP_PROXY` and `HTTPS_PROXY`, which httpx mounts for these two schemes.
+    """
     scheme = _HTTP_SCHEMES.get(request.url.scheme)
     if scheme is None:
         return
+    http_url = request.url.copy_with(scheme=scheme)
     try:
         is_mounted = client._transport_for_url(request.url) is not client._transport
     except AttributeError:  # another client
         return
-    if not is_mounted:
+    if not is_mounted and find_proxy_pool(client, http_url) is not None:
         target = request.extensions.get("target")
-        request.url = request.url.copy_with(scheme=scheme)
+        request.url = http_url
         if target is not None:  # A forwarded request drops it if its URL changes.
             request.extensions["target"] = target
 
