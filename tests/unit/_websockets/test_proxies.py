@@ -25,6 +25,7 @@ from tests.support.tunnel_proxy import TunnelProxy
 
 HOST = "upstream.example"
 TARGET = "/x;y?q=[1]"  # httpx would send %5B1%5D
+NO_SERVER = "http://127.0.0.1:1"
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 both_libraries = pytest.mark.parametrize("library", [httpx, httpx2])
 every_scheme = pytest.mark.parametrize("scheme", ["http", "https", "ws", "wss"])
@@ -180,7 +181,7 @@ def test_mount_for_ws_wins_over_the_proxy_for_http(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make_options(proxy: str) -> Mapping[str, Any]:
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        monkeypatch.setenv("HTTP_PROXY", NO_SERVER)
         return {"mounts": {"ws://": library.AsyncHTTPTransport(proxy=proxy)}}
 
     upstream, proxy = EchoUpstream(), TunnelProxy()
@@ -254,16 +255,22 @@ def test_request_beside_a_websocket_is_forwarded_by_the_proxy(library: Any) -> N
 
 @both_libraries
 @every_scheme
-@pytest.mark.parametrize("options", [{}, {"proxy": "http://127.0.0.1:1"}], ids=["direct", "proxy"])
+@pytest.mark.parametrize("how", ["direct", "proxy=", "environment"])
 @pytest.mark.anyio
 async def test_handshake_keeps_a_target_that_httpx_encodes(
-    options: dict[str, Any], scheme: str, library: Any
+    how: str, scheme: str, library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scope = SCOPE | {"raw_path": b'/"x"', "query_string": b"q=|"}
+    options = {"proxy": NO_SERVER} if how == "proxy=" else {}
+    if how == "environment":
+        monkeypatch.setenv("HTTP_PROXY", NO_SERVER)
+        monkeypatch.setenv("HTTPS_PROXY", NO_SERVER)
     async with library.AsyncClient(base_url=f"{scheme}://{HOST}", **options) as client:
         request = build_handshake(client, HTTPConnection(scope))
         prepare_handshake(client, request)
     assert request.extensions.get("target", request.url.raw_path) == b'/"x"?q=|'
+    if how == "direct":
+        assert request.url.scheme == scheme
 
 
 @both_libraries
