@@ -3,18 +3,23 @@
 - At a graceful GOAWAY, httpcore fails every stream of the connection, also those that the upstream
   still answers (RFC 9113 6.8). nginx sends one every 1,000 requests, and when it reloads.
 - httpcore takes a response without a `:status` for a 200, and `+200` or `2_00` too (8.3.2).
+- If a request is cancelled in a write, the bytes are lost, and all requests on the connection fail.
 
 Delete this module when httpcore does better.
 """
 
+import asyncio
 import re
 import sys
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import anyio
+
 from .._logging import logger
+from .cancellation import shield_until_wait
 from .workarounds import get_pool, is_of_httpcore, warn_of_unknown_httpcore
 
 _STATUS = re.compile(rb":status: [1-9]\d\d")
@@ -77,6 +82,7 @@ class _ConnectionWatch:
         self._receive_response = connection._receive_response
         self._receive_stream_event = connection._receive_stream_event
         self._last_accepted = 0
+        self._may_wait_first = False
         self._uploads = WeakKeyDictionary[Any, int]()
         handlers = connection._h2_state._frame_dispatch_table
         goaway = next(frame for frame in handlers if frame.__name__ == "GoAwayFrame")
@@ -86,6 +92,22 @@ class _ConnectionWatch:
         connection._send_request_body = self.send_request_body
         connection._receive_response = self.receive_response
         connection._receive_stream_event = self.receive_stream_event
+        connection._network_stream.write = partial(self._write, connection._network_stream.write)
+
+    async def _write(self, write: Any, buffer: bytes, timeout: float | None = None) -> None:
+        """Write, and do not let a cancelled request cut off a frame or a TLS record.
+
+        It hands the bytes to the event loop at once, and may be cancelled while it waits until they
+        are sent. If the write before it was cancelled then, it waits before it hands them over.
+        """
+        try:
+            await shield_until_wait(write(buffer, timeout))
+        except anyio.get_cancelled_exc_class() as exc:
+            if self._may_wait_first or not isinstance(exc, asyncio.CancelledError):  # trio
+                self._connection._connection_error = True
+            self._may_wait_first = True
+            raise
+        self._may_wait_first = False
 
     def _receive_goaway(self, frame: Any) -> Any:
         if frame.error_code:

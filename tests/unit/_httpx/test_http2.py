@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import h2.config
 import h2.connection
 import h2.events
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.asyncio
 MAX_CONCURRENT_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
 HTTP2: Any = {"http1": False, "http2": True, "timeout": 5}
 NO_ERROR, INTERNAL_ERROR = 0, 2
+NEW = {"x-new": "a header that HPACK keeps for the next request"}
 
 
 class Upstream:
-    """Sends a GOAWAY when the `goaway_after`th stream of a connection begins.
+    """Sends a GOAWAY when the `goaway_after`th stream of a connection begins, or never for 0.
 
     It ignores later streams. It answers when all streams up to that one have begun, or at once on
     later connections. It leaves it to the other side to close.
@@ -98,8 +100,10 @@ class Upstream:
                         state.acknowledge_received_data(event.flow_controlled_length, stream)
                     elif isinstance(event, h2.events.StreamEnded) and stream in requests:
                         complete.append(stream)
+                    elif isinstance(event, h2.events.StreamReset) and stream in complete:
+                        complete.remove(stream)
                 writer.write(state.data_to_send())
-                if self._answers and (goaway or number > 1):
+                if self._answers and (goaway or number > 1 or not self._goaway_after):
                     for stream in complete:
                         await self._respond(state, writer, stream, requests[stream])
                         requests.pop(stream)
@@ -234,6 +238,25 @@ async def test_pool_of_one_connection_survives_a_goaway() -> None:
     async with serving(upstream, limits=httpx.Limits(max_connections=1)) as client:
         await asyncio.gather(*(call(client, f"/{n}") for n in range(9)))
     assert len(upstream.accepted) == 9
+
+
+async def test_cancelled_request_leaves_the_connection_whole() -> None:
+    """If its write were cut off, a frame would be missing that the other requests need."""
+    upstream, scope = Upstream(0), anyio.CancelScope()
+
+    async def trace(event: str, _: object) -> None:
+        if event == "http2.send_request_headers.started":  # the write begins in the next turn
+            asyncio.get_running_loop().call_soon(scope.cancel)
+
+    async with serving(upstream) as client:
+        await call(client, "/")
+        before = asyncio.create_task(call(client, "/before"))
+        await anyio.wait_all_tasks_blocked()
+        with scope:
+            await call(client, "/", content=b"x", headers=NEW, extensions={"trace": trace})
+        assert await call(client, "/after", headers=NEW) == "first second"
+        assert await before == "first second"
+    assert (scope.cancelled_caught, upstream.connections) == (True, 1)
 
 
 async def test_streamed_body_behind_a_goaway_is_a_502() -> None:
