@@ -74,11 +74,12 @@ def test_retry_after_is_obeyed(caller: httpx.Client) -> None:
 
 
 def test_retry_after_is_obeyed_as_a_date(caller: httpx.Client) -> None:
+    earliest = time.monotonic() + 1
     date = formatdate(time.time() + 2, usegmt=True)  # in whole seconds
     params: Params = {"key": "date", "times": 1, "after": date}
     assert caller.get("/api/flaky", params=params).status_code == 200
-    first, second = arrivals["date"]
-    assert second - first > 0.95
+    _, second = arrivals["date"]
+    assert second > earliest - 0.05  # the clocks may differ
 
 
 @both

@@ -19,6 +19,7 @@ from tests.support.servers import (
     Answer,
     Server,
     SocketCaller,
+    ask,
 )
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
@@ -42,7 +43,7 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "silent, without": ("/plain/streamed/silent_mid_body", {}),
     "before the headers": ("/plain/streamed/never", {"on_stream_error": "frame"}),
     "middleware": ("/base/streamed/events", {"on_stream_error": "frame"}),
-    "bounded": ("/plain/streamed/events", {"on_stream_error": "frame", "deadline": 1}),
+    "bounded": ("/plain/streamed/events", {"on_stream_error": "frame", "deadline": 2}),
     "short": ("/plain/streamed/chunks?count=10&delay=0.1", {}),
 }
 
@@ -66,6 +67,7 @@ class Stop:
 def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
     server = Server(server_name, upstream.url, app="tests.support.apps.one_client_app:app")
     try:
+        assert ask(server, "/plain/streamed/item").status == 200  # the first takes longer
         callers = {
             name: SocketCaller(server, path, **options) for name, (path, options) in HELD.items()
         }

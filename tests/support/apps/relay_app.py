@@ -35,7 +35,7 @@ logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 UPSTREAM = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:9")
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+TIMEOUT = httpx.Timeout(120.0, connect=60.0)
 ran_in_background: list[str] = []
 
 
