@@ -494,3 +494,37 @@ async def test_message_that_a_server_has_taken_reaches_the_endpoint(
         async with cancel_on_disconnect(request):
             await anyio.sleep(0.5)
     assert await request.body() == b"abc"
+
+
+@pytest.mark.asyncio_only
+async def test_block_leaves_a_disconnect_in_the_queue_of_hypercorn() -> None:
+    """A response that does not read the body listens for it."""
+    queue = asyncio.Queue[Any]()
+    request = Request({"type": "http", "method": "POST", "headers": []}, queue.get)
+    async with cancel_on_disconnect(request):
+        queue.put_nowait({"type": "http.request", "body": b"a", "more_body": True})
+        await anyio.wait_all_tasks_blocked()
+    queue.put_nowait({"type": "http.disconnect"})
+    await anyio.wait_all_tasks_blocked()
+    assert queue.qsize() == 1
+
+
+@pytest.mark.asyncio_only
+async def test_receive_that_fails_after_a_block_fails_once() -> None:
+    messages: list[Any] = [OSError("gone"), {"type": "http.disconnect"}]
+    go_on = anyio.Event()
+
+    async def receive() -> Any:
+        await go_on.wait()
+        message = messages.pop(0)
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    async with cancel_on_disconnect(request):
+        await anyio.wait_all_tasks_blocked()
+    go_on.set()
+    with pytest.raises(OSError, match="gone"):
+        await request.receive()
+    assert await request.receive() == {"type": "http.disconnect"}

@@ -61,8 +61,6 @@ class Inbox:
             message = await self._receive_next()
         finally:
             self._receiving = False
-        if message["type"] == "http.request":
-            self._body_complete = not message.get("more_body", False)
         self._messages.append(message)
         self._size += _size(message)
         self._notify()
@@ -84,21 +82,34 @@ class Inbox:
     async def _receive_next(self) -> Message:
         """Return the server's next message, and lose none if this is cancelled.
 
-        In Granian, another thread takes the message from the connection. If the `receive` of
-        Granian, or of a middleware in front of it, is cancelled then, the message is gone. So on
-        asyncio it goes on, and the next call waits for it. After the body's end there is only the
-        disconnect to lose.
+        Granian takes a message from the connection in another thread. Cancelling its `receive`, or
+        that of a middleware, at that moment loses the message. So on asyncio, `receive` runs in a
+        task that is not cancelled, and the next call waits for it. After the end of the body, it is
+        awaited directly, because only the disconnect can be lost.
         """
         if self._unfinished is None:
-            message = self._receive()
-            if not asyncio.isfuture(message) and (
-                self._body_complete or find_asyncio_loop() is None
-            ):
-                return await message
-            self._unfinished = asyncio.ensure_future(message)
-        result = await asyncio.shield(self._unfinished)
-        self._unfinished = None
-        return result
+            receiving = self._receive()
+            if not asyncio.isfuture(receiving) and self._may_cancel_receive():
+                return self._note_end(await receiving)
+            self._unfinished = asyncio.ensure_future(receiving)
+        unfinished = self._unfinished
+        try:
+            return self._note_end(await asyncio.shield(unfinished))
+        finally:
+            if unfinished.done():
+                self._unfinished = None
+            del unfinished  # An exception in it would lead back here, which is a cycle.
+
+    def _may_cancel_receive(self) -> bool:
+        if self._body_complete or not self._listening or find_asyncio_loop() is None:
+            return True
+        # hypercorn's loses nothing, and reports a disconnect only once, which the task would take.
+        return isinstance(getattr(self._receive, "__self__", None), asyncio.Queue)
+
+    def _note_end(self, message: Message) -> Message:
+        if message["type"] == "http.request":
+            self._body_complete = not message.get("more_body", False)
+        return message
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, anyio.Event()

@@ -183,5 +183,5 @@ def _get_read_body(request: Request) -> bytes | None:
 
 
 def _is_consumed(request: Request) -> bool:
-    """Return whether the body was read to its end and not kept, as `request.form()` does."""
+    """Return whether the body was read to its end."""
     return getattr(request, "_stream_consumed", False)

@@ -155,7 +155,7 @@ def _rewrite_cookie(value: bytes, base: httpx.URL, mount: bytes) -> bytes:
 
 
 def _base_path(base: httpx.URL) -> bytes:
-    return unquote_to_bytes(base.raw_path.partition(b"?")[0])
+    return unquote_to_bytes(base.raw_path.partition(b"?")[0]).rstrip(b"/")
 
 
 def _map_path(path: bytes, base: httpx.URL, mount: bytes) -> bytes | None:

@@ -5,8 +5,6 @@ import types
 from collections.abc import Coroutine, Generator
 from typing import Any
 
-import anyio
-
 _SCOPE_CANCELLATIONS = ("Cancelled via cancel scope", "Cancelled by cancel scope")
 
 
@@ -47,32 +45,6 @@ def defer_cancellation(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, A
                 break
             if not asyncio.isfuture(awaited) or awaited.done():
                 break
-
-
-async def shield_until_wait(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await a coroutine. A cancel scope cannot end it before it waits for something."""
-    with anyio.CancelScope(shield=True) as scope:
-        await _unshield_at_wait(coroutine, scope)
-
-
-@types.coroutine
-def _unshield_at_wait(
-    coroutine: Coroutine[Any, Any, None], scope: anyio.CancelScope
-) -> Generator[Any, Any, None]:
-    thrown: BaseException | None = None
-    sent: Any = None
-    while True:
-        try:
-            awaited = coroutine.throw(thrown) if thrown is not None else coroutine.send(sent)
-        except StopIteration:
-            return
-        if awaited is not None:  # more than a turn of asyncio's event loop
-            scope.shield = False
-        sent, thrown = None, None
-        try:
-            sent = yield awaited
-        except BaseException as exc:
-            thrown = exc
 
 
 def _shield(awaited: Any) -> Any:

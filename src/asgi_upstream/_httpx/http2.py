@@ -3,12 +3,11 @@
 - At a graceful GOAWAY, httpcore fails every stream of the connection, also those that the upstream
   still answers (RFC 9113 6.8). nginx sends one every 1,000 requests, and when it reloads.
 - httpcore takes a response without a `:status` for a 200, and `+200` or `2_00` too (8.3.2).
-- If a request is cancelled in a write, the bytes are lost, and all requests on the connection fail.
+- If a request is cancelled during a write, bytes are lost, and all requests on the connection fail.
 
 Delete this module when httpcore does better.
 """
 
-import asyncio
 import re
 import sys
 from contextlib import suppress
@@ -19,10 +18,13 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from .._logging import logger
-from .cancellation import shield_until_wait
+from .cancellation import defer_cancellation
 from .workarounds import get_pool, is_of_httpcore, warn_of_unknown_httpcore
 
 _STATUS = re.compile(rb":status: [1-9]\d\d")
+MAX_WRITE_TIME = 60.0
+"""Seconds that a write may block if there is no write timeout, because nothing can cancel it."""
+
 _LAST_STREAM_ID = 2**31 - 1
 _REFUSED = "the upstream's GOAWAY refused the request"
 
@@ -41,12 +43,13 @@ def prepare_http2_pools(client: Any) -> None:
 
 
 def _prepare(pool: Any) -> None:
-    if not pool._http2 or "create_connection" in vars(pool):
+    if not pool._http2 or "_watches_http2" in vars(pool):
         return
-    create_connection: Any = pool.__class__.create_connection
+    pool._watches_http2 = True
+    create_connection: Any = pool.create_connection
 
     def create_watched_connection(origin: object) -> Any:
-        connection: Any = create_connection(pool, origin)
+        connection: Any = create_connection(origin)
         connection.__class__ = _watched_class(connection.__class__)
         return connection
 
@@ -82,7 +85,6 @@ class _ConnectionWatch:
         self._receive_response = connection._receive_response
         self._receive_stream_event = connection._receive_stream_event
         self._last_accepted = 0
-        self._may_wait_first = False
         self._uploads = WeakKeyDictionary[Any, int]()
         handlers = connection._h2_state._frame_dispatch_table
         goaway = next(frame for frame in handlers if frame.__name__ == "GoAwayFrame")
@@ -92,22 +94,23 @@ class _ConnectionWatch:
         connection._send_request_body = self.send_request_body
         connection._receive_response = self.receive_response
         connection._receive_stream_event = self.receive_stream_event
-        connection._network_stream.write = partial(self._write, connection._network_stream.write)
+        try:
+            stream = connection._network_stream
+            stream.write = partial(self._write, stream.write)
+        except AttributeError:
+            warn_of_unknown_httpcore("a cancelled request may break its HTTP/2 connection")
 
     async def _write(self, write: Any, buffer: bytes, timeout: float | None = None) -> None:
-        """Write, and do not let a cancelled request cut off a frame or a TLS record.
+        """Write everything before a cancellation takes effect.
 
-        It hands the bytes to the event loop at once, and may be cancelled while it waits until they
-        are sent. If the write before it was cancelled then, it waits before it hands them over.
+        A part of a frame or TLS record would break the connection for all its requests.
         """
-        try:
-            await shield_until_wait(write(buffer, timeout))
-        except anyio.get_cancelled_exc_class() as exc:
-            if self._may_wait_first or not isinstance(exc, asyncio.CancelledError):  # trio
-                self._connection._connection_error = True
-            self._may_wait_first = True
-            raise
-        self._may_wait_first = False
+
+        async def write_all() -> None:
+            with anyio.CancelScope(shield=True):
+                await write(buffer, MAX_WRITE_TIME if timeout is None else timeout)
+
+        await defer_cancellation(write_all())
 
     def _receive_goaway(self, frame: Any) -> Any:
         if frame.error_code:

@@ -14,6 +14,8 @@ import httpx
 from .flavors import get_library, subclass_for
 from .workarounds import find_pool
 
+HTTP_PROXY, SOCKS_PROXY = "AsyncHTTPProxy", "AsyncSOCKSProxy"
+
 
 class ExactURL:
     """A URL that is sent exactly as it was given. A subclass adds the base `httpx.URL`."""
@@ -37,13 +39,13 @@ def prepare_target(client: Any, request: httpx.Request) -> None:
         set_exact_url(request, ExactURL, target)
 
 
-def find_proxy_pool(client: Any, url: httpx.URL) -> Any:
-    """Return the pool that serves a URL if it connects to an HTTP proxy, or None."""
+def find_proxy_pool(client: Any, url: httpx.URL, kind: str = HTTP_PROXY) -> Any:
+    """Return the pool that serves a URL if it connects to a proxy of that kind, or None."""
     try:
         pool = find_pool(client, url)
     except AttributeError:  # another transport
         return None
-    return pool if any(cls.__name__ == "AsyncHTTPProxy" for cls in type(pool).__mro__) else None
+    return pool if any(cls.__name__ == kind for cls in type(pool).__mro__) else None
 
 
 def set_exact_url(request: httpx.Request, cls: type[ExactURL], target: bytes) -> None:

@@ -1,16 +1,23 @@
 # pyright: reportPrivateUsage=false
-"""Sends WebSocket handshakes through HTTP proxies.
+"""Sends WebSocket handshakes through proxies.
 
-A proxy removes the Upgrade header from the requests that it forwards. So a WebSocket client asks it
-for a tunnel, also if the upstream does not speak TLS (RFC 6455 4.1). httpcore 1.0.9 starts TLS in
-each tunnel. Delete this module, except for the schemes, when its tunnels to `ws` upstreams do not.
+Most HTTP proxies remove the Upgrade header from the requests that they forward. A WebSocket client
+therefore asks the proxy for a tunnel, even if the upstream does not use TLS (RFC 6455 4.1).
+httpcore 1.0.9 starts TLS in every tunnel. Behind a SOCKS proxy, it starts none for `wss`. When it
+does what the scheme says, delete everything here except `_use_http_scheme`.
 """
 
 from typing import Any
 
 import httpx
 
-from .proxy_targets import ExactURL, find_proxy_pool, prepare_target, set_exact_url
+from .proxy_targets import (
+    SOCKS_PROXY,
+    ExactURL,
+    find_proxy_pool,
+    prepare_target,
+    set_exact_url,
+)
 
 _HTTP_SCHEMES = {"ws": "http", "wss": "https"}
 
@@ -21,9 +28,18 @@ class _TunnelURL(ExactURL):
     raw_scheme: bytes = b"ws"
 
 
+class _TLSURL(ExactURL):
+    """A URL with the scheme `wss` for httpx, which chooses the proxy, and `https` for httpcore."""
+
+    raw_scheme: bytes = b"https"
+
+
 def prepare_handshake(client: Any, request: httpx.Request) -> None:
-    """Change a WebSocket handshake so that it passes an HTTP proxy, if it goes to one."""
+    """Prepare a WebSocket handshake for a proxy, if it goes through one."""
     _use_http_scheme(client, request)
+    if request.url.scheme == "wss" and find_proxy_pool(client, request.url, SOCKS_PROXY):
+        set_exact_url(request, _TLSURL, request.extensions.get("target", request.url.raw_path))
+        return
     pool = find_proxy_pool(client, request.url)
     if pool is None or request.url.scheme not in ("http", "ws"):
         prepare_target(client, request)
@@ -45,7 +61,8 @@ def _use_http_scheme(client: Any, request: httpx.Request) -> None:
         is_mounted = client._transport_for_url(request.url) is not client._transport
     except AttributeError:  # another client
         return
-    if not is_mounted and find_proxy_pool(client, http_url) is not None:
+    has_proxy = find_proxy_pool(client, http_url) or find_proxy_pool(client, http_url, SOCKS_PROXY)
+    if has_proxy and not is_mounted:
         target = request.extensions.get("target")
         request.url = http_url
         if target is not None:  # A forwarded request drops it if its URL changes.
@@ -54,8 +71,9 @@ def _use_http_scheme(client: Any, request: httpx.Request) -> None:
 
 def _open_plain_tunnels(pool: Any) -> None:
     """Make a pool open tunnels without TLS to upstreams with the scheme `ws`."""
-    if "create_connection" in vars(pool):
+    if "_opens_plain_tunnels" in vars(pool):
         return
+    pool._opens_plain_tunnels = True
     create = pool.create_connection
 
     def create_connection(origin: Any) -> Any:

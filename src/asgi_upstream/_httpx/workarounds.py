@@ -251,7 +251,7 @@ async def _reset_streams_of(connection: Any) -> None:
         state.reset_stream(number, _CANCEL)
     async with connection._write_lock:
         if data := state.data_to_send():
-            await connection._network_stream.write(data)
+            await connection._network_stream.write(data, CLEAN_UP_TIMEOUT)
 
 
 class EarlyResponseDetector:

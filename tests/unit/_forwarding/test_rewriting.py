@@ -348,6 +348,17 @@ def test_other_headers_than_those_with_urls_stay() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("base", "mount", "path"),
+    [("http://u//", b"/b", b"/b/x"), ("http://u/a//", b"/a/b", b"/a/b/x")],
+)
+def test_slashes_at_the_end_of_the_base_do_not_lengthen_it(
+    base: str, mount: bytes, path: bytes
+) -> None:
+    """The upstream knows the mount, which is longer than the base."""
+    assert location(path, httpx.URL(base), mount) == path
+
+
 # --- Set-Cookie ----------------------------------------------------------------------------
 
 

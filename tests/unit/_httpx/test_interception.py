@@ -4,6 +4,7 @@ import httpcore
 import httpx
 import pytest
 
+from asgi_upstream._httpx import interception
 from asgi_upstream._httpx.interception import MethodGuard
 
 METHODS: list[tuple[type[object], str]] = [
@@ -60,3 +61,14 @@ def test_guard_made_while_two_are_replaced_waits_for_both(monkeypatch: pytest.Mo
 
 def test_guard_of_a_missing_method_is_never_intact() -> None:
     assert not MethodGuard((httpx.AsyncClient, "_of_no_version")).is_intact()
+
+
+def test_guard_does_not_look_again_while_the_same_tracer_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked for each request."""
+    cls, name = METHODS[0]
+    monkeypatch.setattr(cls, name, other)
+    guard = MethodGuard((cls, name))
+    monkeypatch.setattr(interception, "_find_original", None)
+    assert not guard.is_intact()

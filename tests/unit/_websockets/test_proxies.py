@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Self
 
 import httpx
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from websockets.asyncio.server import ServerConnection, serve
 
 from asgi_upstream import ReverseProxy, client_lifespan
+from asgi_upstream._httpx.http2 import _WatchedConnection
 from asgi_upstream._httpx.proxy_tunnels import prepare_handshake
 from asgi_upstream._websockets.handshake import build_handshake
 from tests.support.raw_upstream import RawUpstream
@@ -285,3 +287,66 @@ def test_tunnel_to_an_https_upstream_keeps_its_tls(library: Any, tls: TLSContext
                 return int((await client.get(f"https://{HOST}/")).status_code)
 
     assert asyncio.run(fetch()) == 200
+
+
+@both_libraries
+@pytest.mark.parametrize("is_first", ["websocket", "request"])
+def test_pool_with_http2_opens_tunnels_and_watches_connections(is_first: str, library: Any) -> None:
+    """Each of the two changes what the pool creates."""
+    upstream, proxy = EchoUpstream(), TunnelProxy()
+    created: list[Any] = []
+
+    def make_options(url: str) -> Mapping[str, Any]:
+        transport = library.AsyncHTTPTransport(proxy=url, http2=True)
+        pool = transport._pool
+        create = pool.create_connection
+
+        def create_connection(origin: Any) -> Any:
+            created.append(create(origin))
+            return created[-1]
+
+        pool.create_connection = create_connection
+        return {"transport": transport}
+
+    with start_app(upstream, proxy, make_options, library=library) as caller:
+        if is_first == "request":
+            assert caller.get("/api/a").status_code == 405
+        assert echo(caller) == "HELLO"
+        assert caller.get("/api/a").status_code == 405
+    assert proxy.request_lines.count(f"CONNECT {HOST}:{upstream.port} HTTP/1.1".encode()) == 1
+    assert isinstance(created[-1], _WatchedConnection)
+
+
+class SocksClient:
+    """What is needed of a client whose transport connects to a SOCKS proxy."""
+
+    def __init__(self, *schemes: str) -> None:
+        class AsyncSOCKSProxy:
+            pass
+
+        self._transport = SimpleNamespace(_pool=object())
+        self._proxied = SimpleNamespace(_pool=AsyncSOCKSProxy())
+        self._schemes = schemes
+
+    def _transport_for_url(self, url: Any) -> Any:
+        return self._proxied if url.scheme in self._schemes else self._transport
+
+
+@both_libraries
+@pytest.mark.parametrize(
+    ("scheme", "proxied", "expected"),
+    [
+        ("ws", ("ws", "wss"), b"ws"),
+        ("wss", ("ws", "wss"), b"https"),  # httpcore starts TLS for nothing else
+        ("ws", ("http", "https"), b"http"),
+        ("wss", ("http", "https"), b"https"),
+        ("ws", (), b"ws"),
+        ("wss", (), b"wss"),
+    ],
+)
+def test_handshake_through_a_socks_proxy_keeps_its_tls(
+    scheme: str, proxied: tuple[str, ...], expected: bytes, library: Any
+) -> None:
+    request = library.Request("GET", f"{scheme}://{HOST}/a?b")
+    prepare_handshake(SocksClient(*proxied), request)
+    assert (request.url.raw_scheme, request.url.raw_path) == (expected, b"/a?b")
