@@ -39,7 +39,7 @@ demo: $(DEMO) ## show what the library does, on real input, in half a minute
 	@$(RUN) examples.demo
 
 test-unit: $(DEV) ## run the tests that need no process: half a minute
-	@EXAMPLES=0.3 $(PARALLEL) -q -n 5 -m "not serial and not slow and not process and not exhaustive" tests/unit
+	@EXAMPLES=0.3 $(PARALLEL) -q -n 4 -m "not serial and not slow and not process and not exhaustive" tests/unit
 
 test: ## run the tests, in groups: five minutes
 	@$(MAKE) -s test-parallel
