@@ -88,3 +88,17 @@ some_methods = "GET get POST HEAD OPTIONS DELETE TRACE CONNECT X M-SEARCH"
 
 
 methods = st.sampled_from(some_methods.split(" "))
+
+
+def make_caller(
+    upstream: InMemoryUpstream,
+    method: str = "POST",
+    chunks: Sequence[bytes] = (),
+    *,
+    complete: bool = True,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    **scope: Any,
+) -> Caller:
+    caller = Caller(method, headers=headers, body=chunks, body_is_whole=complete)
+    caller.scope.update(scope, state={"client": upstream.client()})
+    return caller
