@@ -29,6 +29,7 @@ from asgi_upstream import (
     get_client,
     upstream_errors,
 )
+from asgi_upstream._exchange.inbox import Inbox
 from asgi_upstream.testing import Upstream, serve
 from tests.support.asgi import Caller, answering, collect_garbage
 from tests.support.flavor import AsyncioTransport, client_lifespan, httpx
@@ -528,3 +529,20 @@ async def test_receive_that_fails_after_a_block_fails_once() -> None:
     with pytest.raises(OSError, match="gone"):
         await request.receive()
     assert await request.receive() == {"type": "http.disconnect"}
+
+
+@pytest.mark.asyncio_only
+@pytest.mark.parametrize("turns", range(4))
+async def test_message_that_comes_with_the_cancellation_is_kept(turns: int) -> None:
+    message = {"type": "http.request", "body": b"a", "more_body": True}
+    future = asyncio.get_running_loop().create_future()
+    inbox = Inbox(iter([future]).__next__)
+    listener = asyncio.create_task(inbox.receive_ahead())
+    await anyio.wait_all_tasks_blocked()
+    future.set_result(message)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    listener.cancel()
+    await asyncio.wait([listener])
+    inbox.stop()
+    assert await inbox.receive() == message

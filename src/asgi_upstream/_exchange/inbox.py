@@ -94,11 +94,16 @@ class Inbox:
             self._unfinished = asyncio.ensure_future(receiving)
         unfinished = self._unfinished
         try:
-            return self._note_end(await asyncio.shield(unfinished))
-        finally:
-            if unfinished.done():
+            message = await asyncio.shield(unfinished)
+        except BaseException as exc:
+            # If only this call was cancelled, the next call gets the message.
+            if not isinstance(exc, asyncio.CancelledError) or unfinished.cancelled():
                 self._unfinished = None
+            raise
+        finally:
             del unfinished  # An exception in it would lead back here, which is a cycle.
+        self._unfinished = None
+        return self._note_end(message)
 
     def _may_cancel_receive(self) -> bool:
         if self._body_complete or not self._listening or find_asyncio_loop() is None:
