@@ -88,7 +88,7 @@ def validate_callables(**functions: object) -> None:
 
 
 def validate_seconds(argument: str, seconds: object) -> None:
-    """Refuse a time that is not positive. None means that there is no limit.
+    """Refuse a time that is not positive. None means no limit.
 
     Raises:
         ValueError: If it is not.

@@ -19,11 +19,11 @@ import anyio
 
 from .._logging import logger
 from .cancellation import defer_cancellation
-from .workarounds import get_pool, is_of_httpcore, warn_of_unknown_httpcore
+from .workarounds import change_new_connections, get_pool, is_of_httpcore, warn_of_unknown_httpcore
 
 _STATUS = re.compile(rb":status: [1-9]\d\d")
 MAX_WRITE_TIME = 60.0
-"""Seconds that a write may block if there is no write timeout, because nothing can cancel it."""
+"""Longest time that a write may block without a write timeout, in seconds."""
 
 _LAST_STREAM_ID = 2**31 - 1
 _REFUSED = "the upstream's GOAWAY refused the request"
@@ -39,21 +39,13 @@ def prepare_http2_pools(client: Any) -> None:
     mounts: dict[object, Any] = getattr(client, "_mounts", {})
     for transport in (getattr(client, "_transport", None), *mounts.values()):
         with suppress(AttributeError):  # another transport
-            _prepare(get_pool(transport))
+            pool = get_pool(transport)
+            if pool._http2:
+                change_new_connections(pool, _watch)
 
 
-def _prepare(pool: Any) -> None:
-    if not pool._http2 or "_watches_http2" in vars(pool):
-        return
-    pool._watches_http2 = True
-    create_connection: Any = pool.create_connection
-
-    def create_watched_connection(origin: object) -> Any:
-        connection: Any = create_connection(origin)
-        connection.__class__ = _watched_class(connection.__class__)
-        return connection
-
-    pool.create_connection = create_watched_connection
+def _watch(connection: Any, origin: object) -> None:
+    connection.__class__ = _watched_class(connection.__class__)
 
 
 class _WatchedConnection:

@@ -36,7 +36,7 @@ def prepare_target(client: Any, request: httpx.Request) -> None:
     if request.url.scheme == "http":
         request.extensions["target"] = b"http://" + request.url.netloc + target
     else:
-        set_exact_url(request, ExactURL, target)
+        set_exact_url(request, ExactURL)
 
 
 def find_proxy_pool(client: Any, url: httpx.URL, kind: str = HTTP_PROXY) -> Any:
@@ -48,10 +48,10 @@ def find_proxy_pool(client: Any, url: httpx.URL, kind: str = HTTP_PROXY) -> Any:
     return pool if any(cls.__name__ == kind for cls in type(pool).__mro__) else None
 
 
-def set_exact_url(request: httpx.Request, cls: type[ExactURL], target: bytes) -> None:
+def set_exact_url(request: httpx.Request, cls: type[ExactURL]) -> None:
     """Move the exact target of a request into its URL."""
     exact_class = subclass_for(cls, get_library(type(request.url)).URL)
     exact = cast(Any, exact_class)(request.url)
-    exact.raw_path = target
+    exact.raw_path = request.extensions.get("target", request.url.raw_path)
     request.url = exact
     request.extensions.pop("target", None)

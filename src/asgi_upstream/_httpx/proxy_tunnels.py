@@ -18,6 +18,7 @@ from .proxy_targets import (
     prepare_target,
     set_exact_url,
 )
+from .workarounds import change_new_connections
 
 _HTTP_SCHEMES = {"ws": "http", "wss": "https"}
 
@@ -38,14 +39,14 @@ def prepare_handshake(client: Any, request: httpx.Request) -> None:
     """Prepare a WebSocket handshake for a proxy, if it goes through one."""
     _use_http_scheme(client, request)
     if request.url.scheme == "wss" and find_proxy_pool(client, request.url, SOCKS_PROXY):
-        set_exact_url(request, _TLSURL, request.extensions.get("target", request.url.raw_path))
+        set_exact_url(request, _TLSURL)
         return
     pool = find_proxy_pool(client, request.url)
     if pool is None or request.url.scheme not in ("http", "ws"):
         prepare_target(client, request)
         return
-    _open_plain_tunnels(pool)
-    set_exact_url(request, _TunnelURL, request.extensions.get("target", request.url.raw_path))
+    change_new_connections(pool, _start_no_tls)
+    set_exact_url(request, _TunnelURL)
 
 
 def _use_http_scheme(client: Any, request: httpx.Request) -> None:
@@ -69,20 +70,10 @@ def _use_http_scheme(client: Any, request: httpx.Request) -> None:
             request.extensions["target"] = target
 
 
-def _open_plain_tunnels(pool: Any) -> None:
-    """Make a pool open tunnels without TLS to upstreams with the scheme `ws`."""
-    if "_opens_plain_tunnels" in vars(pool):
-        return
-    pool._opens_plain_tunnels = True
-    create = pool.create_connection
-
-    def create_connection(origin: Any) -> Any:
-        connection = create(origin)
-        if origin.scheme == b"ws":
-            connection._connection = _ProxyConnection(connection._connection)
-        return connection
-
-    pool.create_connection = create_connection
+def _start_no_tls(connection: Any, origin: Any) -> None:
+    """Make a connection open its tunnel without TLS if the scheme of the upstream is `ws`."""
+    if origin.scheme == b"ws":
+        connection._connection = _ProxyConnection(connection._connection)
 
 
 class _ProxyConnection:

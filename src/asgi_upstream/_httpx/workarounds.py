@@ -6,6 +6,7 @@ and a test fails.
 
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from traceback import walk_tb
@@ -65,6 +66,25 @@ def get_pool(transport: Any) -> Any:
         if transport is None:
             raise AttributeError("the transport has no pool")
     return transport._pool
+
+
+def change_new_connections(pool: Any, change: Callable[[Any, Any], None]) -> None:
+    """Call `change` with each new connection of a pool, and its origin. It is added only once."""
+    if hasattr(pool, "_changes"):
+        if change not in pool._changes:
+            pool._changes.append(change)
+        return
+    changes = [change]
+    pool._changes = changes
+    create = pool.create_connection
+
+    def create_connection(origin: Any) -> Any:
+        connection = create(origin)
+        for change in changes:
+            change(connection, origin)
+        return connection
+
+    pool.create_connection = create_connection
 
 
 def _find_pool_stream(response: Any) -> Any:
