@@ -1,6 +1,8 @@
 """The request that `forward_request` builds. It makes its URL and headers when they are read."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import httpx
@@ -9,6 +11,11 @@ from .._headers import RawHeaders
 from .._methods import WITH_BODY
 from .flavors import RequestBase
 from .interfaces import HTTPXModule
+
+MAX_PLAIN_TARGET = 4096
+_CHARACTER = rb"[\w.~%:@,=!$&'()*+;-]"
+_PLAIN_TARGET = re.compile(rb"(?:/(?![./])%b*)+(?:\?(?:/|%b)*)?" % (_CHARACTER, _CHARACTER))
+"""A target that httpx takes as it is. It quotes other characters and removes dot segments."""
 
 
 class PendingBody(Protocol):
@@ -62,7 +69,7 @@ class ForwardedRequest(RequestBase):
     def url(self) -> httpx.URL:
         if self._url is None:
             try:
-                self._url = self.origin_url.copy_with(raw_path=self._target)
+                self._url = copy_with_target(self.origin_url, self._target, self._library)
             except self._library.InvalidURL:  # It is longer than httpx accepts.
                 self._url = self.origin_url
         return self._url
@@ -119,6 +126,22 @@ class ForwardedRequest(RequestBase):
 def request_origin(request: httpx.Request) -> httpx.URL:
     """Return a URL with the scheme, host and port of a request, without making a new one."""
     return request.origin_url if isinstance(request, ForwardedRequest) else request.url
+
+
+def copy_with_target(url: Any, target: bytes, library: HTTPXModule) -> httpx.URL:
+    """Return `url.copy_with(raw_path=target)`.
+
+    That takes 5 % of the CPU time of a forwarded request, because httpx 0.28 and httpx2 parse the
+    whole URL again. So this replaces the private result of their parser if the target is plain.
+    """
+    if len(target) <= MAX_PLAIN_TARGET and _PLAIN_TARGET.fullmatch(target):
+        copy: Any = library.URL(url)
+        path, separator, query = target.decode("ascii").partition("?")
+        with suppress(AttributeError, ValueError):  # another version of httpx
+            parts = copy._uri_reference
+            copy._uri_reference = parts._replace(path=path, query=query if separator else None)
+            return cast(httpx.URL, copy)
+    return cast(httpx.URL, url.copy_with(raw_path=target))
 
 
 def copy_with_headers(
