@@ -1,4 +1,4 @@
-"""Reads the response body: count, decode, limit.
+"""Reads the response body: check its end, count, decode, limit.
 
 Every iterator here is an object, not an async generator. A cancelled read ends a generator, and
 then the rest of the body would be lost (`asyncio.wait_for(anext(body), 2)`).
@@ -19,6 +19,31 @@ import httpx
 from .._httpx.interfaces import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
 from .decoding import decode_chunk, make_decoders
+from .recording import ExchangeRecorder
+from .undelimited import check_end
+
+
+def build_body(
+    upstream: httpx.Response,
+    stream: AsyncIterator[bytes],
+    codings: list[str],
+    library: HTTPXModule,
+    recorder: ExchangeRecorder | None,
+) -> AsyncIterator[bytes]:
+    """Return the body of a response: a truncated one fails, and it is counted and decoded.
+
+    Arguments:
+        stream: The upstream's chunks.
+        codings: The content codings to decode.
+        recorder: Counts the upstream's bytes, if there are observers.
+
+    Raises:
+        UpstreamProtocolError: If a coding cannot be decoded.
+    """
+    body = check_end(upstream, stream, library)
+    if recorder is not None:
+        body = CountedBody(body, recorder.bytes_received)
+    return DecodedBody(body, codings, library) if codings else body
 
 
 class DecodedBody(AsyncIterator[bytes]):

@@ -13,7 +13,7 @@ from .._httpx.requests import copy_with_headers
 from .._httpx.workarounds import holds_pool_place
 from ..records import Observer, Outcome
 from .block import current_block
-from .body import CountedBody, DecodedBody, read_limited, with_content
+from .body import build_body, read_limited, with_content
 from .closing import close_upstream
 from .decoding import accept_decodable, content_encodings
 from .ending import COMPLETED, Ending
@@ -21,7 +21,6 @@ from .failure import log_ending, map_failure
 from .options import SupportsSend
 from .recording import ExchangeRecorder, RecordedExchange
 from .sending import send_request, validate_head
-from .undelimited import check_end
 
 
 class Call:
@@ -124,12 +123,9 @@ class Call:
                 raise errors.UpstreamBodyTooLarge
             return content
         stream = aiter(cast(httpx.AsyncByteStream, upstream.stream))
-        body = check_end(upstream, stream, self._library)
-        if self._recorder is not None:
-            body = CountedBody(body, self._recorder.bytes_received)
-        codings = content_encodings(upstream)
-        if codings and upstream.status_code != 206:  # a part cannot be decoded
-            body = DecodedBody(body, codings, self._library)
+        # A part cannot be decoded.
+        codings = content_encodings(upstream) if upstream.status_code != 206 else []
+        body = build_body(upstream, stream, codings, self._library, self._recorder)
         try:
             return await read_limited(body, self._max_bytes, self._raise_if_cancelled)
         finally:

@@ -7,13 +7,12 @@ import httpx
 
 from .. import errors
 from .._httpx.workarounds import holds_pool_place
-from .body import CountedBody, DecodedBody, SingleChunk
+from .body import SingleChunk, build_body
 from .closing import close_upstream
 from .decoding import content_encodings
 from .options import BodyTransform, ExchangeOptions
 from .recording import ExchangeRecorder
 from .resumable import ResumableBody, StartTask
-from .undelimited import check_end
 
 
 class UpstreamBody:
@@ -59,16 +58,12 @@ class UpstreamBody:
         if upstream.is_stream_consumed or upstream.is_closed:
             self.is_modified = bool(content_encodings(upstream))
             return self._get_read_content()
-        body = self.track(cast(httpx.AsyncByteStream, upstream.stream))
-        body = check_end(upstream, body, library)
-        if start_task is not None:
-            body = self.track(ResumableBody(body, start_task, library))
-        if self._recorder is not None:
-            body = CountedBody(body, self._recorder.bytes_received)
         if codings:
             self.is_modified = True
-            body = DecodedBody(body, codings, library)
-        return body
+        stream = self.track(cast(httpx.AsyncByteStream, upstream.stream))
+        if start_task is not None:
+            stream = self.track(ResumableBody(stream, start_task, library))
+        return build_body(upstream, stream, codings, library, self._recorder)
 
     def transform(
         self, transform: BodyTransform, chunks: AsyncIterator[bytes]

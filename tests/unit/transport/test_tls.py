@@ -236,6 +236,8 @@ async def test_relayed_body_until_close_needs_close_notify(
             with pytest.raises(UpstreamProtocolError):
                 await Caller().call(StreamedResponse(client, request))
             with pytest.raises(UpstreamProtocolError):
+                await Caller().call(StreamedResponse(client, request, transform=aiter))
+            with pytest.raises(UpstreamProtocolError):
                 await Caller().call(BufferedResponse(client, request))
             with pytest.raises(UpstreamProtocolError):
                 await fetch(client, request)
