@@ -99,7 +99,7 @@ async def test_content_encoding_that_means_identity_is_accepted(
 @pytest.mark.parametrize("options", [{"decode": True}, {"transform": identity}])
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_compressed_part_of_a_body_is_not_decoded(cls: Any, options: dict[str, Any]) -> None:
-    upstream = answering(gzip.compress(TEXT)[:30], status=206, headers=PART)
+    upstream = answering(gzip.compress(TEXT), status=206, headers=PART)
     with pytest.raises(UpstreamProtocolError):
         await send(upstream, cls=cls, **options)
     assert upstream.open == 0
