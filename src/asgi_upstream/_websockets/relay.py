@@ -1,13 +1,12 @@
 """Relays a WebSocket: the handshake, then messages in both directions, on the pooled client."""
 
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 import httpx
 from anyio.abc import TaskGroup
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketState
 
 from .. import errors
 from .._exchange.closing import close_upstream
@@ -26,7 +25,8 @@ from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
 from ..responses import BufferedResponse
 from . import handshake as handshakes
-from .upstream import CLOSING_HANDSHAKE_TIMEOUT, UpstreamWebSocket, byte_length
+from .caller import CallerWebSocket
+from .upstream import UpstreamWebSocket, byte_length
 
 
 async def relay_websocket(
@@ -130,18 +130,16 @@ class WebSocketRelay:
         observers: Sequence[Observer],
     ) -> None:
         self._client = client
-        self._websocket = websocket
+        self._scope = websocket.scope
+        self._caller = CallerWebSocket(websocket)
         self.request: httpx.Request = request
         self._library: HTTPXModule = match_library(type(client), type(request))
-        self._subprotocols: Sequence[str] = websocket.scope.get("subprotocols") or ()
         if "sec-websocket-key" not in request.headers:  # if `on_request` made another request
-            handshakes.set_upgrade_headers(request, self._subprotocols)
+            handshakes.set_upgrade_headers(request, self._caller.subprotocols)
         self._max_message_bytes = max_message_bytes
         self._ping_interval = ping_interval
         self._observers = observers
-        self._caller_gone = False
         self._failure: Exception | None = None
-        self._caller_close: tuple[int, str] = 1011, ""
         self._outcome = Outcome.CANCELLED
         self._recorder: ExchangeRecorder | None = None
 
@@ -152,7 +150,7 @@ class WebSocketRelay:
             UpstreamError: If the handshake fails.
         """
         with RecordedExchange(
-            self, self._client, self._observers, self._library, self._websocket.scope
+            self, self._client, self._observers, self._library, self._scope
         ) as recorded:
             self._recorder = recorded.recorder
             try:
@@ -171,16 +169,15 @@ class WebSocketRelay:
                     recorded.recorder,
                     Outcome.APP_FAILED,
                 )
-                log_ending(recorded.ending, self.request, self._websocket.scope)
+                log_ending(recorded.ending, self.request, self._scope)
             await self._close_caller(recorded.ending.error)
 
     async def _relay_messages(self) -> None:
-        if self._websocket.client_state is WebSocketState.CONNECTING:
-            try:
-                await self._websocket.receive()  # websocket.connect
-            except OSError:
-                self._note_disconnect(abnormal=True)
-                return
+        try:
+            await self._caller.receive_connect()
+        except CallerDisconnected:
+            self._note_disconnect(abnormal=True)
+            return
         async with anyio.create_task_group() as self._group:
             self._group.start_soon(self._caller_to_upstream)
             try:
@@ -212,7 +209,7 @@ class WebSocketRelay:
             self._recorder.response_received(response)
         if response.status_code != 101:
             return
-        handshakes.validate_upgrade(response, self._subprotocols)
+        handshakes.validate_upgrade(response, self._caller.subprotocols)
         self.request.stream = self._library.AsyncByteStream()  # The recorder counts messages now.
         timeouts: Mapping[str, float | None] = self.request.extensions.get("timeout", {})
         self._upstream = UpstreamWebSocket(
@@ -223,9 +220,7 @@ class WebSocketRelay:
             max_message_bytes=self._max_message_bytes,
             ping_interval=self._ping_interval,
         )
-        headers = handshakes.handshake_response_headers(response)
-        subprotocol = response.headers.get("sec-websocket-protocol")
-        await self._send_to_caller(self._websocket.accept(subprotocol, headers))
+        await self._caller.accept(response)
 
     async def _deny(self, response: httpx.Response) -> None:
         """Answer the handshake with the upstream's refusal."""
@@ -240,38 +235,33 @@ class WebSocketRelay:
                 "with Host, use preserve_host=True",
                 self.request.url.path,
             )
-        self._caller_gone, self._outcome = True, Outcome.COMPLETED
+        self._outcome = Outcome.COMPLETED
         response.headers = self._library.Headers(handshakes.handshake_response_headers(response))
         # In one chunk, because granian accepts no more and uvicorn collects them.
         denial = BufferedResponse.from_response(response, observers=[on_record])
         try:
-            await self._send_to_caller(handshakes.send_denial_response(self._websocket, denial))
+            await self._caller.refuse(denial)
         except CallerDisconnected:
             self._failure = None
             self._note_disconnect(abnormal=True)
 
     async def _caller_to_upstream(self) -> None:
         """Relay the caller's messages. Reads from the start, to see a disconnect early."""
-        message: Mapping[str, Any] = {}
         try:
-            while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
+            while (data := await self._caller.receive()) is not None:
                 assert self._upstream is not None  # because the caller was accepted
-                text: str | None = message.get("text")
-                data: str | bytes = message["bytes"] if text is None else text
                 await self._upstream.send(data)
                 if self._recorder is not None:
                     self._recorder.sent += byte_length(data)
-        except OSError:
+        except CallerDisconnected:
             self._note_disconnect(abnormal=True)
         except Exception as exc:  # If it left the group, it would become an ExceptionGroup.
             self._failure = exc
         else:
-            code, reason = message.get("code", 1005), message.get("reason")
-            # Servers report a missing Close frame so. uvicorn sends 1005 without a reason for it.
-            abnormal = code == 1006 or (code == 1005 and reason is None)
-            self._note_disconnect(abnormal=abnormal)
-            if not abnormal and self._upstream is not None:
-                self._upstream.close_code, self._upstream.close_reason = code, reason or ""
+            self._note_disconnect(abnormal=False)
+            if self._upstream is not None:
+                self._upstream.close_code = self._caller.close_code
+                self._upstream.close_reason = self._caller.close_reason
         self._group.cancel_scope.cancel()
 
     async def _upstream_to_caller(self, upstream: UpstreamWebSocket) -> None:
@@ -279,23 +269,16 @@ class WebSocketRelay:
         while (data := await upstream.receive()) is not None:
             if self._recorder is not None:
                 self._recorder.bytes_received(byte_length(data))
-            key = "text" if isinstance(data, str) else "bytes"
-            await self._send_to_caller(self._websocket.send({"type": "websocket.send", key: data}))
-        self._caller_close = upstream.close_code, upstream.close_reason
+            await self._caller.send(data)
+        self._caller.close_code = upstream.close_code
+        self._caller.close_reason = upstream.close_reason
         self._outcome = Outcome.COMPLETED
 
     def _note_disconnect(self, *, abnormal: bool) -> None:
-        self._caller_gone = True
         if self._upstream is None:
             self._outcome = Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS
         else:
             self._outcome = Outcome.CALLER_DISCONNECTED_MID_BODY if abnormal else Outcome.COMPLETED
-
-    async def _send_to_caller(self, sending: Awaitable[None]) -> None:
-        try:
-            await sending
-        except (OSError, RuntimeError, WebSocketDisconnect) as exc:  # Servers differ in the error.
-            raise CallerDisconnected from exc
 
     async def _close_upstream(self, response: httpx.Response) -> None:
         try:
@@ -308,21 +291,11 @@ class WebSocketRelay:
 
     async def _close_caller(self, error: Exception | None) -> None:
         """Close the caller's WebSocket unless the caller has disconnected, or raise the error."""
-        code, reason = self._caller_close
-        if error is None:
-            if self._caller_gone:
-                return
-        elif self._upstream is None or not isinstance(error, errors.UpstreamError):
-            raise error
-        else:
-            code, reason = _CLOSE_CODES.get(type(error), 1011), error.detail
-        with (
-            anyio.move_on_after(CLOSING_HANDSHAKE_TIMEOUT),
-            suppress(CallerDisconnected, OSError, RuntimeError),
-        ):
-            await self._send_to_caller(
-                self._websocket.close(1000 if code == 1005 else code, reason)
-            )
-            # Read the remaining messages. hypercorn waits forever otherwise.
-            while (await self._websocket.receive())["type"] != "websocket.disconnect":
-                pass
+        if error is not None:
+            if self._upstream is None or not isinstance(error, errors.UpstreamError):
+                raise error
+            self._caller.close_code = _CLOSE_CODES.get(type(error), 1011)
+            self._caller.close_reason = error.detail
+        elif self._caller.is_closed:
+            return
+        await self._caller.close()
