@@ -1,4 +1,4 @@
-"""Builds, validates and refuses WebSocket handshakes (RFC 6455 4)."""
+"""Builds, sends, validates and refuses WebSocket handshakes (RFC 6455 4)."""
 
 import base64
 import hashlib
@@ -16,7 +16,13 @@ from starlette.websockets import WebSocket
 from .._exchange.response_head import end_to_end_response_headers
 from .._forwarding.request import forward_request
 from .._headers import RawHeaders
+from .._httpx.cancellation import defer_cancellation
+from .._httpx.proxy_tunnels import prepare_handshake
+from .._httpx.workarounds import clean_up_pool
+from .._logging import logger
 from ..errors import protocol_error
+from ..records import Observer
+from ..responses import BufferedResponse
 
 _HANDSHAKE_PREFIX = b"sec-websocket-"
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # (RFC 6455 1.3)
@@ -65,6 +71,16 @@ def set_upgrade_headers(request: httpx.Request, subprotocols: Sequence[str]) -> 
         request.headers["sec-websocket-protocol"] = ", ".join(subprotocols)
 
 
+async def send_handshake(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send the handshake, and return the upstream's response, which is open."""
+    try:
+        prepare_handshake(client, request)
+        return await client.send(request, stream=True, follow_redirects=False)
+    except BaseException as exc:
+        await defer_cancellation(clean_up_pool(client, request.url, exc))
+        raise
+
+
 def validate_upgrade(response: httpx.Response, subprotocols: Sequence[str]) -> None:
     """Reject a 101 that does not answer this handshake (RFC 6455 4.1).
 
@@ -92,6 +108,23 @@ def handshake_response_headers(response: httpx.Response) -> RawHeaders:
     """
     headers = end_to_end_response_headers(response.headers.raw)
     return [header for header in headers if _crosses(header[0])]
+
+
+def build_denial_response(response: httpx.Response, observer: Observer) -> Response:
+    """Return the upstream's refusal as a response to the caller.
+
+    Arguments:
+        observer: Called with the record of the response.
+    """
+    if response.status_code == 403:
+        logger.info(
+            "the upstream refused a WebSocket handshake with 403 (%s); if it compares Origin "
+            "with Host, use preserve_host=True",
+            response.request.url.path,
+        )
+    response.headers = type(response.headers)(handshake_response_headers(response))
+    # In one chunk, because granian accepts no more and uvicorn collects them.
+    return BufferedResponse.from_response(response, observers=[observer])
 
 
 @asynccontextmanager

@@ -16,14 +16,9 @@ from .._exchange.failure import log_ending, map_failure
 from .._exchange.recording import ExchangeRecorder, RecordedExchange
 from .._exchange.validation import validate_seconds, validate_size
 from .._forwarding.request import MAX_MESSAGE_BYTES, HeaderOverrides
-from .._httpx.cancellation import defer_cancellation
 from .._httpx.flavors import match_library
 from .._httpx.interfaces import URLT, HTTPXModule, RequestT, SupportsBuildRequest
-from .._httpx.proxy_tunnels import prepare_handshake
-from .._httpx.workarounds import clean_up_pool
-from .._logging import logger
 from ..records import ExchangeRecord, Observer, Outcome
-from ..responses import BufferedResponse
 from . import handshake as handshakes
 from .caller import CallerWebSocket
 from .upstream import UpstreamWebSocket, byte_length
@@ -194,13 +189,7 @@ class WebSocketRelay:
 
     async def _connect(self) -> None:
         """Send the handshake, and accept the caller if the upstream accepts."""
-        try:
-            prepare_handshake(self._client, self.request)
-            response = await self._client.send(self.request, stream=True, follow_redirects=False)
-        except BaseException as exc:
-            await defer_cancellation(clean_up_pool(self._client, self.request.url, exc))
-            raise
-        self._response = response
+        self._response = response = await handshakes.send_handshake(self._client, self.request)
         if response.http_version == "HTTP/2":  # HTTP/2 takes it as a plain GET (RFC 9113 8.6).
             raise self._library.LocalProtocolError(
                 "a WebSocket handshake needs HTTP/1.1; use a client without http2=True"
@@ -229,18 +218,9 @@ class WebSocketRelay:
             self._outcome, failure = record.outcome, record.exception
             self._failure = failure if isinstance(failure, Exception) else None
 
-        if response.status_code == 403:
-            logger.info(
-                "the upstream refused a WebSocket handshake with 403 (%s); if it compares Origin "
-                "with Host, use preserve_host=True",
-                self.request.url.path,
-            )
         self._outcome = Outcome.COMPLETED
-        response.headers = self._library.Headers(handshakes.handshake_response_headers(response))
-        # In one chunk, because granian accepts no more and uvicorn collects them.
-        denial = BufferedResponse.from_response(response, observers=[on_record])
         try:
-            await self._caller.refuse(denial)
+            await self._caller.refuse(handshakes.build_denial_response(response, on_record))
         except CallerDisconnected:
             self._failure = None
             self._note_disconnect(abnormal=True)
