@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import errors
 from .._headers import RawHeaders
-from .._httpx.fast_path import direct_transport, log_request
-from .._httpx.flavors import subclass_for
+from .._httpx.fast_path import direct_transport
 from .._httpx.requests import ForwardedRequest, copy_with_headers
 from .._logging import logger
 from ..records import Outcome
@@ -24,12 +23,10 @@ from .downstream import Caller, CallerDisconnected
 from .ending import COMPLETED, REPLACED, Ending
 from .failure import log_ending, map_failure
 from .options import ExchangeOptions, SendRaw, StreamErrorHook
+from .paths import relay_over_fast_path, relay_through_httpx
 from .recording import RecordedExchange
 from .relaying import ResponseRelay
 from .scope import ExchangeScope
-from .sending import send_request, validate_head
-from .upload import UploadStream
-from .upstream_body import UpstreamBody
 
 ERROR_CHUNK_TIMEOUT = 1.0
 """Seconds that `on_stream_error` may delay a cancellation or the end after the deadline."""
@@ -99,89 +96,27 @@ class Exchange:
         send_raw: SendRaw | None,
     ) -> Exception | None:
         """Send the request and relay the response. Return the exception if that failed."""
+        options, request = self._options, self.request
         failure: Exception | None = None
         if self._decodes_body:
             send_raw = None
         try:
             async with limits:
                 try:
-                    if getattr(self.request, "pending_body", None) is not None:
-                        await cast(ForwardedRequest, self.request).resolve_body()
-                    if send_raw is None or not await self._relay_raw(send_raw, relay, limits):
-                        await self._relay_response(transport, relay, limits)
+                    if getattr(request, "pending_body", None) is not None:
+                        await cast(ForwardedRequest, request).resolve_body()
+                    if send_raw is None or not await relay_over_fast_path(
+                        send_raw, options, request, relay, limits
+                    ):
+                        await relay_through_httpx(transport, options, request, relay, limits)
                 except Exception as exc:  # If it left the scope, it could become an ExceptionGroup.
                     failure = exc
         except anyio.get_cancelled_exc_class():  # `limits` has taken back its own cancellation.
-            on_stream_error = self._options.on_stream_error
+            on_stream_error = options.on_stream_error
             if caller.started and on_stream_error is not None and not limits.disconnected:
                 await _send_error_chunk(caller, on_stream_error)
             raise
         return failure
-
-    async def _relay_raw(
-        self, send_raw: SendRaw, relay: ResponseRelay, limits: ExchangeScope
-    ) -> bool:
-        """Relay an unmodified response over the fast path.
-
-        Returns:
-            False if this exchange does not qualify. Then nothing was sent.
-        """
-        library = self._options.library
-        if not isinstance(self.request.stream, library.ByteStream):
-            return False
-        limits.start_listening()
-        opening = send_raw(self.request)
-        if opening is None:
-            return False
-        upstream = await opening
-        del opening  # an open stream would keep it
-        try:
-            head = upstream.head
-            log_request(library, self.request, head.version, head.status, head.reason)
-            await relay.relay_raw(upstream)
-        finally:
-            if not upstream.release():
-                await upstream.aclose()
-        return True
-
-    async def _relay_response(
-        self,
-        transport: httpx.AsyncBaseTransport | None,
-        relay: ResponseRelay,
-        limits: ExchangeScope,
-    ) -> None:
-        """Relay a response that goes through httpx."""
-        client, library = self._options.client, self._options.library
-        content, upload = self.request.stream, None
-        if isinstance(content, library.ByteStream):
-            limits.start_listening()
-        else:  # The body may come from the caller.
-            upload_class = subclass_for(UploadStream, library.AsyncByteStream)
-            self.request.stream = upload = upload_class(
-                client,
-                self.request.url,
-                cast(httpx.AsyncByteStream, content),
-                limits,
-                relay.recorder,
-            )
-        try:
-            try:
-                upstream = await send_request(client, self.request, library, transport)
-            finally:
-                self.request.stream = content
-            body = UpstreamBody(upstream, self._options, self.request, relay.recorder)
-            try:
-                if relay.recorder is not None:
-                    relay.recorder.response_received(upstream)
-                if upload is None or not upload.in_progress:
-                    limits.start_listening(is_draining=upstream.status_code >= 300)
-                validate_head(upstream)
-                await relay.relay(upstream, body)
-            finally:
-                await body.aclose()
-        finally:
-            if upload is not None:
-                await upload.close_body()
 
     def _determine_ending(
         self,
