@@ -6,7 +6,6 @@ writing and waiting are done here, on the upgraded connection of the httpx clien
 
 from collections import deque
 from contextlib import suppress
-from io import BytesIO
 
 import anyio
 import anyio.lowlevel
@@ -15,7 +14,7 @@ from anyio.abc import TaskGroup
 
 try:
     from websockets.exceptions import InvalidState, PayloadTooBig, ProtocolError
-    from websockets.frames import Close, CloseCode, Frame, Opcode
+    from websockets.frames import Close, CloseCode, Frame
     from websockets.protocol import Protocol, Side, State
 except ImportError as _exc:
     if (_exc.name or "").partition(".")[0] != "websockets":
@@ -26,6 +25,7 @@ except ImportError as _exc:
 
 from .._httpx.interfaces import HTTPXModule
 from ..errors import UpstreamBodyTooLarge
+from .fragments import MessageAssembler
 from .stream import IO_SIZE, WebSocketStream
 
 CLOSING_HANDSHAKE_TIMEOUT = 1.0
@@ -73,8 +73,7 @@ class UpstreamWebSocket:
         self._unparsed = memoryview(b"")
         self._frames: deque[Frame] = deque()
         self._frame_count = 0
-        self._is_text = False
-        self._fragments: BytesIO | None = None
+        self._assembler = MessageAssembler()
         self._control_frames: deque[bytes] = deque(maxlen=_MAX_PENDING_CONTROL_FRAMES)
         self._control_task_running = False
         self._close_frame = b""
@@ -107,7 +106,11 @@ class UpstreamWebSocket:
                 self._frame_count += 1
                 if self._frame_count % _CHECKPOINT_INTERVAL == 0:
                     await anyio.lowlevel.checkpoint()
-                message = self._assemble(self._frames.popleft())
+                try:
+                    message = self._assembler.add(self._frames.popleft())
+                except UnicodeDecodeError as exc:
+                    self.close_code = CloseCode.INVALID_DATA
+                    raise self._library.RemoteProtocolError("text message is not UTF-8") from exc
                 if message is not None:
                     return message
             if (close := self._protocol.close_rcvd) is not None:
@@ -118,28 +121,6 @@ class UpstreamWebSocket:
             if not self._unparsed:
                 self._unparsed = memoryview(await self._read())
             self._parse()
-
-    def _assemble(self, frame: Frame) -> str | bytes | None:
-        """Return the message that the frame completes, if it completes one."""
-        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._is_text = frame.opcode is Opcode.TEXT
-        elif frame.opcode is not Opcode.CONT:
-            return None
-        content = bytes(frame.data)
-        if self._fragments is not None or not frame.fin:
-            # A list of small fragments would take thirty times the memory of their bytes.
-            self._fragments = self._fragments or BytesIO()
-            self._fragments.write(content)
-            if not frame.fin:
-                return None
-            content, self._fragments = self._fragments.getvalue(), None
-        if not self._is_text:
-            return content
-        try:
-            return content.decode()
-        except UnicodeDecodeError as exc:
-            self.close_code = CloseCode.INVALID_DATA
-            raise self._library.RemoteProtocolError("text message is not UTF-8") from exc
 
     def _raise_parser_error(self, exc: Exception) -> None:
         if isinstance(exc, PayloadTooBig):
