@@ -22,7 +22,7 @@ UNBUFFERED = (b"x-accel-buffering", b"no")
 
 @pytest.mark.parametrize("status", [0, 100, 101, 103, 199, 600, 999])
 def test_status_that_is_not_final_is_the_upstreams_error(status: int) -> None:
-    with pytest.raises(UpstreamProtocolError):
+    with pytest.raises(UpstreamProtocolError, match=f"status {status}"):
         validate_status(status)
     with pytest.raises(UpstreamProtocolError):
         build_response_head(status, [], request_method="GET", caller_method="GET")

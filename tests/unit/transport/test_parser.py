@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_upstream.transport import _header_lines, _response_head, _serializer
-from asgi_upstream.transport._chunked import ChunkedDecoder
+from asgi_upstream.transport._chunked import MAX_CHUNKS_AT_ONCE, ChunkedDecoder
 from asgi_upstream.transport._header_lines import ParseError
 from asgi_upstream.transport._parser import ResponseParser
 from asgi_upstream.transport._response_head import ReadState, parse_head
@@ -269,6 +269,65 @@ def test_header_lines_are_parsed(lines: bytes, expected: object) -> None:
         assert parse_head(OK + lines + b"\r\n").headers == expected
 
 
+LENGTH_5 = OK + b"content-length: 5\r\n\r\n"
+IN_CHUNKS = OK + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "body", "is_kept"),
+    [
+        (LENGTH_5 + b"hello", b"hello", True),
+        (LENGTH_5 + b"hello" + OK, b"hello", False),
+        (LENGTH_5.replace(b"5", b"0"), b"", True),
+        (IN_CHUNKS + b"5\r\nhello\r\n0\r\n\r\n", b"hello", True),
+        (IN_CHUNKS + b"5\r\nhello\r\n0\r\n\r\n" + OK, b"hello", False),
+        (IN_CHUNKS.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n0\r\n\r\n"), b"", False),
+    ],
+)
+def test_bytes_after_the_body_close_the_connection(raw: bytes, body: bytes, is_kept: bool) -> None:
+    """They must not become the response to the next request."""
+    parser = started()
+    assert (parser.feed(raw), parser.state) == (body, ReadState.DONE)
+    assert (parser.keep_alive, parser.expects_data) == (is_kept, False)
+
+
+@pytest.mark.parametrize("head", [LENGTH_5, IN_CHUNKS, OK + b"\r\n"])
+def test_response_to_head_has_no_body(head: bytes) -> None:
+    parser = started("HEAD")
+    assert (parser.feed(head), parser.state) == (b"", ReadState.DONE)
+    parser = started("HEAD")
+    assert parser.feed(head + b"5\r\nhello\r\n") == b""
+    assert not parser.keep_alive
+
+
+def test_request_may_close_the_connection() -> None:
+    parser = ResponseParser()
+    parser.start(OutgoingRequest("GET", b"", b"", 0, None, None, connection_close=True))
+    assert parser.feed(LENGTH_5 + b"hello") == b"hello"
+    assert not parser.keep_alive
+
+
+def test_parser_expects_data_during_a_response() -> None:
+    parser = ResponseParser()
+    assert not parser.expects_data
+    parser.start(OutgoingRequest("GET", b"", b"", 0, None, None))
+    assert parser.expects_data
+    parser.feed(LENGTH_5 + b"hell")
+    assert parser.expects_data
+    parser.feed(b"o")
+    assert not parser.expects_data
+
+
+def test_parser_has_more_after_very_many_chunks() -> None:
+    parser = started()
+    assert not parser.has_more
+    chunks = b"1\r\nx\r\n" * (MAX_CHUNKS_AT_ONCE + 1) + b"0\r\n\r\n"
+    assert len(parser.feed(IN_CHUNKS + chunks)) == MAX_CHUNKS_AT_ONCE
+    assert parser.has_more
+    assert parser.feed(b"") == b"x"
+    assert (parser.has_more, parser.state) == (False, ReadState.DONE)
+
+
 @pytest.mark.parametrize(
     ("head", "truncated", "expected"),
     [
@@ -386,6 +445,15 @@ def test_interim_responses_are_bounded() -> None:
     assert parser.head.status == 200
     with pytest.raises(ParseError, match="exceeds 64 KiB"):
         started().feed(interim * 60 + last % (b"x" * (fill + 1)))
+
+
+def test_bound_of_interim_responses_is_for_each_request() -> None:
+    request = OutgoingRequest("GET", b"", b"", 0, None, None)
+    parser = ResponseParser()
+    for _ in range(3):
+        parser.start(request)
+        parser.feed(b"HTTP/1.1 103 Hints\r\nlink: " + b"x" * 40_000 + b"\r\n\r\n")
+        assert parser.feed(LENGTH_5 + b"hello") == b"hello"
 
 
 def test_the_parser_goes_from_head_to_body_to_done() -> None:
