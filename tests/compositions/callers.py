@@ -15,4 +15,4 @@ def leave_when(caller: httpx.Client, path: str, condition: Callable[[], bool]) -
     url = caller.base_url
     with socket.create_connection((url.host, url.port or 80), timeout=60) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
-        eventually(condition, 60)
+        eventually(condition)

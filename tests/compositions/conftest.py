@@ -40,7 +40,7 @@ def upstream(listening: Upstream) -> Iterator[Upstream]:
     listening.requests.clear()
     arrivals.clear()
     yield listening
-    eventually(lambda: listening.open_exchanges == 0, 60)
+    eventually(lambda: listening.open_exchanges == 0)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def serve(url_of: Callable[..., str], upstream: Upstream) -> Iterator[Serve]:
 
         def start(example: object, **environment: str) -> httpx.Client:
             url = url_of(example, **environment)
-            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=20))
+            return stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=60))
 
         yield start
-        eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()), 60)
+        eventually(lambda: not any(ledger.open_count for _, ledger in iter_registered()))

@@ -62,7 +62,7 @@ ANN, BOB = {"authorization": "ann"}, {"authorization": "bob"}
 def test_a_second_request_is_answered_from_the_cache(ask: Ask, asked: Asked) -> None:
     first, second = ask(cache="max-age=60"), ask(cache="max-age=60")
     assert first.text == second.text == "1 for anybody\n"
-    assert (asked(), "age" in first.headers, second.headers["age"]) == (1, False, "0")
+    assert (asked(), "age" in first.headers, "age" in second.headers) == (1, False, True)
     assert second.headers["content-length"] == first.headers["content-length"]
 
 
@@ -78,7 +78,7 @@ def test_body_is_streamed_and_not_cached_after_a_disconnect(
     params = {"key": request.node.name, "cache": "max-age=60", "parts": "5", "stall": "1"}
     with caller.stream("GET", "/api/kept", params=params) as response:
         assert next(response.iter_raw()).startswith(b"1 ")
-    eventually(lambda: upstream.open_exchanges == 0, 50)
+    eventually(lambda: upstream.open_exchanges == 0)
     whole = caller.get("/api/kept", params=params).content
     assert (whole[:1], len(whole), asked()) == (b"2", len(b"2 for anybody\n") + 200_000, 2)
 
@@ -241,7 +241,7 @@ def test_the_condition_of_a_caller_is_answered_to_it_alone(ask: Ask) -> None:
 
 def test_a_response_without_a_date_gets_stale_too(ask: Ask) -> None:
     ask(cache="max-age=1", undated=1)
-    eventually(lambda: ask(cache="max-age=1", undated=1).text.startswith("2"), 50)
+    eventually(lambda: ask(cache="max-age=1", undated=1).text.startswith("2"))
 
 
 def test_a_change_makes_the_cache_forget(ask: Ask, asked: Asked) -> None:

@@ -25,7 +25,7 @@ def caller(serve: Serve) -> httpx.Client:
 def flow(caller: httpx.Client, path: str) -> str:
     """Whether the first part is there while the upstream is silent, or at an end that is ours."""
     try:
-        with caller.stream("GET", path, timeout=4) as response:
+        with caller.stream("GET", path, timeout=60) as response:
             assert response.status_code == 200
             return "as sent" if next(response.iter_bytes()) else "held back"
     except (httpx.ReadTimeout, httpx.RemoteProtocolError):
@@ -42,7 +42,7 @@ def events(caller: httpx.Client, stack: str) -> str:
 
 def head(caller: httpx.Client, stack: str) -> str:
     try:
-        with caller.stream("GET", f"/{stack}/api/silent_after_head", timeout=4) as response:
+        with caller.stream("GET", f"/{stack}/api/silent_after_head", timeout=60) as response:
             assert response.status_code == 200
     except (httpx.ReadTimeout, httpx.RemoteProtocolError):
         return "held back"
@@ -100,10 +100,10 @@ def test_a_caller_who_leaves_frees_the_upstream_behind_each(
     caller: httpx.Client, upstream: Upstream, stack: str
 ) -> None:
     leave_when(caller, f"/{stack}/api/never", lambda: upstream.open_exchanges == 1)
-    eventually(lambda: upstream.open_exchanges == 0, 60)
+    eventually(lambda: upstream.open_exchanges == 0)
     with caller.stream("GET", f"/{stack}/api/silent_mid_body") as response:
         next(response.iter_bytes())
-    eventually(lambda: upstream.open_exchanges == 0, 60)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_what_the_middleware_is_for_it_does(caller: httpx.Client) -> None:

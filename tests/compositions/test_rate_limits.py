@@ -24,7 +24,7 @@ ANN, BOB = {"x-api-key": "ann"}, {"x-api-key": "bob"}
 def caller(upstream: Upstream) -> Iterator[httpx.Client]:
     """Calls examples/compositions/rate_limits.py, where nobody has asked yet."""
     app = imported("compositions.rate_limits", upstream.url, LIMIT="3/minute")
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as caller:
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as caller:
         yield caller
 
 
@@ -54,7 +54,7 @@ def test_stream_counts_once_and_frees_upstream_on_disconnect(
         for _ in range(5):
             next(chunks)
         assert caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"] == "2"
-    eventually(lambda: upstream.open_exchanges == 0, 60)
+    eventually(lambda: upstream.open_exchanges == 0)
     remaining = caller.get("/api/item", headers=ANN).headers["x-ratelimit-remaining"]
     assert remaining == "1"
 

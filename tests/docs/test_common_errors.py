@@ -19,9 +19,9 @@ CODE = files("docs/common-errors.md")
 
 
 def test_requests_in_async_def_holds_up_everybody(serve_page: Serve, upstream: Upstream) -> None:
-    server = serve_page(CODE["blocking.py"], **{"timeout=5": "timeout=3"})
+    server = serve_page(CODE["blocking.py"], **{"timeout=5": "timeout=8"})
     slow = SocketCaller(server, "/relay/never")
-    eventually(lambda: upstream.open_exchanges == 1, 50)
+    eventually(lambda: upstream.open_exchanges == 1)
     health = SocketCaller(server, "/health")
     health.socket.settimeout(1)
     with pytest.raises(TimeoutError):
@@ -37,14 +37,14 @@ def test_a_thread_or_a_description_holds_up_nobody(
 ) -> None:
     server = serve_page(CODE[name])
     slow = SocketCaller(server, "/relay/never")
-    eventually(lambda: upstream.open_exchanges == 1, 50)
+    eventually(lambda: upstream.open_exchanges == 1)
     assert b"fine" in ask(server, "/health").body
     slow.leave()
     if name == "shared.py":
-        eventually(lambda: upstream.open_exchanges == 0, 20)
+        eventually(lambda: upstream.open_exchanges == 0)
     else:
         assert upstream.open_exchanges == 1  # the thread has not noticed
-        eventually(lambda: upstream.open_exchanges == 0, 60)
+        eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_a_shared_session_sends_one_callers_cookies_for_the_next(serve_page: Serve) -> None:
@@ -59,7 +59,7 @@ def test_session_discards_connections_beyond_ten(serve_page: Serve) -> None:
     callers = [SocketCaller(server, "/relay/chunks%3Fcount=3%26delay=0.2") for _ in range(30)]
     for caller in callers:
         caller.read()
-    eventually(lambda: "Connection pool is full, discarding connection" in server.log(), 50)
+    eventually(lambda: "Connection pool is full, discarding connection" in server.log())
 
 
 PIPELINED = "GET /relay/item HTTP/1.1\r\nhost: app\r\n\r\n"
@@ -129,7 +129,7 @@ def test_a_connection_of_a_loop_that_is_closed_cannot_be_used(
 ) -> None:
     program = Program(CODE[name], tmp_path, upstream.url)
     try:
-        eventually(lambda: "Uvicorn running" in program.log(), 60)
+        eventually(lambda: "Uvicorn running" in program.log())
         caller = SocketCaller(program, "/item")  # type: ignore[arg-type]
         assert status in caller.read().split(b"\r\n")[0]
         closed = "RuntimeError: Event loop is closed"

@@ -130,7 +130,7 @@ def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) 
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.requests[before].disconnected, 30)
+        eventually(lambda: upstream.requests[before].disconnected)
     except AssertionError:
         return "**not noticed**"
     return "noticed"
@@ -164,7 +164,7 @@ def serve_way(upstream: Upstream, tmp_path: Path) -> Iterator[Callable[..., Serv
     def serve_program(command: Callable[..., Sequence[object]], url: str, seconds: int) -> Server:
         server = cast(Server, SimpleNamespace(port=free_port()))
         processes.append(subprocess.Popen([*map(str, command(server.port, url, seconds))]))
-        eventually(lambda: _listens(server), 60)
+        eventually(lambda: _listens(server))
         return server
 
     programs = {"nginx": nginx, "Go": go}
@@ -220,7 +220,7 @@ def test_each_cell_of_the_table_is_as_measured(
     server, measured = serve_way(way), {}
     for what, probe in PROBES.items():
         if probe is leaves_before:  # the first of those that take a timeout for a leaving
-            eventually(lambda: upstream.open_exchanges == 0, 60)
+            eventually(lambda: upstream.open_exchanges == 0)
             server = serve_way(way, patient=True)
         measured[what] = probe(server, upstream)
     measured[REFUSED] = str(ask(serve_way(way, refused=True), "/api/item").status)

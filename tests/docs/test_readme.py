@@ -47,7 +47,7 @@ def caller(folder: Path, ports: dict[str, str]) -> Iterator[httpx.Client]:
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
         processes.append(subprocess.Popen(arguments, cwd=folder, env=environment))
     with httpx.Client(base_url=f"http://127.0.0.1:{ports['8000']}", trust_env=False) as client:
-        eventually(lambda: answers(client), 60)
+        eventually(lambda: answers(client))
         yield client
     for process in processes:
         process.terminate()

@@ -40,7 +40,7 @@ def caller(request: pytest.FixtureRequest) -> Iterator[TestClient]:
     """Calls an app that relays the URL it is given, through a pool of one place."""
     limits = httpx.Limits(max_connections=1)
     transport = AsyncioTransport if request.param == "asyncio" else httpx.AsyncHTTPTransport
-    timeout = httpx.Timeout(10, pool=0.1)
+    timeout = httpx.Timeout(60, pool=0.1)
     app = FastAPI(lifespan=client_lifespan(transport=transport(limits=limits), timeout=timeout))
 
     @app.post("/buffered")
@@ -53,7 +53,7 @@ def caller(request: pytest.FixtureRequest) -> Iterator[TestClient]:
         request: Request, url: str, read: float = 10, deadline: float = 10
     ) -> Response:
         client = await get_client(request)
-        outgoing = client.build_request("GET", url, timeout=httpx.Timeout(10, read=read))
+        outgoing = client.build_request("GET", url, timeout=httpx.Timeout(60, read=read))
         return StreamedResponse(client, outgoing, deadline=deadline)
 
     @app.post("/full")

@@ -28,7 +28,7 @@ def url() -> Iterator[str]:
 
 def calling(url: str, origin: str | None = None) -> ClientConnection:
     fields = {} if origin is None else {"origin": origin}
-    return connect(url, additional_headers=fields, proxy=None, open_timeout=5)
+    return connect(url, additional_headers=fields, proxy=None, open_timeout=60)
 
 
 @pytest.mark.parametrize("path", ["/api/talk", "/live/talk"])

@@ -34,6 +34,6 @@ def server(running: Server, upstream: Upstream) -> Iterator[Server]:
     for caller in SocketCaller.open:
         caller.leave()
     SocketCaller.open.clear()
-    eventually(lambda: upstream.open_exchanges == 0, 20)
+    eventually(lambda: upstream.open_exchanges == 0)
     for noise in NOISE:
         assert noise not in running.log()[before:]

@@ -35,11 +35,11 @@ def test_9112_8_an_upload_that_its_caller_tears_is_torn_upstream(
 ) -> None:
     with connect(forwarder) as connection:
         connection.sendall(head("POST", "/forward/x", field) + part)
-        eventually(lambda: bool(wire.seen) and b"a" * 100 in wire.only.framed, 60)
+        eventually(lambda: bool(wire.seen) and b"a" * 100 in wire.only.framed)
         if reset:
             linger = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    eventually(lambda: wire.only.torn, 60)
+    eventually(lambda: wire.only.torn)
     assert not wire.only.whole
     assert not wire.only.framed.endswith(b"0\r\n\r\n")
 
@@ -54,10 +54,10 @@ def test_9112_7_1_an_upload_with_a_broken_chunk_is_torn_upstream(
 ) -> None:
     with connect(forwarder) as connection:
         connection.sendall(head("POST", "/forward/x", PARTS["chunked"][0]) + PARTS["chunked"][1])
-        eventually(lambda: bool(wire.seen) and b"a" * 100 in wire.only.framed, 60)
+        eventually(lambda: bool(wire.seen) and b"a" * 100 in wire.only.framed)
         connection.sendall(broken)
         until_the_end(connection)
-    eventually(lambda: wire.only.torn, 60)
+    eventually(lambda: wire.only.torn)
     assert not wire.only.framed.endswith(b"0\r\n\r\n")
 
 
@@ -111,7 +111,7 @@ def test_9112_9_5_early_response_is_relayed_and_ends_the_upload(
     wire.early, wire.answer = True, EARLY[status]
     answer = Answer(answered_while_uploading(forwarder, field, block, pause))
     assert (answer.status, answer.body) == (int(status), b"no")
-    eventually(lambda: wire.only.torn, 60)
+    eventually(lambda: wire.only.torn)
 
 
 @every_server
@@ -122,7 +122,7 @@ def test_9112_9_5_an_early_answer_passes_on_each_server(
     wire.early, wire.answer = True, EARLY["413"]
     answer = Answer(answered_while_uploading(forwarder, *ENDLESS["chunked"], pause))
     assert (answer.status, answer.body) == (413, b"no")
-    eventually(lambda: ask(forwarder, "/exchanges").body == b"0", 60)
+    eventually(lambda: ask(forwarder, "/exchanges").body == b"0")
 
 
 @every_server
@@ -137,4 +137,4 @@ def test_9112_9_5_disconnect_from_a_refused_upload_is_noticed(
         answer = b""
         while not answer.endswith(b"no") and (part := connection.recv(65536)):
             answer += part
-    eventually(lambda: wire.only.torn, 50)
+    eventually(lambda: wire.only.torn)

@@ -74,7 +74,7 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
         # On trio hypercorn would never end: it shields its writes.
         deaf = [] if server_name == "hypercorn-trio" else ["/plain/streamed/pour"]
         deaf_callers = [SocketCaller(server, path, on_stream_error="frame") for path in deaf]
-        eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers), 50)
+        eventually(lambda: upstream.open_exchanges == len(callers) + len(deaf_callers))
         time.sleep(0.3)  # so that every server watches its callers
         with ThreadPoolExecutor(len(callers)) as pool:
             reading = {name: pool.submit(caller.read) for name, caller in callers.items()}
@@ -83,7 +83,7 @@ def stop(server_name: str, upstream: Upstream) -> Iterator[Stop]:
     finally:
         server.stop()
     with contextlib.suppress(AssertionError):
-        eventually(lambda: upstream.open_exchanges == 0, 20)
+        eventually(lambda: upstream.open_exchanges == 0)
     yield Stop(server_name, answers, seconds, server.log(), upstream.open_exchanges)
     for caller in SocketCaller.open:
         caller.leave()
@@ -165,7 +165,7 @@ def test_server_without_grace_waits_for_its_last_caller(
         for _ in range(10):
             caller.read(b"data: ")
         caller.leave()
-        eventually(lambda: server.process.poll() is not None, 50)
+        eventually(lambda: server.process.poll() is not None)
         assert upstream.open_exchanges == 0
     finally:
         server.stop()

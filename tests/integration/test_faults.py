@@ -87,7 +87,7 @@ def proxy(server: Server, upstream: Upstream) -> Iterator[FaultProxy]:
         proxy.fault = Fault()
         assert through(proxy, server, "plain/streamed/item").status == 200  # as if nothing had been
         # That one may be kept for another.
-        eventually(lambda: proxy.open <= 1, 20)
+        eventually(lambda: proxy.open <= 1)
 
 
 def through(proxy: FaultProxy, server: Server, path: str, **options: Any) -> Answer:
@@ -124,7 +124,7 @@ def test_a_fault_before_the_start_is_an_error_status(
     answer = through(proxy, server, f"{kind}/item", timeout=SHORT if status == 504 else LONG)
     assert (answer.status, answer.complete) == (status, True)
     if proxy.fault.end is not Ending.DEAF:  # who does not read does not see the end
-        eventually(lambda: proxy.open == 0, 20)
+        eventually(lambda: proxy.open == 0)
 
 
 @kinds
@@ -135,7 +135,7 @@ def test_a_trickle_of_a_head_ends_at_the_deadline(
     answer = through(proxy, server, f"{kind}/item?size=10", timeout=LONG, deadline=3 * SHORT)
     assert answer.status == 504
     assert float(answer.field(b"x-seconds") or 0) >= 3 * SHORT
-    eventually(lambda: proxy.open == 0, 20)
+    eventually(lambda: proxy.open == 0)
 
 
 def test_a_peer_that_resets_as_soon_as_it_accepts_is_502(server: Server) -> None:
@@ -192,8 +192,8 @@ def test_a_fault_in_the_body_cuts_it_off_for_the_caller(
     assert answer.status == 200
     assert not answer.complete
     proxy.fault = Fault()
-    eventually(lambda: proxy.open == 0, 20)
-    eventually(lambda: upstream.open_exchanges == 0, 20)
+    eventually(lambda: proxy.open == 0)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @during
@@ -230,7 +230,7 @@ def test_a_trickle_of_a_body_ends_at_the_deadline(server: Server, proxy: FaultPr
     )
     assert answer.status == 200
     assert not answer.complete
-    eventually(lambda: proxy.open == 0, 20)
+    eventually(lambda: proxy.open == 0)
 
 
 # What is slow, and no more.
@@ -315,8 +315,8 @@ def test_a_fault_in_an_upload_is_an_error_status(
         caller.socket.shutdown(socket.SHUT_RDWR)  # so that the thread ends
     sending.join(60)
     proxy.fault = Fault()
-    eventually(lambda: proxy.open == 0, 20)
-    eventually(lambda: upstream.open_exchanges == 0, 20)
+    eventually(lambda: proxy.open == 0)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 # Callers who leave an upstream with a fault.
@@ -330,9 +330,9 @@ def test_disconnect_from_half_open_upstream_frees_connection(
     proxy.fault = Fault(Ending.SILENT, down=down)
     url = f"http://127.0.0.1:{proxy.port}/pour"
     caller = SocketCaller(server, "/plain/streamed/pour", url=url)
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     caller.leave(reset=reset)
-    eventually(lambda: proxy.open == 0, 20)
+    eventually(lambda: proxy.open == 0)
 
 
 # TLS.
@@ -357,8 +357,8 @@ def test_tls_that_breaks_off_in_the_body_is_truncation(
         else:
             assert answer.status == 200
             assert not answer.complete
-        eventually(lambda: proxy.open == 0, 20)
-        eventually(lambda: secure.open_exchanges == 0, 20)
+        eventually(lambda: proxy.open == 0)
+        eventually(lambda: secure.open_exchanges == 0)
         proxy.fault = Fault()
         assert ask(server, f"{path}/item", url=f"{url}item").complete
 
@@ -373,7 +373,7 @@ def test_tls_that_breaks_off_in_the_handshake_is_an_error_status(
         timeout = SHORT if end is Ending.SILENT else LONG
         answer = ask(server, "/plain/trusting/streamed/item", url=url, timeout=timeout)
         assert answer.status == (504 if end is Ending.SILENT else 502)
-        eventually(lambda: proxy.open == 0, 20)
+        eventually(lambda: proxy.open == 0)
 
 
 # DNS.
@@ -481,7 +481,7 @@ def test_process_out_of_descriptors_answers_502_and_recovers(
             sock.close()
         assert set(statuses) == {502}
         assert spent < 0.5 * elapsed
-        eventually(lambda: proxy.open <= 1, 20)
+        eventually(lambda: proxy.open <= 1)
     assert ask(server, "/plain/streamed/item").status == 200
 
 
@@ -511,4 +511,4 @@ def test_a_log_that_fails_changes_no_answer(server: Server, proxy: FaultProxy, k
         assert not through(proxy, server, f"{kind}/pour").complete
         answer = through(proxy, server, f"{kind}/pour", on_stream_error="frame")
         assert answer.complete
-    eventually(lambda: proxy.open == 0, 20)
+    eventually(lambda: proxy.open == 0)

@@ -195,7 +195,7 @@ def pouring(app: Server, name: str) -> socket.socket:
 def test_a_caller_who_leaves_resets_its_stream(upstream: HTTP2Upstream, app: Server) -> None:
     with pouring(app, "leaves") as leaving:
         assert leaving.recv(1000).startswith(b"HTTP/1.1 200")
-    eventually(lambda: "leaves" in upstream.left, 40)
+    eventually(lambda: "leaves" in upstream.left)
 
 
 def test_disconnect_before_the_headers_resets_the_stream(
@@ -203,8 +203,8 @@ def test_disconnect_before_the_headers_resets_the_stream(
 ) -> None:
     with connect(app) as leaving:
         leaving.sendall(head("GET", "/forward/never"))
-        eventually(lambda: upstream.busy == 1, 60)
-    eventually(lambda: upstream.busy == 0, 40)
+        eventually(lambda: upstream.busy == 1)
+    eventually(lambda: upstream.busy == 0)
 
 
 def test_a_caller_who_leaves_does_not_disturb_the_others(
@@ -242,7 +242,7 @@ def test_disconnects_do_not_use_up_streams_of_a_connection(
         leaving = [connect(app) for _ in range(50)]
         for connection in leaving:
             connection.sendall(head("GET", "/forward/never"))
-        eventually(lambda left=left: len(upstream.scopes) == left + 50, 60)  # type: ignore[misc]
+        eventually(lambda left=left: len(upstream.scopes) == left + 50)  # type: ignore[misc]
         for connection in leaving:
             connection.close()
     told(send(app, head("GET", "/forward/x")))
@@ -258,7 +258,7 @@ def test_websocket_to_an_http_2_upstream_is_502_and_is_closed(
         with connect(app) as connection:
             connection.sendall(head("GET", f"/forward/pour?{name}", *handshake))
             assert connection.recv(1000).startswith(b"HTTP/1.1 502")
-        eventually(lambda name=name: name in upstream.left, 40)  # type: ignore[misc]
+        eventually(lambda name=name: name in upstream.left)  # type: ignore[misc]
     assert told(send(app, head("GET", "/forward/x")))["version"] == "2"
     assert upstream.connections == 1
     assert "use a client without http2=True" in app.log()
@@ -293,8 +293,8 @@ def test_an_upload_that_its_caller_tears_is_reset_and_not_ended(
 ) -> None:
     with connect(app) as connection:
         connection.sendall(head("POST", "/forward/x", "Content-Length: 500") + b"a" * 100)
-        eventually(lambda: upstream.busy == 1, 60)
-    eventually(lambda: upstream.left == ["in the body"], 40)
+        eventually(lambda: upstream.busy == 1)
+    eventually(lambda: upstream.left == ["in the body"])
     assert upstream.bodies == []
 
 
@@ -335,7 +335,7 @@ def caller(front: Hypercorn, certificate: Certificate, wire: Wire) -> Iterator[h
         http2=True, verify=certificate.trust, base_url=front.url, trust_env=False, timeout=10
     ) as caller:
         yield caller
-    eventually(lambda: wire.busy == 0, 60)
+    eventually(lambda: wire.busy == 0)
 
 
 class Stream:
@@ -406,7 +406,7 @@ def stream(front: Hypercorn, certificate: Certificate, wire: Wire) -> Iterator[S
     wire.reset()
     with Stream(front, certificate) as stream:
         yield stream
-    eventually(lambda: wire.busy == 0, 60)
+    eventually(lambda: wire.busy == 0)
 
 
 def test_a_caller_by_http_2_is_answered_by_an_upstream_of_http_1(
@@ -532,7 +532,7 @@ def test_9113_8_1_1_wrong_length_becomes_no_whole_request(
     stream: Stream, wire: Wire, length: str, body: bytes
 ) -> None:
     stream.ask(("content-length", length), method="POST", body=body)
-    eventually(lambda: wire.busy == 0, 60)
+    eventually(lambda: wire.busy == 0)
     for seen in wire.seen:
         assert not seen.whole or seen.body == body
         assert b"smuggled" not in seen.head
@@ -560,7 +560,7 @@ def test_http_2_caller_that_resets_its_upload_aborts_upstream(
 
     def parts() -> Iterator[bytes]:
         yield b"hello"
-        eventually(lambda: bool(wire.seen) and b"hello" in wire.only.framed, 60)
+        eventually(lambda: bool(wire.seen) and b"hello" in wire.only.framed)
         raise ZeroDivisionError
 
     with (
@@ -570,5 +570,5 @@ def test_http_2_caller_that_resets_its_upload_aborts_upstream(
         pytest.raises(ZeroDivisionError),
     ):
         caller.post("/forward/x", content=parts())
-    eventually(lambda: wire.only.torn, 60)
+    eventually(lambda: wire.only.torn)
     assert b"0\r\n\r\n" not in wire.only.framed

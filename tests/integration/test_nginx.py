@@ -37,7 +37,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, h2_port: int) -> Iterator[tupl
     with running_nginx(folder, CONFIG.format(folder=folder, port=port, h2_port=h2_port)):
         server = Server("uvicorn-httptools", f"http://127.0.0.1:{port}")
         try:
-            eventually(lambda: ask(server, "/plain/streamed/small").status == 200, 60)
+            eventually(lambda: ask(server, "/plain/streamed/small").status == 200)
             yield server, folder
         finally:
             server.stop()

@@ -55,7 +55,7 @@ class Front:
     def client(self) -> httpx.Client:
         """Return a client whose address nginx can tell from its own."""
         transport = httpx.HTTPTransport(local_address="127.0.0.2")
-        return httpx.Client(base_url=self.url, transport=transport, timeout=20)
+        return httpx.Client(base_url=self.url, transport=transport, timeout=60)
 
 
 def page_config(listen: int, app: int) -> str:
@@ -75,7 +75,7 @@ def page_options() -> list[str]:
 def in_front_of(app: Server, folder: Path) -> Iterator[int]:
     port = free_port()
     with running_nginx(folder, page_config(port, app.port)), httpx.Client() as client:
-        eventually(lambda: is_up(client, port), 60)
+        eventually(lambda: is_up(client, port))
         yield port
 
 
@@ -129,7 +129,7 @@ def test_open_stream_arrives_at_once_and_a_disconnect_ends_it(front: Front) -> N
     with front.client() as client, client.stream("GET", "/api/events") as response:
         assert next(response.iter_raw()) == b"data: one\n\n"
         assert front.upstream.open_exchanges == 1
-    eventually(lambda: front.upstream.open_exchanges == 0, 60)
+    eventually(lambda: front.upstream.open_exchanges == 0)
 
 
 def test_truncated_body_is_truncated_for_the_caller(front: Front) -> None:

@@ -163,7 +163,7 @@ def test_an_example_runs_in_an_environment_with_nothing_else(python: Path, unpac
                     except httpx.ConnectError:
                         return False
 
-                eventually(answers, 60)
+                eventually(answers)
         finally:
             server.terminate()
             server.wait(30)

@@ -34,8 +34,8 @@ def records(observed: Server, upstream: Upstream) -> Iterator[Records]:
     upstream.requests.clear()
 
     def kept(count: int = 1) -> list[dict[str, Any]]:
-        eventually(lambda: len(observed.state()["records"]) >= count, 50)
-        eventually(lambda: observed.state()["open"] == 0 == upstream.open_exchanges, 50)
+        eventually(lambda: len(observed.state()["records"]) >= count)
+        eventually(lambda: observed.state()["open"] == 0 == upstream.open_exchanges)
         got: list[dict[str, Any]] = observed.state()["records"]
         assert len(got) == count, got
         return got
@@ -84,7 +84,7 @@ def test_a_caller_who_leaves_before_the_headers(
     observed: Server, records: Records, upstream: Upstream, way: str, reset: bool
 ) -> None:
     caller = SocketCaller(observed, f"{way}/never")
-    eventually(lambda: upstream.open_exchanges == 1, 50)
+    eventually(lambda: upstream.open_exchanges == 1)
     assert observed.state()["open"] == 1
     caller.leave(reset=reset)
     (record,) = records()
@@ -108,7 +108,7 @@ def test_a_caller_who_leaves_in_its_upload(
 ) -> None:
     fields = "content-length: 6\r\n"
     caller = SocketCaller(observed, "/forward/echo", method="POST", fields=fields, body=b"abc")
-    eventually(lambda: upstream.open_exchanges == 1, 50)
+    eventually(lambda: upstream.open_exchanges == 1)
     caller.leave()
     (record,) = records()
     assert (record["outcome"], record["bytes_sent"]) == ("caller_disconnected_before_headers", 3)
@@ -133,8 +133,8 @@ def test_many_at_once_are_counted_and_each_has_its_record(
 ) -> None:
     """50 are at the upstream, 10 wait for a place; half leave, for the others it ends."""
     callers = [SocketCaller(observed, f"{way}/never") for way in WAYS for _ in range(20)]
-    eventually(lambda: observed.state()["open"] == 60, 60)
-    eventually(lambda: upstream.open_exchanges == 50, 60)
+    eventually(lambda: observed.state()["open"] == 60)
+    eventually(lambda: upstream.open_exchanges == 50)
     for caller in callers:
         caller.leave()
     outcomes = {record["outcome"] for record in records(60)}
@@ -149,11 +149,11 @@ def test_exchange_open_when_the_server_stops_has_one_record(
     callers = [SocketCaller(server, f"{way}/never") for way in WAYS]
     streaming = SocketCaller(server, "/plain/streamed/events")
     streaming.read(until=b"data:")
-    eventually(lambda: upstream.open_exchanges == 4, 50)
+    eventually(lambda: upstream.open_exchanges == 4)
     server.stop()
     ended = re.findall(r"ended: (\w+)", server.log())
     assert ended == ([] if server_name.startswith("granian") else ["cancelled"] * 4)
-    eventually(lambda: upstream.open_exchanges == 0, 50)
+    eventually(lambda: upstream.open_exchanges == 0)
     for caller in [*callers, streaming]:
         caller.leave()
     SocketCaller.open.clear()

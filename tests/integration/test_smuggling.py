@@ -461,7 +461,7 @@ def aftermath(server_name: str, recorder: Recorder) -> Iterator[Aftermath]:
         with ThreadPoolExecutor(8) as pool:
             outcomes = dict(zip(names, pool.map(lambda n: attack(server, n), names), strict=True))
         with contextlib.suppress(AssertionError):
-            eventually(lambda: recorder.busy == 0, 50)
+            eventually(lambda: recorder.busy == 0)
         yield Aftermath(outcomes, recorder.connections.copy(), recorder.busy)
     finally:
         server.stop()

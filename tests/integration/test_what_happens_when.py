@@ -150,10 +150,10 @@ def test_disconnect_before_the_headers_frees_connection(
 ) -> None:
     connections = upstream.open_connections
     caller = SocketCaller(server, f"/{kind}/never")
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     caller.leave(reset=reset)
-    eventually(lambda: upstream.open_exchanges == 0, 10)
-    eventually(lambda: upstream.open_connections <= connections, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
+    eventually(lambda: upstream.open_connections <= connections)
 
 
 @every_server
@@ -180,11 +180,11 @@ def test_a_caller_who_leaves_mid_body_frees_the_connection(
 ) -> None:
     options: dict[str, Any] = {"max_bytes": 10**12} if "buffered" in kind else {}
     caller = SocketCaller(server, f"/{kind}/{behaviour}", **options)
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     if "buffered" not in kind:
         caller.read(b"\r\n\r\n")
     caller.leave(reset=reset)
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @every_server
@@ -201,16 +201,16 @@ def test_disconnect_in_or_after_the_upload_frees_connection(
         body=b"hello",
         upload=True,
     )
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     caller.leave()
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_slot_of_a_small_pool_is_free_after_a_disconnect(
     server: Server, upstream: Upstream
 ) -> None:
     caller = SocketCaller(server, "/plain/narrow/never")
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     caller.leave()
     assert ask(server, "/plain/narrow/item").status == 200
 
@@ -220,7 +220,7 @@ def test_disconnect_while_waiting_for_the_pool_takes_no_slot(
     server: Server, upstream: Upstream
 ) -> None:
     holder = SocketCaller(server, "/plain/narrow/never")
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     requests = len(upstream.requests)
     waiting = [SocketCaller(server, "/plain/narrow/item") for _ in range(5)]
     time.sleep(0.1)
@@ -237,9 +237,9 @@ def test_a_caller_who_leaves_is_not_logged_as_a_failure(server: Server, upstream
     def leave() -> None:
         for path in ("plain/streamed/never", "base/streamed/never", "base/streamed/pour"):
             caller = SocketCaller(server, f"/{path}")
-            eventually(lambda: upstream.open_exchanges == 1, 20)
+            eventually(lambda: upstream.open_exchanges == 1)
             caller.leave()
-            eventually(lambda: upstream.open_exchanges == 0, 20)
+            eventually(lambda: upstream.open_exchanges == 0)
 
     log = log_of(server, leave)
     assert "asgi_upstream WARNING" not in log
@@ -256,9 +256,9 @@ def test_500_callers_who_leave_at_once_are_all_freed(server: Server, upstream: U
                 lambda n: SocketCaller(server, f"/{KINDS[n % 2]}/{paths[n // 2 % 4]}"), range(500)
             )
         )
-        eventually(lambda: upstream.open_exchanges == 500, 60)
+        eventually(lambda: upstream.open_exchanges == 500)
         list(pool.map(lambda n: callers[n].leave(reset=n % 2 == 0), range(500)))
-    eventually(lambda: upstream.open_exchanges == 0, 60)
+    eventually(lambda: upstream.open_exchanges == 0)
     assert ask(server, "/plain/streamed/item").status == 200
 
 
@@ -273,12 +273,12 @@ def test_many_disconnects_at_once_free_all_slots_of_the_pool(
 
     with ThreadPoolExecutor(20) as pool:
         callers = list(pool.map(call, range(200)))
-        eventually(lambda: upstream.open_exchanges == 50, 60)
+        eventually(lambda: upstream.open_exchanges == 50)
         time.sleep(0.3)
         list(pool.map(lambda caller: caller.leave(reset=True), callers))
-    eventually(lambda: upstream.open_exchanges == 0, 20)
+    eventually(lambda: upstream.open_exchanges == 0)
     callers = [call(number) for number in range(50)]
-    eventually(lambda: upstream.open_exchanges == 50, 20)
+    eventually(lambda: upstream.open_exchanges == 50)
 
 
 @every_server
@@ -288,9 +288,9 @@ def test_background_runs_if_the_response_was_sent_whole(server: Server, upstream
         ask(server, f"/plain/{kind}/short", background=f"failed {kind}")
         for path in ("never", "silent_mid_body"):
             caller = SocketCaller(server, f"/plain/{kind}/{path}", background=f"left {kind} {path}")
-            eventually(lambda: upstream.open_exchanges == 1, 20)
+            eventually(lambda: upstream.open_exchanges == 1)
             caller.leave()
-            eventually(lambda: upstream.open_exchanges == 0, 20)
+            eventually(lambda: upstream.open_exchanges == 0)
     whole = ["whole streamed", "whole buffered"]
     eventually(lambda: server.state()["background"][-2:] == whole)
 
@@ -305,13 +305,13 @@ def test_middleware_that_drops_the_response_closes_upstream(
 ) -> None:
     answer = ask(server, f"/dropped/streamed/{behaviour}")
     assert (answer.status, answer.body) == (200, b"dropped")
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_a_timeout_middleware_closes_the_upstream(server: Server, upstream: Upstream) -> None:
     answer = ask(server, "/raced/streamed/never")
     assert (answer.status, answer.body) == (504, b"too slow")
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 # Failures before the headers.
@@ -344,7 +344,7 @@ def test_an_upstream_that_breaks_before_its_headers_is_502(
     lines = [line for line in log.splitlines() if line.startswith("asgi_upstream WARNING")]
     assert len(lines) == 1
     assert "127.0.0.1" in lines[0]
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @kinds
@@ -376,7 +376,7 @@ def test_a_deadline_before_the_headers_is_504(server: Server, kind: str) -> None
 
 def test_a_full_pool_is_503_with_retry_after(server: Server, upstream: Upstream) -> None:
     holder = SocketCaller(server, "/plain/narrow/never")
-    eventually(lambda: upstream.open_exchanges == 1, 20)
+    eventually(lambda: upstream.open_exchanges == 1)
     answer = ask(server, "/plain/narrow/item", timeout=0.1)
     assert (answer.status, answer.field(b"retry-after")) == (503, b"1")
     holder.leave()
@@ -430,7 +430,7 @@ def test_a_body_that_breaks_off_is_cut_off_for_the_caller(
     answer = ask(server, f"/{kind}/{behaviour}", fields=fields, **options)
     assert answer.status == 200
     assert not answer.complete
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @every_server
@@ -450,7 +450,7 @@ def test_an_error_frame_ends_a_body_that_breaks_off(
     assert (answer.status, answer.complete) == (200, True)
     assert b"event: error\ndata: " in answer.body[-60:]
     assert answer.field(b"content-length") is None
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @during
@@ -460,7 +460,7 @@ def test_a_buffered_body_that_breaks_off_is_an_error_status(
     answer = ask(server, f"/plain/buffered/{behaviour}", max_bytes=10**11, **options)
     slow = "timeout" in options or "deadline" in options
     assert answer.status == (500 if "transform" in options else 504 if slow else 502)
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 # on_response, transform, max_bytes.
@@ -478,7 +478,7 @@ def test_on_response_that_raises_or_replaces_closes_upstream(
     answer = ask(server, f"/{kind}/{behaviour}", on_response=hook)
     assert answer.status == status
     assert body in answer.body
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_a_transform_changes_the_body(server: Server) -> None:
@@ -497,7 +497,7 @@ def test_a_body_past_max_bytes_is_502_and_reading_stops(
     assert answer.status == 502
     assert json.loads(answer.body) == {"detail": "The upstream's response is too large"}
     assert server.memory() - before < 20 * MB
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 # A slow reader.
@@ -516,7 +516,7 @@ def test_a_caller_who_does_not_read_holds_the_upstream_back(
     time.sleep(2)
     assert server.memory() - before < 3 * MB
     caller.leave()
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 @every_server
@@ -529,7 +529,7 @@ def test_callers_who_leave_a_fast_body_leave_no_memory_behind(
         caller = SocketCaller(server, "/plain/streamed/pour")
         caller.read_bytes(3_000_000)
         caller.leave(reset=True)
-        eventually(lambda: upstream.open_exchanges == 0, 20)
+        eventually(lambda: upstream.open_exchanges == 0)
     assert server.memory() - before < 30 * MB
 
 
@@ -547,14 +547,14 @@ def test_stopped_server_ends_in_its_grace_and_closes_upstream(
             for kind in KINDS
             for behaviour in ("never", "events", "silent_mid_body")
         ]
-        eventually(lambda: upstream.open_exchanges == len(callers), 50)
+        eventually(lambda: upstream.open_exchanges == len(callers))
         readers = [threading.Thread(target=caller.read) for caller in callers]
         for reader in readers:
             reader.start()
     finally:
         seconds = server.stop()
     assert seconds < GRACE + 3
-    eventually(lambda: upstream.open_exchanges == 0, 10)
+    eventually(lambda: upstream.open_exchanges == 0)
     for reader in readers:
         reader.join(50)
     log = server.log()

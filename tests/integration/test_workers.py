@@ -66,13 +66,13 @@ def test_each_worker_has_a_pool_of_its_own(
                 break
             SocketCaller(server, "/plain/streamed/never")
             time.sleep(0.02)
-        eventually(lambda: upstream.open_exchanges == full, 60)
+        eventually(lambda: upstream.open_exchanges == full)
         for _ in range(2 * full):
             SocketCaller(server, "/plain/streamed/never")
         time.sleep(0.5)
         assert upstream.open_exchanges == full
         assert sorted(under_way().values()) == [PLACES] * workers
-    eventually(lambda: upstream.open_exchanges == 0, 50)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_the_example_of_the_docs_is_its_own_arithmetic() -> None:
@@ -145,7 +145,7 @@ def test_worker_that_is_recycled_loses_no_started_response(
     with serving(server_name, upstream, *RECYCLES[server_name]) as server:
         load = Load(server)
         try:
-            eventually(lambda: len(workers_of(upstream.requests[before:])) >= 4, 60)
+            eventually(lambda: len(workers_of(upstream.requests[before:])) >= 4)
         finally:
             load.end()
     check(load)
@@ -185,13 +185,13 @@ def test_a_reload_by_sighup_loses_no_answer_that_had_started(
     with serving(server_name, upstream, "--workers", "2") as server:
         load = Load(server)
         try:
-            eventually(lambda: len(load.answers) > 30, 60)
+            eventually(lambda: len(load.answers) > 30)
             old = set(workers_of(upstream.requests[before:]))
             os.kill(server.process.pid, signal.SIGHUP)
             mark = len(upstream.requests)
             eventually(lambda: len(set(workers_of(upstream.requests[mark:])) - old) >= 1, 200)
             more = len(load.answers) + 60
-            eventually(lambda: len(load.answers) > more, 60)
+            eventually(lambda: len(load.answers) > more)
         finally:
             load.end()
     check(load)

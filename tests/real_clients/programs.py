@@ -89,7 +89,7 @@ def listening(
             assert process.poll() is None, log.read_text(errors="replace")
             return _listens(port)
 
-        eventually(answers, 60)
+        eventually(answers)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):

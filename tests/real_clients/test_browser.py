@@ -85,7 +85,7 @@ def test_fetch_sends_a_form_with_a_file(page: Page) -> None:
 
 
 def test_fetch_that_is_aborted_frees_the_upstream(page: Page, upstreams: Upstreams) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     name = run(
         page,
         """
@@ -96,7 +96,7 @@ def test_fetch_that_is_aborted_frees_the_upstream(page: Page, upstreams: Upstrea
         """,
     )
     assert name == "AbortError"
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
 
 
 @pytest.mark.parametrize("path", ["/web/breaks", "/web/breaks?length"])
@@ -121,9 +121,9 @@ EVENT_SOURCE = """
 
 
 def test_event_source_that_closes_frees_the_upstream(page: Page, upstreams: Upstreams) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     assert run(page, EVENT_SOURCE % "/web/events") == [1, 2, 3, 4, 5, 6]
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
 
 
 def test_event_source_continues_after_the_last_event(page: Page) -> None:

@@ -152,9 +152,9 @@ def test_curl_sees_that_a_body_broke_off(curl: Curl, path: str) -> None:
 
 
 def test_curl_that_gives_up_frees_the_upstream(curl: Curl, upstreams: Upstreams) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     curl("--max-time", "0.5", "/web/silent", code=28)
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
 
 
 @pytest.mark.parametrize("said", ["NTLM ann", "negotiate ann"])
@@ -231,9 +231,9 @@ def test_curl_sees_that_a_body_broke_off_by_http_2(curl2: Curl, path: str) -> No
 
 
 def test_curl_that_gives_up_by_http_2_frees_the_upstream(curl2: Curl, upstreams: Upstreams) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     curl2("--max-time", "0.5", "/web/silent", code=28)
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
 
 
 def test_the_fields_of_curl_arrive_as_they_are(curl: Curl, relay: Server) -> None:

@@ -42,7 +42,7 @@ async def connected(
             told.append(message)
 
     url = f"http://127.0.0.1:{relay.port}/mcp/mcp"
-    async with httpx2.AsyncClient(trust_env=False, timeout=20) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as http:
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=mode, message_handler=tell) as client:
             yield client

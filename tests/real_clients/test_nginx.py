@@ -75,7 +75,7 @@ def front(relay: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[i
 
 def ask(port: int, method: str, path: str, body: Any = None, **fields: str) -> Answer:
     """One request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, body, {k.replace("_", "-"): v for k, v in fields.items()})
     got = connection.getresponse()
     answer = Answer(b"HTTP/1.1 %d x" % got.status)
@@ -164,11 +164,11 @@ def test_events_pass_nginx_in_front_as_they_come(front: int) -> None:
 def test_disconnect_from_nginx_in_front_frees_the_upstream(
     front: int, upstreams: Upstreams
 ) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     with socket.create_connection(("127.0.0.1", front), timeout=60) as connection:
         connection.sendall(b"GET /web/silent HTTP/1.1\r\nhost: a\r\n\r\n")
-        eventually(lambda: upstreams.open == 1, 50)
-    eventually(lambda: upstreams.open == 0, 50)
+        eventually(lambda: upstreams.open == 1)
+    eventually(lambda: upstreams.open == 0)
 
 
 @pytest.mark.parametrize("path", ["/web/breaks", "/web/breaks?length"])

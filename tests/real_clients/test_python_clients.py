@@ -81,7 +81,7 @@ def until(last: str, lines: Iterator[str]) -> list[str]:
 class Httpx(Client):
     def __init__(self, url: str, package: Any = httpx) -> None:
         super().__init__(url)
-        self._client = package.Client(base_url=url, trust_env=False, timeout=20)
+        self._client = package.Client(base_url=url, trust_env=False, timeout=60)
 
     def ask(self, method: str, path: str, **options: Any) -> ClientAnswer:
         if isinstance(options.get("data"), bytes):
@@ -270,9 +270,9 @@ def test_lines_arrive_while_the_upstream_has_not_ended(client: Client) -> None:
 def test_a_client_that_reads_no_more_frees_the_upstream(
     client: Client, upstreams: Upstreams
 ) -> None:
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     assert client.read_and_leave("/web/pour")
-    eventually(lambda: upstreams.open == 0, 50)
+    eventually(lambda: upstreams.open == 0)
     assert client.ask("GET", "/web/echo").status == 200
 
 

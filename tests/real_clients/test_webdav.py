@@ -212,7 +212,7 @@ def test_litmus_says_of_the_relay_what_it_says_of_the_server(
 
 
 def ask(relay: Server, method: str, path: str, **fields: str) -> int:
-    with closing(http.client.HTTPConnection("127.0.0.1", relay.port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", relay.port, timeout=60)) as connection:
         connection.request(method, path, headers=fields)
         return connection.getresponse().status
 

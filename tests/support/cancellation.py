@@ -47,7 +47,7 @@ async def cancelled_at_each_wait(
 
             task = asyncio.ensure_future(run())
             await asyncio.wait([task])
-            again = await client.get("/item?size=2", timeout=httpx.Timeout(5, pool=0.5))
+            again = await client.get("/item?size=2", timeout=httpx.Timeout(60, pool=20))
             assert again.text == "xx", f"after a cancellation at wait {wait}"
         if not task.cancelled():
             return wait - 1

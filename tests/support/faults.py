@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from tests.support.steps import SteppedCaller
 
-HANG_TIMEOUT = 20.0
+HANG_TIMEOUT = 60.0
 
 Disconnect = Literal["", "before", "just before", "just after", "after"]
 

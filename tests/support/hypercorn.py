@@ -44,7 +44,7 @@ class Hypercorn:
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        eventually(self._answers, 60)
+        eventually(self._answers)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -89,7 +89,7 @@ class RawUpstream:
 
 def client(upstream: RawUpstream | None = None, **options: Any) -> httpx.AsyncClient:
     base_url = upstream.url if upstream is not None else ""
-    return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=10)
+    return httpx.AsyncClient(transport=AsyncioTransport(**options), base_url=base_url, timeout=60)
 
 
 def sending(data: bytes, *, then_reset: bool = False) -> Serve:

@@ -97,7 +97,7 @@ async def observing(upstream: Upstream, transport: str, **options: Any) -> Async
         observers=observers,
         base_url=upstream.url,
         transport=own or httpx.AsyncHTTPTransport(limits=LIMITS),
-        timeout=10,
+        timeout=60,
         **options,
     )
     async with lifespan(None) as state:

@@ -39,7 +39,7 @@ async def called(
     """The caller, after it called a response of `upstream`; nothing may be open any more."""
     caller = Caller(method)
     try:
-        with anyio.fail_after(50):
+        with anyio.fail_after(60):
             await caller.call(answer_of(upstream, cls, method, **options))
     finally:
         assert upstream.open == 0
@@ -54,7 +54,7 @@ async def failing(
 ) -> tuple[Caller, Exception]:
     """The same for a call that raises `error`."""
     caller = Caller()
-    with anyio.fail_after(50), pytest.raises(error) as caught:
+    with anyio.fail_after(60), pytest.raises(error) as caught:
         await caller.call(answer_of(upstream, cls, **options))
     assert type(caught.value) is error, "an exception of another kind, or a group"
     assert upstream.open == 0

@@ -111,7 +111,7 @@ class Server:
             start_new_session=True,  # a group of its own, to end its workers with it
         )
         try:
-            eventually(self._answers, 60)
+            eventually(self._answers)
         except BaseException:
             self._kill()
             raise AssertionError(self.log()) from None

@@ -20,7 +20,7 @@ def wire(listening: Wire) -> Iterator[Wire]:
     """The upstream. No test may leave an exchange with it open."""
     listening.reset()
     yield listening
-    eventually(lambda: listening.busy == 0, 60)
+    eventually(lambda: listening.busy == 0)
 
 
 @pytest.fixture(scope="session")

@@ -461,7 +461,7 @@ def test_caller_who_disconnects_frees_the_upstreams(
         with serve(app) as url:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.get(url + "/merge", timeout=0.5)
-            eventually(lambda: upstream.open_exchanges == 0, 60)
+            eventually(lambda: upstream.open_exchanges == 0)
 
 
 @pytest.mark.asyncio_only

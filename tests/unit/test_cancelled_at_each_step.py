@@ -78,7 +78,7 @@ async def check_each_step(kind: Kind, inject: Inject, transport_class: Any) -> i
                     assert count_open_exchanges(client) == 0
                     await settle(functools.partial(is_pool_free, transport))
                     assert is_pool_free(transport), "a pool slot is lost"
-                    again = await client.get("/", timeout=httpx.Timeout(5))
+                    again = await client.get("/", timeout=httpx.Timeout(60))
                     assert again.text == "half"
                 except BaseException as exc:
                     exc.add_note(f"with a fault at step {step}")

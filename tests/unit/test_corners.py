@@ -64,7 +64,7 @@ async def test_a_close_that_hangs_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(asgi_upstream._exchange.closing, "CLOSE_TIMEOUT", 0.1)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         caller = await relayed(ClosingBy(lambda: anyio.sleep(60)))
     assert caller.complete
     assert "took more than 0.1 s" in caplog.text
@@ -76,7 +76,7 @@ async def test_a_close_with_a_timeout_of_its_own_ends_by_it() -> None:
             await anyio.sleep(60)
 
     stream = ClosingBy(close)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         caller = await relayed(stream)
     assert caller.complete
     assert stream.closed
@@ -124,7 +124,7 @@ async def test_an_upload_without_any_framing_is_not_taken_by_the_watch(cls: AnyC
             more = message["more_body"]
 
     client = upstream.client()
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         await caller.call(cls(client, client.build_request("POST", "/", content=parts())))
     assert upstream.bodies == [b"onetwo"]
 
@@ -191,7 +191,7 @@ async def test_a_receive_that_never_waits_does_not_stop_the_server(cls: AnyClass
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         response = answer_of(answering(b"late", before=LATE), cls)
         await response(caller.scope, receive, caller.send)
     assert caller.body == b"late"
@@ -218,7 +218,7 @@ async def test_receive_that_raises_connection_reset_is_a_disconnect(
     async def receive() -> Any:
         raise ConnectionResetError
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         await answer_of(upstream, cls)(caller.scope, receive, caller.send)
     assert (upstream.open, caller.status) == (0, 499)
 
@@ -261,7 +261,7 @@ async def test_a_refused_websocket_is_answered_and_its_caller_watched(cls: AnyCl
 
     events.append("disconnect")
     upstream = answering(b"late", before=60)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         await answer_of(upstream, cls)(scope, receive, send)
     assert upstream.open == 0
 
@@ -362,7 +362,7 @@ async def test_the_deadline_bounds_the_last_part_too(
         on_stream_error=lambda exc: b"broken",
         observers=[lambda record: ended.append(record.outcome)],
     )
-    with anyio.fail_after(50), pytest.raises(raises):
+    with anyio.fail_after(60), pytest.raises(raises):
         await response({"type": "http", "method": "GET"}, receive, send)
     assert ended == [outcome]
 

@@ -175,7 +175,7 @@ async def test_a_forwarded_request_is_of_the_clients_own_library(
 @transports
 async def test_failure_has_the_librarys_own_exception_as_cause(library: Any, is_fast: bool) -> None:
     records: list[ExchangeRecord] = []
-    timeout = library.Timeout(5, read=0.05)
+    timeout = library.Timeout(60, read=0.05)
     async with shared(library, is_fast, timeout=timeout, observers=[records.append]) as client:
         for url, status, cause in [
             ("http://127.0.0.1:1/", 502, library.ConnectError),
@@ -201,7 +201,7 @@ async def test_so_has_a_pool_that_is_full(library: Any, is_fast: bool) -> None:
     limits = library.Limits(max_connections=1)
     async with shared(library, is_fast, limits=limits) as client:
         held = await client.send(client.build_request("GET", "/"), stream=True)
-        request = client.build_request("GET", "/", timeout=library.Timeout(5, pool=0.05))
+        request = client.build_request("GET", "/", timeout=library.Timeout(60, pool=0.05))
         with pytest.raises(PoolExhausted) as caught:
             await Caller().call(StreamedResponse(client, request))
         assert type(caught.value.__cause__) is library.PoolTimeout
@@ -244,7 +244,7 @@ async def test_websocket_failure_has_the_librarys_exception_as_cause(
     # None of these upstreams answers a close.
     monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 0.1)
     records: list[ExchangeRecord] = []
-    timeout = library.Timeout(5, read=0.5)
+    timeout = library.Timeout(60, read=0.5)
     options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -275,7 +275,7 @@ async def test_websocket_failure_has_the_librarys_exception_as_cause(
 async def test_failed_handshake_has_the_librarys_exception_as_cause(
     library: Any, is_fast: bool
 ) -> None:
-    timeout = library.Timeout(5, read=0.1)
+    timeout = library.Timeout(60, read=0.1)
     async with shared(library, is_fast, timeout=timeout) as client:
         for url, kind, cause in [
             ("http://127.0.0.1:1", UpstreamConnectError, library.ConnectError),

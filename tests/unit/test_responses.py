@@ -84,7 +84,7 @@ async def test_no_more_than_one_chunk_is_read_ahead_of_a_slow_caller() -> None:
             ahead.append(upstream.chunks_read - sent)
             await super().send(message)
 
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         await Slow().call(answer_of(upstream))
     assert max(ahead) == 1
 
@@ -93,7 +93,7 @@ async def test_the_head_is_not_held_back_until_there_is_a_body() -> None:
     """Some servers send the head with the first part of the body, so there must be one."""
     upstream = answering(30.0, headers=[("content-type", "text/event-stream")])
     caller = Caller(leaves_after=0.3)
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         await caller.call(answer_of(upstream))
     assert caller.status == 200
     assert caller.messages[1] == {"type": "http.response.body", "body": b"", "more_body": True}
@@ -487,7 +487,7 @@ async def test_a_response_that_is_dropped_opens_nothing(cls: AnyClass) -> None:
 @both
 async def test_many_callers_who_leave_at_once_free_everything(cls: AnyClass) -> None:
     upstream = answering(b"a", 30.0)
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for _ in range(100):
                 group.start_soon(Caller(leaves_after=0.05).call, answer_of(upstream, cls))

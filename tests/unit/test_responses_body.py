@@ -134,7 +134,7 @@ async def test_a_transform_is_closed_when_the_caller_leaves() -> None:
             closed.append("transform")
 
     upstream = answering(b"a", 30.0, b"b")
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         await Caller(leaves_at_body=True).call(answer_of(upstream, transform=careful))
     assert closed == ["transform"]
     assert upstream.open == 0

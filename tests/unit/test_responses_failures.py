@@ -241,7 +241,7 @@ async def test_a_deadline_counts_the_callers_reading() -> None:
             await super().send(message)
 
     upstream = answering(b"a", b"b")
-    with anyio.fail_after(50), pytest.raises(UpstreamTimeout):
+    with anyio.fail_after(60), pytest.raises(UpstreamTimeout):
         await SlowCaller().call(answer_of(upstream, deadline=0.1))
     assert upstream.open == 0
 

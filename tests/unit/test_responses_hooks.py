@@ -274,7 +274,7 @@ async def test_options_of_an_adopted_response_are_checked_too() -> None:
 async def test_a_caller_who_leaves_frees_an_adopted_response(cls: AnyClass) -> None:
     upstream = answering(b"a", 30.0)
     response = cls.from_response(await opened_by_hand(upstream))
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         await Caller(leaves_after=0.05).call(response)
     assert upstream.open == 0
 
@@ -327,7 +327,7 @@ async def test_background_does_not_run_for_a_caller_who_left(cls: AnyClass, wher
     upstream = answering(b"a", 30.0, before=30 if where[0] == "b" else 0)
     caller = Caller(leaves_after=0.05)
     ran = Ran(caller, upstream)
-    with anyio.fail_after(50):
+    with anyio.fail_after(60):
         await caller.call(answer_of(upstream, cls, background=BackgroundTask(ran)))
     assert ran.when == []
 

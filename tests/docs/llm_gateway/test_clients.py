@@ -143,7 +143,7 @@ def test_upstream_stops_when_a_whole_completion_is_abandoned(
 ) -> None:
     before = upstream.made(SWIFT)
     with pytest.raises(openai.APITimeoutError):
-        call().with_options(timeout=2).chat.completions.create(
+        call().with_options(timeout=5).chat.completions.create(
             model="swift-1", messages=MESSAGES, max_tokens=ENDLESS
         )
     until(lambda: upstream.at_work(SWIFT) == 0)
@@ -179,7 +179,7 @@ def test_upstream_stops_when_an_async_caller_is_cancelled(
     async def cancelled() -> None:
         begun = asyncio.Event()
         task = asyncio.create_task(read(begun))
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

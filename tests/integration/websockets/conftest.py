@@ -30,7 +30,7 @@ def server(running: Server, listener: Listener) -> Iterator[Server]:
     before, tasks = len(running.log()), running.state()["tasks"]
     yield running
     listener.hang_up()
-    eventually(lambda: running.state()["open"] == 0, 50)
-    eventually(lambda: running.state()["tasks"] <= tasks, 50)
+    eventually(lambda: running.state()["open"] == 0)
+    eventually(lambda: running.state()["tasks"] <= tasks)
     for noise in (*NOISE, "asgi_upstream/_websockets/relay.py"):  # as in a traceback
         assert noise not in running.log()[before:]

@@ -227,13 +227,13 @@ def test_a_caller_who_leaves_in_the_body_of_a_refusal_ends_it(
     caller = listener.call(server)
     upstream = listener.accept()
     upstream.socket.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nwh")
-    eventually(lambda: server.state()["open"] == 1, 50)
+    eventually(lambda: server.state()["open"] == 1)
     caller.reset()
     if server.name == "granian":  # it tells no app of that
         upstream.socket.close()
     else:
         assert upstream.ends()
-        eventually(lambda: len(server.state()["records"]) > before, 50)
+        eventually(lambda: len(server.state()["records"]) > before)
         assert server.state()["records"][-1][:2] == ["caller_disconnected_before_headers", 401]
 
 
@@ -265,7 +265,7 @@ def test_origin_check_in_on_request_is_403_and_sends_nothing(
 
 def test_each_is_one_exchange_with_one_record(server: Server, listener: Listener) -> None:
     def last() -> list[object]:
-        eventually(lambda: len(server.state()["records"]) > before, 50)
+        eventually(lambda: len(server.state()["records"]) > before)
         record: list[object] = server.state()["records"][-1]
         return record
 
@@ -308,9 +308,9 @@ def test_fifty_at_once_who_all_leave_leave_nothing(server: Server, listener: Lis
     assert server.state()["open"] == 50
     for number, (caller, upstream) in enumerate(links):
         [caller.reset, upstream.reset, caller.socket.close, upstream.socket.close][number % 4]()
-    eventually(lambda: bool(server.state()["open"] == 0), 60)
+    eventually(lambda: bool(server.state()["open"] == 0))
     listener.hang_up()
-    eventually(lambda: listener.connections() == 0, 60)
+    eventually(lambda: listener.connections() == 0)
 
 
 @every_server

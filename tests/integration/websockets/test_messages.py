@@ -170,7 +170,7 @@ def test_a_slow_side_holds_the_other_back_and_memory_stays_flat(
     fast_end, slow_end = (upstream, caller) if slow == "caller" else (caller, upstream)
     before = server.memory()
     flood = Flood(fast_end, 64)
-    eventually(flood.is_held_back, 60)
+    eventually(flood.is_held_back)
     assert server.memory() - before < 40 * MB
     for _ in range(64 * 16):
         assert len(slow_end.message().payload) == 65536
@@ -181,7 +181,7 @@ def test_the_upstream_is_read_while_a_write_to_it_waits(server: Server, listener
     """Else an upstream that reads no more before it has said something would wait for ever."""
     caller, upstream = listener.open(server)
     flood = Flood(caller, 64)
-    eventually(flood.is_held_back, 60)
+    eventually(flood.is_held_back)
     for _ in range(40):
         upstream.send(PING, b"are you there?")
     upstream.send(TEXT, b"I am full")
@@ -217,7 +217,7 @@ def test_a_slow_side_may_leave(server: Server, listener: Listener, slow: str) ->
     caller, upstream = listener.open(server)
     fast_end, slow_end = (upstream, caller) if slow == "caller" else (caller, upstream)
     flood = Flood(fast_end, 64)
-    eventually(flood.is_held_back, 60)
+    eventually(flood.is_held_back)
     slow_end.reset()
     if slow == "upstream":
         assert caller.message() == closing(1011, "The upstream sent an invalid response")
@@ -229,6 +229,6 @@ def test_a_slow_side_may_leave(server: Server, listener: Listener, slow: str) ->
 def test_a_fast_caller_may_leave_a_slow_upstream(server: Server, listener: Listener) -> None:
     caller, upstream = listener.open(server, "/hasty")
     flood = Flood(caller, 64)
-    eventually(lambda: flood.sent > 0, 50)
+    eventually(lambda: flood.sent > 0)
     caller.socket.shutdown(2)
     upstream.drain()

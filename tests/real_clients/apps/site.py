@@ -117,7 +117,7 @@ class Site:
         return self._server.log()
 
     def wait_until_idle(self) -> None:
-        eventually(lambda: self.open_exchanges == 0, 60)
+        eventually(lambda: self.open_exchanges == 0)
 
     @contextmanager
     def visitor(self) -> Iterator["Visitor"]:

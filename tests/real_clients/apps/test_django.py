@@ -217,7 +217,7 @@ def test_closed_tab_ends_the_stream_of_the_server(visitor: Visitor, site: Site) 
     assert site.open_exchanges == 1
     page.close()
     site.wait_until_idle()
-    eventually(abandoned.exists, 60)
+    eventually(abandoned.exists)
 
 
 def test_login_without_preserve_host_fails_csrf(browser: Browser, tmp_path: Path) -> None:

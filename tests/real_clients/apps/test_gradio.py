@@ -75,9 +75,9 @@ def numbers(to: int) -> str:
 def test_streamed_output_appears_while_it_is_made(visitor: Visitor) -> None:
     page = open_app(visitor)
     count(page, 100)
-    eventually(lambda: counted(page).startswith("1 2 3"), 60)
+    eventually(lambda: counted(page).startswith("1 2 3"))
     assert counted(page) != numbers(100)
-    eventually(lambda: counted(page) == numbers(100), 60)
+    eventually(lambda: counted(page) == numbers(100))
     page.reload()
     page.get_by_role("button", name="Count").wait_for()
     assert counted(page) == ""
@@ -86,7 +86,7 @@ def test_streamed_output_appears_while_it_is_made(visitor: Visitor) -> None:
 def test_result_after_8_seconds_of_silence_arrives(visitor: Visitor) -> None:
     page = open_app(visitor)
     count(page, 8, "Sleep")
-    eventually(lambda: counted(page) == "awake", 60)
+    eventually(lambda: counted(page) == "awake")
 
 
 def test_uploaded_file_comes_back_unchanged(visitor: Visitor) -> None:
@@ -94,7 +94,7 @@ def test_uploaded_file_comes_back_unchanged(visitor: Visitor) -> None:
     file = {"name": "sent.bin", "mimeType": "application/octet-stream", "buffer": data}
     page.locator("input[type=file]").first.set_input_files(file)  # type: ignore[arg-type]
     digest = hashlib.sha256(data).hexdigest()
-    eventually(lambda: page.get_by_label("Digest").input_value() == digest, 60)
+    eventually(lambda: page.get_by_label("Digest").input_value() == digest)
     link = page.locator("a[href*='/gradio_api/file='][href$='sent.bin']").last
     address = link.get_attribute("href")
     assert address is not None
@@ -107,19 +107,19 @@ def test_three_tabs_count_at_once(visitor: Visitor) -> None:
     for number, page in enumerate(pages):
         count(page, 10 + number)
     for number, page in enumerate(pages):
-        eventually(lambda page=page, to=10 + number: counted(page) == numbers(to), 60)  # type: ignore[misc]
+        eventually(lambda page=page, to=10 + number: counted(page) == numbers(to))  # type: ignore[misc]
 
 
 def test_closed_tab_ends_the_function_that_streams(visitor: Visitor, site: Site) -> None:
     ended = site.application.home / "ended"
     page = open_app(visitor)
     count(page, 10_000)
-    eventually(lambda: counted(page).startswith("1 2 3"), 60)
+    eventually(lambda: counted(page).startswith("1 2 3"))
     ended.unlink(missing_ok=True)
     assert site.open_exchanges > 0
     page.close()
     site.wait_until_idle()
-    eventually(ended.exists, 60)
+    eventually(ended.exists)
 
 
 def test_page_works_again_after_a_restart(visitor: Visitor, site: Site) -> None:
@@ -128,4 +128,4 @@ def test_page_works_again_after_a_restart(visitor: Visitor, site: Site) -> None:
     site.application.restart()
     page.reload()
     count(page, 3)
-    eventually(lambda: counted(page) == numbers(3), 60)
+    eventually(lambda: counted(page) == numbers(3))

@@ -113,7 +113,7 @@ def test_closed_tab_frees_the_kernels_websocket(visitor: Visitor) -> None:
 
     assert connections() == 1
     page.close()
-    eventually(lambda: connections() == 0, 60)
+    eventually(lambda: connections() == 0)
 
 
 def test_terminal_echoes_what_is_typed(visitor: Visitor) -> None:
@@ -155,7 +155,7 @@ def test_upload_and_download_keep_every_byte(visitor: Visitor, site: Site) -> No
         ).first.click()
     choosing.value.set_files({"name": "sent.bin", "mimeType": "", "buffer": data})
     sent = site.application.home / "sent.bin"
-    eventually(lambda: sent.exists() and sent.stat().st_size == len(data), 60)
+    eventually(lambda: sent.exists() and sent.stat().st_size == len(data))
     assert sent.read_bytes() == data
     assert download(page, "/jupyter/files/sent.bin?download=1") == data
 

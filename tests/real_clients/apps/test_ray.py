@@ -156,7 +156,7 @@ def test_stream_of_a_replica_ends_with_its_caller(
     with gateway.stream("GET", "/api/events") as response:
         assert next(response.iter_bytes()).startswith(b"data: tick\n\n")
         assert upstream.open_exchanges == 1
-    eventually(lambda: upstream.open_exchanges == 0, 30)
+    eventually(lambda: upstream.open_exchanges == 0)
 
 
 def test_killed_replica_is_replaced(gateway: httpx.Client, folder: Path) -> None:

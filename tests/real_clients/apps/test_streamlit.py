@@ -88,9 +88,9 @@ def test_button_runs_the_script_again(visitor: Visitor) -> None:
     page = open_app(visitor)
     for number in (1, 2):
         press(page)
-        eventually(lambda number=number: says(page, f"Pressed {number}"), 60)  # type: ignore[misc]
+        eventually(lambda number=number: says(page, f"Pressed {number}"))  # type: ignore[misc]
     page.reload()
-    eventually(lambda: says(page, "Pressed 0"), 60)  # a new session
+    eventually(lambda: says(page, "Pressed 0"))  # a new session
 
 
 def test_uploaded_file_comes_back_unchanged(visitor: Visitor) -> None:
@@ -98,7 +98,7 @@ def test_uploaded_file_comes_back_unchanged(visitor: Visitor) -> None:
     file = {"name": "sent.bin", "mimeType": "application/octet-stream", "buffer": data}
     page.locator("input[type=file]").set_input_files(file)  # type: ignore[arg-type]
     digest = hashlib.sha256(data).hexdigest()
-    eventually(lambda: says(page, digest), 60)
+    eventually(lambda: says(page, digest))
     with page.expect_download() as downloading:
         page.get_by_role("button", name="Get it back").click()
     assert downloading.value.path().read_bytes() == data
@@ -107,7 +107,7 @@ def test_uploaded_file_comes_back_unchanged(visitor: Visitor) -> None:
 def test_pictures_and_sound_are_loaded(visitor: Visitor) -> None:
     page = open_app(visitor)
     width = "document.querySelector('[data-testid=stImage] img, img')?.naturalWidth"
-    eventually(lambda: page.evaluate(width) == 30, 60)
+    eventually(lambda: page.evaluate(width) == 30)
     address = page.locator("audio").get_attribute("src")
     assert address is not None
     assert f"{visitor.site.recipe.mount}/media/" in address
@@ -126,7 +126,7 @@ def test_pictures_and_sound_are_loaded(visitor: Visitor) -> None:
 def test_element_of_25_mb_arrives(visitor: Visitor) -> None:
     page = open_app(visitor)
     page.get_by_text("Large", exact=True).click()
-    eventually(lambda: says(page, "All there"), 60)
+    eventually(lambda: says(page, "All there"))
     assert page.get_by_test_id("stDataFrame").count() == 1
 
 
@@ -137,19 +137,19 @@ def test_three_tabs_have_a_session_each(visitor: Visitor) -> None:
             press(page)
             page.wait_for_timeout(500)
     for number, page in enumerate(pages):
-        eventually(lambda p=page, n=number: says(p, f"Pressed {n}"), 60)  # type: ignore[misc]
+        eventually(lambda p=page, n=number: says(p, f"Pressed {n}"))  # type: ignore[misc]
 
 
 def test_closed_tab_ends_the_script(visitor: Visitor, site: Site) -> None:
     ended = site.application.home / "ended"
     page = open_app(visitor)
     page.get_by_text("Busy", exact=True).click()
-    eventually(lambda: says(page, "Busy at 3"), 60)
+    eventually(lambda: says(page, "Busy at 3"))
     ended.unlink(missing_ok=True)
     assert site.open_exchanges == 1
     page.close()
     site.wait_until_idle()
-    eventually(ended.exists, 60)
+    eventually(ended.exists)
 
 
 def test_page_connects_again_after_a_restart(visitor: Visitor, site: Site) -> None:
@@ -157,11 +157,11 @@ def test_page_connects_again_after_a_restart(visitor: Visitor, site: Site) -> No
     page = open_app(visitor)
     for number in (1, 2):
         press(page)
-        eventually(lambda number=number: says(page, f"Pressed {number}"), 60)  # type: ignore[misc]
+        eventually(lambda number=number: says(page, f"Pressed {number}"))  # type: ignore[misc]
     site.application.restart()
-    eventually(lambda: site.open_exchanges == 1, 60)
+    eventually(lambda: site.open_exchanges == 1)
     press(page)
-    eventually(lambda: says(page, "Pressed 1"), 60)
+    eventually(lambda: says(page, "Pressed 1"))
 
 
 @pytest.mark.parametrize("path", ["", "/"])
@@ -177,5 +177,5 @@ def test_handshake_without_preserve_host_is_refused(browser: Browser, tmp_path: 
         site.use(browser)
         page = browser.new_page()
         page.goto(f"{site.url}/")
-        eventually(lambda: "use preserve_host=True" in site.proxy_log(), 60)
+        eventually(lambda: "use preserve_host=True" in site.proxy_log())
         page.close()

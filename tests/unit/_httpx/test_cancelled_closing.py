@@ -108,7 +108,7 @@ async def test_pool_place_survives_repeated_cancellation(cls: Any) -> None:
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.wait([task])
-                timeout = httpx.Timeout(5, pool=1)
+                timeout = httpx.Timeout(60, pool=20)
                 assert (await client.get("/", timeout=timeout)).text == "half", (wait, gap)
 
 
@@ -148,7 +148,7 @@ async def test_random_timeouts_lose_no_pool_place(fast: bool, scheme: str, count
     rng, remaining = random.Random(7), iter(range(count))
     async with (
         _serve(server_tls) as url,
-        httpx.AsyncClient(transport=transport, base_url=url, timeout=20) as client,
+        httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client,
     ):
 
         async def exchange() -> None:

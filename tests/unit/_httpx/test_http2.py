@@ -178,7 +178,7 @@ async def test_connection_closes_after_its_last_response() -> None:
     upstream = Upstream(2)
     async with serving(upstream) as client:
         await asyncio.gather(call(client, "/0"), call(client, "/1"))
-        await asyncio.wait_for(upstream.all_closed.wait(), 10)
+        await asyncio.wait_for(upstream.all_closed.wait(), 60)
         transport: Any = client._transport
         assert transport._pool._connections == []
 

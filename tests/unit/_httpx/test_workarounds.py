@@ -131,7 +131,7 @@ async def _cancel_in_handshake(*, through_proxy: bool = False) -> None:
         await stalls.wait()
         exchange.cancel()
         await asyncio.wait([exchange])
-        await asyncio.wait_for(closed.wait(), 10)
+        await asyncio.wait_for(closed.wait(), 60)
 
 
 @pytest.mark.asyncio
@@ -161,7 +161,7 @@ async def test_cancelled_trace_of_connect_closes_its_socket() -> None:
         await connected.wait()
         exchange.cancel()
         await asyncio.wait([exchange])
-        await asyncio.wait_for(closed.wait(), 10)
+        await asyncio.wait_for(closed.wait(), 60)
 
 
 @pytest.mark.usefixtures("forgotten_warnings")

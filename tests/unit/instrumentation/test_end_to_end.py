@@ -87,7 +87,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 def leaving(caller: httpx.Client, path: str) -> Iterator[socket.socket]:
     """A caller who is there, and leaves at the end of the block."""
     url = caller.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=50) as sock:
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nhost: app\r\n\r\n".encode())
         yield sock
 

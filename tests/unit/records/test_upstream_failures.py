@@ -133,7 +133,7 @@ async def test_a_connection_that_takes_too_long_is_connect_timeout(
 ) -> None:
     with open_full_port() as port:
         url = f"http://127.0.0.1:{port}/"
-        record = await seen.record(way(seen, url, timeout=httpx.Timeout(10, connect=0.2)))
+        record = await seen.record(way(seen, url, timeout=httpx.Timeout(60, connect=0.2)))
     assert record.outcome is Outcome.CONNECT_TIMEOUT
     assert isinstance(record.exception, httpx.ConnectTimeout)
     assert record.duration >= 0.2
@@ -147,7 +147,7 @@ async def test_a_connection_that_takes_too_long_is_connect_timeout(
 async def test_silence_past_the_timeout_is_read_timeout(
     seen: Observed, way: Answer, path: str, status: int | None, received: int
 ) -> None:
-    record = await seen.record(way(seen, f"/{path}", timeout=httpx.Timeout(10, read=0.2)))
+    record = await seen.record(way(seen, f"/{path}", timeout=httpx.Timeout(60, read=0.2)))
     assert (record.outcome, record.status) == (Outcome.READ_TIMEOUT, status)
     assert (record.bytes_received, type(record.exception)) == (received, httpx.ReadTimeout)
 
@@ -156,7 +156,7 @@ async def test_silence_past_the_timeout_is_read_timeout(
 async def test_bytes_that_were_sent_before_the_silence_are_counted(
     seen: Observed, cls: Any
 ) -> None:
-    request = seen.get("/never", "POST", content=b"12345", timeout=httpx.Timeout(10, read=0.2))
+    request = seen.get("/never", "POST", content=b"12345", timeout=httpx.Timeout(60, read=0.2))
     record = await seen.record(cls(seen.client, request))
     assert (record.outcome, record.bytes_sent) == (Outcome.READ_TIMEOUT, 5)
 
@@ -169,7 +169,7 @@ async def endless() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("cls", [StreamedResponse, BufferedResponse])
 async def test_an_upload_that_is_not_taken_is_write_timeout(seen: Observed, cls: Any) -> None:
     with deaf() as url:
-        timeout = httpx.Timeout(10, write=0.2)
+        timeout = httpx.Timeout(60, write=0.2)
         request = seen.get(url, "POST", content=endless(), timeout=timeout)
         record = await seen.record(cls(seen.client, request))
     assert (record.outcome, record.status) == (Outcome.WRITE_TIMEOUT, None)
@@ -221,7 +221,7 @@ async def test_no_place_in_time_is_pool_exhausted(seen: Observed, way: Answer) -
     async with anyio.create_task_group() as group:
         group.start_soon(seen.call, streamed(seen, "/never"))
         await aeventually(lambda: seen.upstream.open_exchanges == 1)
-        app = way(seen, "/item", timeout=httpx.Timeout(10, pool=0.2))
+        app = way(seen, "/item", timeout=httpx.Timeout(60, pool=0.2))
         caller = Caller()
         with contextlib.suppress(PoolExhausted):
             await caller.call(app)

@@ -17,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from asgi_upstream import StreamedResponse, get_client
-from asgi_upstream.testing import Upstream, eventually, serve
+from asgi_upstream.testing import Upstream, serve
 from tests.support.flavor import client_lifespan, httpx
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.process
 

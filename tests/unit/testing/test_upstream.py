@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import trustme
 
-from asgi_upstream.testing import Upstream, aeventually, eventually
+from asgi_upstream.testing import Upstream
 from asgi_upstream.testing._answers import ScriptedResponse
 from asgi_upstream.testing._malformed import MALFORMED, MalformedKind
 from asgi_upstream.testing._received import ReceivedRequest
 from asgi_upstream.testing._steps import Fault, with_faults
 from tests.support.flavor import httpx
+from tests.support.waiting import aeventually, eventually
 
 
 @pytest.fixture

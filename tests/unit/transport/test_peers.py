@@ -134,7 +134,7 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[str]:
             return False
 
     try:
-        eventually(answers, 60)
+        eventually(answers)
         yield url
     finally:
         process.terminate()

@@ -176,7 +176,7 @@ async def test_waiter_gets_the_failure_of_the_connect_it_took_over() -> None:
     assert await first is connection
     c.fail(httpx.ConnectError("refused"))
     with pytest.raises(httpx.ConnectError, match="refused"):
-        await asyncio.wait_for(second, 10)
+        await asyncio.wait_for(second, 60)
     connection.close()
     c.assert_empty()
 

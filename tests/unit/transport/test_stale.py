@@ -190,7 +190,7 @@ async def test_connects_without_waiters_give_way_to_another_origin() -> None:
             for task in leaving:
                 task.cancel()
             await asyncio.wait(leaving)
-            timeout = httpx.Timeout(10, pool=1)
+            timeout = httpx.Timeout(60, pool=20)
             assert (await c.get("/", timeout=timeout)).status_code == 200
 
 
@@ -216,7 +216,7 @@ async def test_slow_reused_connection_is_not_replaced() -> None:
     async with RawUpstream(answers_once) as upstream, client(upstream) as c:
         await c.get("/first")
         with pytest.raises(httpx.ReadTimeout):
-            await c.get("/second", timeout=httpx.Timeout(10, read=0.1))
+            await c.get("/second", timeout=httpx.Timeout(60, read=0.1))
         assert len(upstream.peers) == 1
 
 

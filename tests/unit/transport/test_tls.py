@@ -48,7 +48,7 @@ def certified(
 
 def client(upstream: RawUpstream, verify: ssl.SSLContext, **options: Any) -> httpx.AsyncClient:
     transport = AsyncioTransport(verify=verify, **options)
-    return httpx.AsyncClient(transport=transport, base_url=upstream.url, timeout=10)
+    return httpx.AsyncClient(transport=transport, base_url=upstream.url, timeout=60)
 
 
 async def test_a_good_certificate_is_taken_and_its_connection_is_kept(
@@ -126,7 +126,7 @@ async def test_a_handshake_that_stalls_is_a_connect_timeout(trust: ssl.SSLContex
         url = f"https://127.0.0.1:{upstream.port}/"
         for _ in range(2):  # there is room again
             with pytest.raises(httpx.ConnectTimeout) as caught:
-                await c.get(url, timeout=httpx.Timeout(10, connect=0.2))
+                await c.get(url, timeout=httpx.Timeout(60, connect=0.2))
             assert str(caught.value.request.url) == url
             await aeventually(lambda: not upstream.open)
         assert len(upstream.peers) == 2
@@ -186,7 +186,7 @@ async def test_a_body_that_is_cut_off_is_an_error(
     async with RawUpstream(without_notice(CUT[framing]), tls=tls) as upstream:
         stock = httpx.AsyncHTTPTransport(verify=trust, trust_env=False)
         for transport in (AsyncioTransport(verify=trust), stock):
-            async with httpx.AsyncClient(transport=transport, timeout=10) as c:
+            async with httpx.AsyncClient(transport=transport, timeout=60) as c:
                 got: list[bytes] = []
                 with pytest.raises(httpx.TransportError) as caught:
                     await read_into(got, c, upstream.url)
@@ -208,7 +208,7 @@ async def test_body_until_close_without_close_notify_is_an_error(
                 await read_into(got, c, upstream.url)
         assert b"".join(got) == b"half"
         stock = httpx.AsyncHTTPTransport(verify=trust, trust_env=False)
-        async with httpx.AsyncClient(transport=stock, timeout=10) as c:
+        async with httpx.AsyncClient(transport=stock, timeout=60) as c:
             assert (await c.get(upstream.url)).text == "half"
 
 
@@ -432,7 +432,7 @@ async def test_idle_connection_with_unread_tls_data_is_not_reused(
     thread.start()
     url = f"https://127.0.0.1:{listener.getsockname()[1]}"
     with listener:
-        async with httpx.AsyncClient(transport=AsyncioTransport(verify=trust), timeout=10) as c:
+        async with httpx.AsyncClient(transport=AsyncioTransport(verify=trust), timeout=60) as c:
             assert (await c.get(url)).text == "ok"
             idle.set()
             assert served.wait(10)  # It blocks the event loop.

@@ -79,7 +79,7 @@ async def test_read_timeout_does_not_run_during_the_upload() -> None:
         yield b"b"
 
     async with RawUpstream() as upstream, client(upstream) as c:
-        response = await c.post("/", content=slow(), timeout=httpx.Timeout(10, read=1))
+        response = await c.post("/", content=slow(), timeout=httpx.Timeout(60, read=1))
         assert response.text == "ok"
 
 
@@ -215,7 +215,7 @@ async def test_upload_stops_when_its_refusal_arrives() -> None:
     async with RawUpstream(refuse) as upstream, client(upstream) as c:
         response = await c.send(c.build_request("POST", "/", content=content()), stream=True)
         assert response.status_code == 413
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 60)
         await response.aclose()
         refused.set()
 
