@@ -26,6 +26,12 @@ async def test_last_upstream_message_is_relayed_after_a_failed_write(
 
 
 @pytest.mark.anyio
+async def test_os_error_of_the_upstream_is_not_a_disconnect() -> None:
+    with pytest.raises(OSError, match="broken TLS"):
+        await Scripted(write_error=OSError("broken TLS")).calls()
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
 async def test_a_server_that_cannot_send_says_that_the_caller_has_left(
     error: type[Exception],
