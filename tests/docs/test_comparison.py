@@ -130,7 +130,7 @@ def _leaves(server: Server, upstream: Upstream, path: str, after: bytes | None) 
         caller.read(until=after)
     caller.leave()
     try:
-        eventually(lambda: upstream.requests[before].disconnected)
+        eventually(lambda: upstream.requests[before].disconnected, 30)
     except AssertionError:
         return "**not noticed**"
     return "noticed"

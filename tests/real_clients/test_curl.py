@@ -180,7 +180,7 @@ def front(
         patch.setenv("TRANSPORT", request.param)
         app = build({"web": upstreams.url("web"), "s3": upstreams.url("s3")})
     front = Hypercorn(app, certificate)
-    front.config.keep_alive_timeout = 0.5
+    front.config.keep_alive_timeout = 5
     with front:
         yield front
 
