@@ -175,21 +175,22 @@ async def test_a_forwarded_request_is_of_the_clients_own_library(
 @transports
 async def test_failure_has_the_librarys_own_exception_as_cause(library: Any, is_fast: bool) -> None:
     records: list[ExchangeRecord] = []
-    timeout = library.Timeout(60, read=0.05)
-    async with shared(library, is_fast, timeout=timeout, observers=[records.append]) as client:
+    short = library.Timeout(60, read=0.05)
+    async with shared(library, is_fast, timeout=60, observers=[records.append]) as client:
         for url, status, cause in [
             ("http://127.0.0.1:1/", 502, library.ConnectError),
             ("/silent", 504, library.ReadTimeout),
             ("/cut", 502, library.RemoteProtocolError),
         ]:
-            request = client.build_request("GET", url)
+            timeout = short if url == "/silent" else 60
+            request = client.build_request("GET", url, timeout=timeout)
             with pytest.raises(Exception, match=str(status)) as caught:
                 await Caller().call(BufferedResponse(client, request))
             failure: Any = caught.value.__cause__
             assert type(failure) is cause
             assert failure.request is request
         with pytest.raises(UpstreamTimeout) as caught, upstream_errors():
-            await client.get("/silent")
+            await client.get("/silent", timeout=short)
         assert type(caught.value.__cause__) is library.ReadTimeout
     failed = [Outcome.CONNECT_FAILED, Outcome.READ_TIMEOUT, Outcome.BODY_FAILED]
     assert [record.outcome for record in records] == failed
@@ -244,8 +245,7 @@ async def test_websocket_failure_has_the_librarys_exception_as_cause(
     # None of these upstreams answers a close.
     monkeypatch.setattr("asgi_upstream._websockets.upstream.CLOSING_HANDSHAKE_TIMEOUT", 0.1)
     records: list[ExchangeRecord] = []
-    timeout = library.Timeout(60, read=0.5)
-    options: dict[str, Any] = {"timeout": timeout, "observers": [records.append]}
+    options: dict[str, Any] = {"observers": [records.append]}
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, sharing(library, is_fast, url, **options) as client:
@@ -256,6 +256,7 @@ async def test_websocket_failure_has_the_librarys_exception_as_cause(
             ("/silent", 1011, library.ReadTimeout),
             ("/resets", 1011, library.ReadError),
         ]:
+            client.timeout = library.Timeout(60, read=2 if path == "/silent" else 60)
             caller = GreetingCaller()
             scope = HANDSHAKE | {"path": path, "raw_path": path.encode()}
             websocket = WebSocket(scope, caller.receive, caller.send)

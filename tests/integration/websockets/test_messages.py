@@ -207,7 +207,7 @@ def test_long_message_read_slowly_hits_no_write_timeout(server: Server, listener
     taken = 0
     while taken < 16 * MB:
         taken += len(upstream.socket.recv(MB))
-        time.sleep(0.05)
+        time.sleep(0.2)
     sending.finish()
 
 

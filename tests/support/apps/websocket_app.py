@@ -44,7 +44,7 @@ def replaces(request: httpx.Request) -> httpx.Request:
 
 forward = ReverseProxy()
 narrow = httpx.Limits(max_connections=1)
-hasty = httpx.Timeout(60, write=0.5, read=0.5, pool=0.2)
+hasty = httpx.Timeout(60, write=2, read=2, pool=0.2)
 app = FastAPI(
     lifespan=combine_lifespans(
         client(base_url=UPSTREAM, timeout=30, observers=[observer]),

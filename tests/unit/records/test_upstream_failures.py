@@ -34,7 +34,7 @@ from tests.support.recorded import (
 )
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream, untrusted_upstream
-from tests.support.waiting import aeventually
+from tests.support.waiting import GROWING_LIMITS, aeventually
 
 pytestmark = recorded_tests
 
@@ -147,7 +147,11 @@ async def test_a_connection_that_takes_too_long_is_connect_timeout(
 async def test_silence_past_the_timeout_is_read_timeout(
     seen: Observed, way: Answer, path: str, status: int | None, received: int
 ) -> None:
-    record = await seen.record(way(seen, f"/{path}", timeout=httpx.Timeout(60, read=0.2)))
+    for seconds in GROWING_LIMITS:
+        timeout = httpx.Timeout(60, read=seconds)
+        record = await seen.record(way(seen, f"/{path}", timeout=timeout))
+        if record.status == status and record.bytes_received == received:
+            break
     assert (record.outcome, record.status) == (Outcome.READ_TIMEOUT, status)
     assert (record.bytes_received, type(record.exception)) == (received, httpx.ReadTimeout)
 
@@ -199,10 +203,13 @@ async def test_a_deadline_that_passes_during_the_upload_is_deadline(
 async def test_a_deadline_that_passes_is_deadline(
     seen: Observed, way: Answer, path: str, status: int | None
 ) -> None:
-    record = await seen.record(way(seen, f"/{path}", deadline=0.3))
+    for seconds in GROWING_LIMITS:
+        record = await seen.record(way(seen, f"/{path}", deadline=seconds))
+        if record.status == status:
+            break
     assert (record.outcome, record.status) == (Outcome.DEADLINE, status)
     assert isinstance(record.exception, UpstreamTimeout)
-    assert record.duration >= 0.3
+    assert record.duration >= seconds
 
 
 @every_way

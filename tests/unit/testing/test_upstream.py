@@ -203,7 +203,7 @@ def test_an_upstream_that_stalls_later_has_sent_so_many_bytes(
     upstream: Upstream, client: httpx.Client
 ) -> None:
     upstream.get("/stalls").content(b"0123456789").stall(after=4)
-    with client.stream("GET", "/stalls", timeout=0.3) as response:
+    with client.stream("GET", "/stalls", timeout=2) as response:
         chunks = response.iter_raw()
         assert next(chunks) == b"0123"
         with pytest.raises(httpx.ReadTimeout):

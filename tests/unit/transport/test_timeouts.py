@@ -151,7 +151,7 @@ async def test_failed_or_cancelled_read_frees_the_connection() -> None:
     limits = httpx.Limits(max_connections=1)
     async with RawUpstream(silent_after_the_head) as upstream, client(upstream, limits=limits) as c:
         responses = []
-        for read, within, error in ((0.1, 60, httpx.ReadTimeout), (60, 0.1, TimeoutError)):
+        for read, within, error in ((2, 60, httpx.ReadTimeout), (60, 0.1, TimeoutError)):
             timeout = httpx.Timeout(60, read=read)
             request = c.build_request("GET", "/", timeout=timeout)
             responses.append(await c.send(request, stream=True))
