@@ -46,7 +46,7 @@ def run(
     code: int | None = 0,
     data: bytes | None = None,
     environment: dict[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 300,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run it in `home` to its end, which must come in time and with that exit code."""
     done = subprocess.run(

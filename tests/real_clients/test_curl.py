@@ -35,7 +35,7 @@ class Curl:
     def __init__(self, home: Path, url: str, *options: str) -> None:
         self._program = program("curl")
         self.home, self._url = home, url
-        self._options = ["-q", "-sS", "--noproxy", "*", "--max-time", "30", *options]
+        self._options = ["-q", "-sS", "--noproxy", "*", "--max-time", "60", *options]
 
     def __call__(self, *arguments: str | Path, **options: Any) -> bytes:
         whole = [f"{self._url}{a}" if str(a).startswith("/web/") else a for a in arguments]

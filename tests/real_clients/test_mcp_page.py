@@ -80,7 +80,7 @@ class MCPSite:
         self, auth: httpx2.Auth | None = None, headers: dict[str, str] | None = None
     ) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
-            trust_env=False, verify=self.trust, timeout=20, auth=auth, headers=headers
+            trust_env=False, verify=self.trust, timeout=60, auth=auth, headers=headers
         )
 
 

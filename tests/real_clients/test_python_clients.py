@@ -120,7 +120,7 @@ class Requests(Client):
         self._session.trust_env = False
 
     def ask(self, method: str, path: str, **options: Any) -> ClientAnswer:
-        with self._session.request(method, self.url + path, timeout=20, **options) as answer:
+        with self._session.request(method, self.url + path, timeout=60, **options) as answer:
             return ClientAnswer(
                 answer.status_code,
                 answer.content,
@@ -134,12 +134,12 @@ class Requests(Client):
         return self.ask("POST", path, files={"file": ("name.bin", file)}, data={"a": "b"})
 
     def read_and_leave(self, path: str) -> bytes:
-        with self._session.get(self.url + path, stream=True, timeout=20) as answer:
+        with self._session.get(self.url + path, stream=True, timeout=60) as answer:
             first: bytes = next(answer.iter_content(1000))
             return first
 
     def lines(self, path: str, last: str = "") -> list[str]:
-        with self._session.get(self.url + path, stream=True, timeout=20) as answer:
+        with self._session.get(self.url + path, stream=True, timeout=60) as answer:
             return until(last, (line.decode() for line in answer.iter_lines(chunk_size=1)))
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ def client(service: str, url: str, key: dict[str, str]) -> Any:
             s3={"addressing_style": "path"},
             proxies={},
             retries={"max_attempts": 0},
-            read_timeout=20,
+            read_timeout=60,
         ),
     )
 

@@ -13,7 +13,7 @@ from asgi_upstream import __main__ as main
 @pytest.mark.process
 def test_it_prints_the_versions_of_python_and_of_each_package() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "asgi_upstream"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "asgi_upstream"], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")
     printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)

@@ -177,10 +177,10 @@ async def test_handshake_without_websockets_installed_is_refused(
 def test_websockets_is_imported_only_with_relay_websocket() -> None:
     code = "import sys, asgi_upstream; print('websockets' in sys.modules);"
     code += "from asgi_upstream import relay_websocket; print('websockets' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["False", "True"]
     code = "import sys; sys.modules['websockets'] = None; from asgi_upstream import relay_websocket"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "pip install websockets" in done.stderr
     with pytest.raises(AttributeError, match="no attribute 'relay_webhook'"):
         _ = asgi_upstream.relay_webhook

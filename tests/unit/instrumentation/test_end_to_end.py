@@ -355,6 +355,6 @@ with TestClient(app) as caller:
             env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr

@@ -153,7 +153,7 @@ def test_workers_of_one_server_add_up(
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", MULTIPROCESS], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", MULTIPROCESS], check=True, timeout=300)
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     seen = scrape(registry)
     assert seen.value("exchanges_total", outcome="completed") == 2

@@ -177,7 +177,7 @@ def test_websockets_are_served() -> None:
 def run(code: str, **modules: None) -> subprocess.CompletedProcess[str]:
     hidden: Mapping[str, None] = modules
     code = f"import sys; sys.modules.update({dict(hidden)!r})\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
 def test_serve_without_uvicorn_names_the_package() -> None:
