@@ -79,7 +79,7 @@ class CallerWebSocket:
             return data
         self.is_closed = True
         code, reason = message.get("code", 1005), message.get("reason")
-        # Servers report a missing Close frame so. uvicorn sends 1005 without a reason for it.
+        # A missing Close frame. uvicorn reports it as 1005 without a reason.
         if code == 1006 or (code == 1005 and reason is None):
             raise CallerDisconnected
         self.close_code, self.close_reason = code, reason or ""

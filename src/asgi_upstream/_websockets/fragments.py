@@ -1,4 +1,4 @@
-"""Joins the frames of a WebSocket to messages."""
+"""Joins the frames of a WebSocket into messages."""
 
 from io import BytesIO
 
