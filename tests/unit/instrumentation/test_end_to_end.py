@@ -47,7 +47,7 @@ def make_app(upstream_url: str, transport: str, observe: Observer) -> FastAPI:
         options: dict[str, Any] = {"transport": httpx.AsyncHTTPTransport(limits=limits)}
         if transport == "asyncio":
             options = {"transport": AsyncioTransport(limits=limits)}
-        timeout = httpx.Timeout(20, pool=0.2 if name == "narrow" else 20, read=20)
+        timeout = httpx.Timeout(60, pool=0.2 if name == "narrow" else 60)
         return client_lifespan(
             name=name, base_url=url, observers=[observe], timeout=timeout, **options
         )
