@@ -63,6 +63,14 @@ def test_chunk_size_is_hexadecimal_with_an_extension(line: bytes, is_valid: bool
             decoder.feed(line + b"\r\nabc\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("end", [b"k\r\n", b"\n\n", b"\r\r", b"\rk", b"\nk", b"k"])
+def test_chunk_ends_with_crlf(end: bytes) -> None:
+    decoder = ChunkedDecoder()
+    assert decoder.feed(b"2\r\nok") == b"ok"
+    with pytest.raises(ParseError, match="malformed chunk$"):
+        decoder.feed(end + b"0\r\n\r\n")
+
+
 @pytest.mark.parametrize("digit", b"0123456789abcdefABCDEF")
 def test_chunk_size_may_have_each_hexadecimal_digit(digit: int) -> None:
     size = int(chr(digit), 16) + 16
