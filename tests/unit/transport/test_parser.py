@@ -67,7 +67,7 @@ def test_chunk_size_is_hexadecimal_with_an_extension(line: bytes, is_valid: bool
 def test_chunk_ends_with_crlf(end: bytes) -> None:
     decoder = ChunkedDecoder()
     assert decoder.feed(b"2\r\nok") == b"ok"
-    with pytest.raises(ParseError, match="malformed chunk$"):
+    with pytest.raises(ParseError, match=r"malformed chunk$"):
         decoder.feed(end + b"0\r\n\r\n")
 
 
