@@ -113,18 +113,18 @@ async def observing(upstream: Upstream, transport: str, **options: Any) -> Async
 
 
 def streamed(seen: Observed, path: str, **options: Any) -> ASGIApp:
-    timeout = options.pop("timeout", 10)
+    timeout = options.pop("timeout", 60)
     return StreamedResponse(seen.client, seen.get(path, timeout=timeout), **options)
 
 
 def buffered(seen: Observed, path: str, **options: Any) -> ASGIApp:
-    timeout = options.pop("timeout", 10)
+    timeout = options.pop("timeout", 60)
     return BufferedResponse(seen.client, seen.get(path, timeout=timeout), **options)
 
 
 def forwarded(seen: Observed, path: str, **options: Any) -> ASGIApp:
     """The mount of an app; what is forwarded has the client's timeouts, so a hook sets them."""
-    timeout = httpx.Timeout(options.pop("timeout", 10)).as_dict()
+    timeout = httpx.Timeout(options.pop("timeout", 60)).as_dict()
 
     def on_request(request: httpx.Request) -> None:
         request.extensions["timeout"] = timeout
