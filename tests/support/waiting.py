@@ -7,12 +7,6 @@ from asgi_upstream import testing
 LONG = 60.0
 """Seconds."""
 
-GROWING_LIMITS = 0.2, 2.0, 20.0
-"""Seconds, to try in turn where a limit must pass after the head of a response has come.
-
-On a busy machine a short limit can pass before, and then the attempt says nothing.
-"""
-
 
 def eventually(condition: Callable[[], object], within: float = LONG) -> float:
     """Wait until a condition holds, and return how long that took, in seconds."""

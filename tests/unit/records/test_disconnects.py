@@ -5,9 +5,15 @@ import asyncio
 import anyio
 import pytest
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from asgi_upstream import BufferedResponse, Outcome, StreamedResponse, count_open_exchanges
+from asgi_upstream import (
+    BufferedResponse,
+    ExchangeRecord,
+    Outcome,
+    StreamedResponse,
+    count_open_exchanges,
+)
 from tests.support.asgi import Caller
 from tests.support.recorded import (
     Answer,
@@ -19,7 +25,7 @@ from tests.support.recorded import (
     streamed,
     unbuffered,
 )
-from tests.support.waiting import GROWING_LIMITS, aeventually
+from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
 
@@ -33,10 +39,10 @@ async def test_a_caller_who_leaves_before_its_answer_started(
 ) -> None:
     options = {"max_bytes": 1 << 40} if way is buffered else {}
     status = 200 if path == "/pour" else None
-    for seconds in GROWING_LIMITS:
-        record = await seen.record(way(seen, path, **options), Caller(leaves_after=seconds))
-        if record.status == status:
-            break
+    record = await seen.record_with_growing_limit(
+        lambda seconds: seen.record(way(seen, path, **options), Caller(leaves_after=seconds)),
+        lambda record: record.status == status,
+    )
     assert record.outcome is Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS
     assert record.status == status
     assert record.exception is None
@@ -45,10 +51,12 @@ async def test_a_caller_who_leaves_before_its_answer_started(
 @unbuffered
 @pytest.mark.parametrize("path", ["/silent_after_head", "/silent_mid_body", "/pour"])
 async def test_a_caller_who_leaves_in_the_body(seen: Observed, way: Answer, path: str) -> None:
-    for seconds in GROWING_LIMITS:
-        record = await seen.record(way(seen, path), Caller(leaves_after=seconds))
-        if record.status == 200 and (record.bytes_received or path == "/silent_after_head"):
-            break
+    record = await seen.record_with_growing_limit(
+        lambda seconds: seen.record(way(seen, path), Caller(leaves_after=seconds)),
+        lambda record: (
+            record.status == 200 and (record.bytes_received or path == "/silent_after_head")
+        ),
+    )
     assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_MID_BODY, 200)
     assert record.exception is None
     assert (record.bytes_received > 0) == (path != "/silent_after_head")
@@ -63,7 +71,7 @@ async def test_disconnect_in_the_last_chunk_is_mid_body(seen: Observed, way: Ans
 
 @pytest.mark.parametrize("upload", ["forwarded", "streamed", "buffered"])
 async def test_a_caller_who_leaves_in_its_upload(seen: Observed, upload: str) -> None:
-    for seconds in GROWING_LIMITS:
+    async def call(seconds: float) -> ExchangeRecord:
         caller = Caller("POST", body=[b"abc", b"def"], body_is_whole=False, leaves_after=seconds)
         if upload == "forwarded":
             caller.scope["headers"] = [(b"transfer-encoding", b"chunked")]
@@ -72,9 +80,9 @@ async def test_a_caller_who_leaves_in_its_upload(seen: Observed, upload: str) ->
             cls = StreamedResponse if upload == "streamed" else BufferedResponse
             body = Request(caller.scope, caller.receive).stream()
             app = cls(seen.client, seen.get("/echo", "POST", content=body))
-        record = await seen.record(app, caller)
-        if record.bytes_sent == 6:
-            break
+        return await seen.record(app, caller)
+
+    record = await seen.record_with_growing_limit(call, lambda record: record.bytes_sent == 6)
     assert (record.outcome, record.status) == (Outcome.CALLER_DISCONNECTED_BEFORE_HEADERS, None)
     assert (record.exception, record.bytes_sent) == (None, 6)
 
@@ -84,8 +92,8 @@ async def test_a_caller_who_leaves_in_its_upload(seen: Observed, upload: str) ->
 async def test_a_middleware_that_gives_up_has_cancelled(
     seen: Observed, way: Answer, path: str, loop_name: str
 ) -> None:
-    def within(seconds: float) -> ASGIApp:
-        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+    async def call(seconds: float) -> ExchangeRecord:
+        async def within(scope: Scope, receive: Receive, send: Send) -> None:
             app = way(seen, path)
             if loop_name == "trio":
                 with anyio.fail_after(seconds):
@@ -94,16 +102,13 @@ async def test_a_middleware_that_gives_up_has_cancelled(
                 async with asyncio.timeout(seconds):
                     await app(scope, receive, send)
 
-        return run
+        with pytest.raises(TimeoutError):
+            await Caller().call(within)
+        await seen.is_at_rest()
+        return seen.only
 
     status = None if path == "/never" else 200
-    for seconds in GROWING_LIMITS:
-        with pytest.raises(TimeoutError):
-            await Caller().call(within(seconds))
-        await seen.is_at_rest()
-        record = seen.only
-        if record.status == status:
-            break
+    record = await seen.record_with_growing_limit(call, lambda record: record.status == status)
     assert (record.outcome, record.exception) == (Outcome.CANCELLED, None)
     assert record.status == status
 

@@ -11,6 +11,7 @@ import pytest
 
 from asgi_upstream import (
     BufferedResponse,
+    ExchangeRecord,
     Outcome,
     PoolExhausted,
     StreamedResponse,
@@ -34,7 +35,7 @@ from tests.support.recorded import (
 )
 from tests.support.servers import free_port
 from tests.support.upstream import Upstream, untrusted_upstream
-from tests.support.waiting import GROWING_LIMITS, aeventually
+from tests.support.waiting import aeventually
 
 pytestmark = recorded_tests
 
@@ -147,11 +148,13 @@ async def test_a_connection_that_takes_too_long_is_connect_timeout(
 async def test_silence_past_the_timeout_is_read_timeout(
     seen: Observed, way: Answer, path: str, status: int | None, received: int
 ) -> None:
-    for seconds in GROWING_LIMITS:
+    async def call(seconds: float) -> ExchangeRecord:
         timeout = httpx.Timeout(60, read=seconds)
-        record = await seen.record(way(seen, f"/{path}", timeout=timeout))
-        if record.status == status and record.bytes_received == received:
-            break
+        return await seen.record(way(seen, f"/{path}", timeout=timeout))
+
+    record = await seen.record_with_growing_limit(
+        call, lambda record: (record.status, record.bytes_received) == (status, received)
+    )
     assert (record.outcome, record.status) == (Outcome.READ_TIMEOUT, status)
     assert (record.bytes_received, type(record.exception)) == (received, httpx.ReadTimeout)
 
@@ -203,13 +206,14 @@ async def test_a_deadline_that_passes_during_the_upload_is_deadline(
 async def test_a_deadline_that_passes_is_deadline(
     seen: Observed, way: Answer, path: str, status: int | None
 ) -> None:
-    for seconds in GROWING_LIMITS:
+    async def call(seconds: float) -> ExchangeRecord:
         record = await seen.record(way(seen, f"/{path}", deadline=seconds))
-        if record.status == status:
-            break
+        assert record.duration >= seconds
+        return record
+
+    record = await seen.record_with_growing_limit(call, lambda record: record.status == status)
     assert (record.outcome, record.status) == (Outcome.DEADLINE, status)
     assert isinstance(record.exception, UpstreamTimeout)
-    assert record.duration >= seconds
 
 
 @every_way
