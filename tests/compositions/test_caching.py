@@ -1,5 +1,6 @@
 """hishel under a relay: what is answered from the cache, and what never is, for nobody else."""
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -60,9 +61,11 @@ ANN, BOB = {"authorization": "ann"}, {"authorization": "bob"}
 
 
 def test_a_second_request_is_answered_from_the_cache(ask: Ask, asked: Asked) -> None:
+    began = time.monotonic()
     first, second = ask(cache="max-age=60"), ask(cache="max-age=60")
     assert first.text == second.text == "1 for anybody\n"
-    assert (asked(), "age" in first.headers, "age" in second.headers) == (1, False, True)
+    assert (asked(), "age" in first.headers) == (1, False)
+    assert int(second.headers["age"]) <= math.ceil(time.monotonic() - began)
     assert second.headers["content-length"] == first.headers["content-length"]
 
 
