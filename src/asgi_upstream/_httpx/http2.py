@@ -4,12 +4,14 @@
   still answers (RFC 9113 6.8). nginx sends one every 1,000 requests, and when it reloads.
 - httpcore takes a response without a `:status` for a 200, and `+200` or `2_00` too (8.3.2).
 - If a request is cancelled during a write, bytes are lost, and all requests on the connection fail.
+- It sends no PING, whose acknowledgement tells that the upstream has seen a reset (6.7).
 
 Delete this module when httpcore does better.
 """
 
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -77,6 +79,7 @@ class _ConnectionWatch:
         self._receive_response = connection._receive_response
         self._receive_stream_event = connection._receive_stream_event
         self._last_accepted = 0
+        self._pings = self._acknowledged_pings = 0
         self._uploads = WeakKeyDictionary[Any, int]()
         handlers = connection._h2_state._frame_dispatch_table
         goaway = next(frame for frame in handlers if frame.__name__ == "GoAwayFrame")
@@ -86,6 +89,7 @@ class _ConnectionWatch:
         connection._send_request_body = self.send_request_body
         connection._receive_response = self.receive_response
         connection._receive_stream_event = self.receive_stream_event
+        connection.ping = self.ping
         try:
             stream = connection._network_stream
             stream.write = partial(self._write, stream.write)
@@ -117,10 +121,24 @@ class _ConnectionWatch:
                 connection._events[number] = _RefusedEvents(self._httpcore.RemoteProtocolError)
         return [], []
 
+    async def ping(self) -> None:
+        """Send a PING, and read until the upstream has acknowledged it (RFC 9113 6.7)."""
+        self._pings += 1
+        ping = _Ping(self._pings)
+        self._connection._h2_state.ping(ping.number.to_bytes(8))
+        await self._connection._write_outgoing_data(ping)
+        while self._acknowledged_pings < ping.number:
+            await self._connection._receive_events(ping)
+
     async def read_incoming_data(self, request: object) -> Any:
+        if isinstance(request, _Ping) and self._acknowledged_pings >= request.number:
+            return []  # Another task has read it.
         if self._is_refused(self._uploads.get(request, 0)):
             raise self._httpcore.RemoteProtocolError(_REFUSED)  # It will get no more window.
         events, connection = await self._read_incoming_data(request), self._connection
+        for event in events:
+            if type(event).__name__ == "PingAckReceived":
+                self._acknowledged_pings = int.from_bytes(event.ping_data)
         waiting = connection._max_streams_semaphore
         if connection._used_all_stream_ids and not isinstance(waiting, _NoLimit):
             connection._max_streams_semaphore = _NoLimit()
@@ -158,6 +176,15 @@ class _ConnectionWatch:
 
     def _is_refused(self, stream_id: int) -> bool:
         return isinstance(self._connection._events.get(stream_id), _RefusedEvents)
+
+
+class _Ping:
+    """What httpcore takes for the request that it reads and writes for."""
+
+    extensions: Mapping[str, object] = {}
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class _NoLimit:

@@ -23,6 +23,9 @@ MAX_CLOSING_TURNS = 50
 CLEAN_UP_TIMEOUT = 5.0
 """Seconds that the clean-up of a pool may take."""
 
+PING_TIMEOUT = 4.0
+"""Seconds that an HTTP/2 upstream may take to acknowledge a reset stream."""
+
 _STREAM_VARIABLES = {"_connect": "stream", "start_tls": "self"}
 """Functions of httpcore that connect, and their variables with the socket's stream."""
 
@@ -246,12 +249,13 @@ async def reset_abandoned_streams(pool: Any) -> None:
 
     httpcore 1.0.9 sends no RST_STREAM when a response is closed early. The upstream then produces
     the rest, and unread data is never acknowledged, so that the whole connection stalls. Delete
-    this when httpcore sends RST_STREAM itself.
+    this when httpcore sends RST_STREAM itself, and reads what is still on the way.
     """
     try:
-        for connection in [c._connection for c in pool._connections]:
-            if connection is not None and hasattr(connection, "_h2_state"):
-                await _reset_streams_of(connection)
+        for pooled in list(pool._connections):
+            speaks_http2 = hasattr(pooled._connection, "_h2_state")
+            if speaks_http2 and await _reset_streams_of(pooled._connection):
+                await _read_to_last_reset(pooled)
     except AttributeError:
         if is_of_httpcore(pool):
             warn_of_unknown_httpcore("HTTP/2 streams are not reset")
@@ -259,8 +263,9 @@ async def reset_abandoned_streams(pool: Any) -> None:
         logger.debug("HTTP/2 streams could not be reset", exc_info=True)
 
 
-async def _reset_streams_of(connection: Any) -> None:
-    state = connection._h2_state
+async def _reset_streams_of(connection: Any) -> bool:
+    """Return whether one of the streams had a response, whose body may be on the way."""
+    state, had_response = connection._h2_state, False
     for number, stream in list(state.streams.items()):
         if number in connection._events or stream.closed:
             continue
@@ -269,9 +274,26 @@ async def _reset_streams_of(connection: Any) -> None:
         if unread > 0:
             state.acknowledge_received_data(unread, number)
         state.reset_stream(number, _CANCEL)
+        had_response = had_response or bool(stream.state_machine.headers_received)
     async with connection._write_lock:
         if data := state.data_to_send():
             await connection._network_stream.write(data, CLEAN_UP_TIMEOUT)
+    return had_response
+
+
+async def _read_to_last_reset(pooled: Any) -> None:
+    """Read what the upstream sent before it saw the resets. Close the connection if it sees none.
+
+    httpcore does not read an idle connection. An upstream that waits until its write is complete
+    would see the reset only when the next request comes.
+    """
+    # A connection that was there before the client's first exchange has no `ping`.
+    if ping := getattr(pooled._connection, "ping", None):
+        with anyio.move_on_after(PING_TIMEOUT):
+            await ping()
+            return
+    if pooled.is_idle():
+        await pooled.aclose()
 
 
 class EarlyResponseDetector:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from asgi_upstream import (
     count_open_exchanges,
     fetch,
 )
+from asgi_upstream._httpx import workarounds
 from asgi_upstream._httpx.http2 import prepare_http2_pools
 from tests.support.asgi import Caller
 from tests.support.flavor import client_lifespan, httpx
@@ -271,15 +272,14 @@ async def test_cancelled_request_leaves_the_connection_whole(
 
     async with serving(upstream, verify=tls.trust if tls else True) as client:
         await call(client, "/")
-        before = asyncio.create_task(call(client, "/before"))
-        await anyio.wait_all_tasks_blocked()
-        cancelled = asyncio.create_task(call_and_cancel())
-        done, _ = await asyncio.wait([cancelled], timeout=30)
-        if not done:  # It ignores its cancellation, and the event loop would wait for it forever.
-            asyncio.tasks._unregister_task(cancelled)
-        assert done
-        assert await call(client, "/after", headers=NEW) == "first second"
-        assert await before == "first second"
+        async with client.stream("GET", "/before") as before:
+            cancelled = asyncio.create_task(call_and_cancel())
+            done, _ = await asyncio.wait([cancelled], timeout=30)
+            if not done:  # It ignores its cancellation: the event loop would wait for it forever.
+                asyncio.tasks._unregister_task(cancelled)
+            assert done
+            assert await call(client, "/after", headers=NEW) == "first second"
+            assert await before.aread() == b"first second"
     assert scope.cancelled_caught or cancelled.cancelled()
     assert upstream.connections == 1
 
@@ -342,3 +342,132 @@ async def test_malformed_status_is_a_502(fields: list[tuple[bytes, bytes]]) -> N
             await call(client, "/")
         assert not client._transport._pool._requests
     await closed.wait()
+
+
+class EndlessUpstream:
+    """Answers each request with the first bytes of a body, and does not read while it writes.
+
+    It answers `/short` completely.
+
+    Attributes:
+        resets: The paths of the streams that were reset.
+        connections: How many connections it had.
+        closed: Is set when a connection ends.
+    """
+
+    def __init__(self, size: int, *, acknowledges_pings: bool = True) -> None:
+        self.resets: list[str] = []
+        self.connections = 0
+        self.closed = asyncio.Event()
+        self._size = size
+        self._acknowledges_pings = acknowledges_pings
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[httpx.AsyncClient]:
+        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, client_lifespan(base_url=url, **HTTP2)(None) as state:
+            client: Any = state["client"]
+            yield client
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.transport.set_write_buffer_limits(0)
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        state.initiate_connection()
+        paths: dict[int, str] = {}
+        try:
+            while data := await reader.read(65536):
+                for event in state.receive_data(data):
+                    if isinstance(event, h2.events.StreamReset):
+                        self.resets.append(paths[event.stream_id])
+                    elif isinstance(event, h2.events.PingReceived) and not self._acknowledges_pings:
+                        state.clear_outbound_data_buffer()
+                    elif isinstance(event, h2.events.RequestReceived):
+                        stream: Any = event.stream_id
+                        paths[stream] = dict(event.headers)[b":path"].decode()
+                        state.send_headers(stream, [(":status", "200")])
+                        size = min(self._size, state.local_flow_control_window(stream))
+                        for _ in range(size // 16384):
+                            state.send_data(stream, bytes(16384))
+                        if paths[stream] == "/short":
+                            state.end_stream(stream)
+                writer.write(state.data_to_send())
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            self.closed.set()
+
+
+async def leave_at_body(client: httpx.AsyncClient, path: str) -> None:
+    response = StreamedResponse(client, client.build_request("GET", path))
+    caller = await Caller(leaves_at_body=True).call(response)
+    assert caller.status == 200
+
+
+async def test_upstream_that_blocks_in_a_write_sees_a_disconnect() -> None:
+    """The body does not fit into the sockets' buffers, and no other request reads it."""
+    upstream = EndlessUpstream(16 * 1024 * 1024)
+    async with upstream.serve() as client:
+        for number in (1, 2):
+            await leave_at_body(client, "/long")
+            assert upstream.resets == ["/long"] * number
+    assert upstream.connections == 1
+
+
+async def test_disconnect_leaves_the_connection_to_the_others() -> None:
+    upstream = EndlessUpstream(16384)
+    async with upstream.serve() as client:
+        await call(client, "/short")
+        async with client.stream("GET", "/stays"):
+            for _ in range(3):
+                await leave_at_body(client, "/leaves")
+                assert len(await call(client, "/short")) == 16384
+            assert upstream.resets == ["/leaves"] * 3
+        assert len(await call(client, "/short")) == 16384
+    assert upstream.connections == 1
+
+
+async def test_ping_ends_when_another_request_reads_its_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for limit in ("PING_TIMEOUT", "CLEAN_UP_TIMEOUT"):
+        monkeypatch.setattr(workarounds, limit, 120)
+    upstream = EndlessUpstream(16384)
+    async with upstream.serve() as client:
+        await call(client, "/short")
+        async with client.stream("GET", "/stays") as response:
+            reading = asyncio.create_task(response.aread())
+            await anyio.wait_all_tasks_blocked()
+            await asyncio.wait_for(leave_at_body(client, "/leaves"), 60)
+            reading.cancel()
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_connection_that_ignores_a_ping_is_closed_if_idle(
+    is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workarounds, "PING_TIMEOUT", 0.1)
+    upstream = EndlessUpstream(16384, acknowledges_pings=False)
+    async with upstream.serve() as client, AsyncExitStack() as stack:
+        await call(client, "/short")
+        if is_shared:
+            await stack.enter_async_context(client.stream("GET", "/stays"))
+        await leave_at_body(client, "/leaves")
+        if not is_shared:
+            await asyncio.wait_for(upstream.closed.wait(), 60)
+        assert len(await call(client, "/short")) == 16384
+        assert upstream.connections == (1 if is_shared else 2)
+
+
+async def test_connection_of_another_request_is_closed_after_a_disconnect() -> None:
+    """It was there before the client's first exchange, so it cannot send a PING."""
+    upstream = EndlessUpstream(16384)
+    async with upstream.serve() as client:
+        assert (await client.get("/short")).status_code == 200
+        await leave_at_body(client, "/leaves")
+        await asyncio.wait_for(upstream.closed.wait(), 60)
+        assert len(await call(client, "/short")) == 16384
+    assert upstream.connections == 2
