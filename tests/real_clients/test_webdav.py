@@ -66,6 +66,9 @@ class Rclone:
             "RCLONE_WEBDAV_VENDOR": "other",
             "RCLONE_RETRIES": "1",
             "RCLONE_LOW_LEVEL_RETRIES": "1",
+            # Its server answers 423 if two requests use the same folder at the same moment.
+            "RCLONE_TRANSFERS": "1",
+            "RCLONE_CHECKERS": "1",
         }
         done = run(self._program, *arguments, home=self.home, code=code, environment=settings)
         return (done.stdout + done.stderr).decode().splitlines()
