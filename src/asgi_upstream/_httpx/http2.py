@@ -12,7 +12,7 @@ Delete this module when httpcore does better.
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -127,8 +127,11 @@ class _ConnectionWatch:
         ping = _Ping(self._pings)
         self._connection._h2_state.ping(ping.number.to_bytes(8))
         await self._connection._write_outgoing_data(ping)
+        takes_lock = self._httpcore.__name__ == "httpcore"  # httpcore2 leaves it to its callers.
         while self._acknowledged_pings < ping.number:
-            await self._connection._receive_events(ping)
+            async with nullcontext() if takes_lock else self._connection._read_lock:
+                await self._connection._receive_events(ping)
+            await self._connection._write_outgoing_data(ping)
 
     async def read_incoming_data(self, request: object) -> Any:
         if isinstance(request, _Ping) and self._acknowledged_pings >= request.number:
