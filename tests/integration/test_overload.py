@@ -110,7 +110,7 @@ def test_callers_past_the_limit_get_503_and_the_rest_is_served(
         waited = [float(answer.field(b"x-seconds") or "nan") for answer in wave.of(503)]
         print(f"503 after {statistics.median(waited):.2f} s, at most {max(waited):.2f} s")
         assert min(waited) > POOL_TIMEOUT - 0.1
-        assert statistics.median(waited) < 2 * POOL_TIMEOUT
+        assert statistics.median(waited) < POOL_TIMEOUT + 1
         assert max(waited) < POOL_TIMEOUT + 5
     # Each caller costs its connection and its request, once.
     assert first.most_memory - before < 32 * MB + callers * 100_000

@@ -272,14 +272,15 @@ async def test_cancelled_request_leaves_the_connection_whole(
 
     async with serving(upstream, verify=tls.trust if tls else True) as client:
         await call(client, "/")
-        async with client.stream("GET", "/before") as before:
-            cancelled = asyncio.create_task(call_and_cancel())
-            done, _ = await asyncio.wait([cancelled], timeout=30)
-            if not done:  # It ignores its cancellation: the event loop would wait for it forever.
-                asyncio.tasks._unregister_task(cancelled)
-            assert done
-            assert await call(client, "/after", headers=NEW) == "first second"
-            assert await before.aread() == b"first second"
+        before = asyncio.create_task(call(client, "/before"))
+        await anyio.wait_all_tasks_blocked()
+        cancelled = asyncio.create_task(call_and_cancel())
+        done, _ = await asyncio.wait([cancelled], timeout=30)
+        if not done:  # It ignores its cancellation, and the event loop would wait for it forever.
+            asyncio.tasks._unregister_task(cancelled)
+        assert done
+        assert await call(client, "/after", headers=NEW) == "first second"
+        assert await before == "first second"
     assert scope.cancelled_caught or cancelled.cancelled()
     assert upstream.connections == 1
 
