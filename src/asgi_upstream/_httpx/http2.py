@@ -139,9 +139,10 @@ class _ConnectionWatch:
         if self._is_refused(self._uploads.get(request, 0)):
             raise self._httpcore.RemoteProtocolError(_REFUSED)  # It will get no more window.
         events, connection = await self._read_incoming_data(request), self._connection
-        for event in events:
-            if type(event).__name__ == "PingAckReceived":
-                self._acknowledged_pings = int.from_bytes(event.ping_data)
+        if self._acknowledged_pings < self._pings:
+            for event in events:
+                if type(event).__name__ == "PingAckReceived":
+                    self._acknowledged_pings = int.from_bytes(event.ping_data)
         waiting = connection._max_streams_semaphore
         if connection._used_all_stream_ids and not isinstance(waiting, _NoLimit):
             connection._max_streams_semaphore = _NoLimit()
