@@ -1,7 +1,6 @@
 """Serves an app with uvicorn in a thread."""
 
 import contextlib
-import socket
 import threading
 from typing import Any
 
@@ -9,6 +8,7 @@ import anyio
 import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ._listening import listen
 from ._waiting import eventually
 
 STARTUP_TIMEOUT = 10.0
@@ -54,7 +54,7 @@ class serve:
         except ImportError as exc:
             raise ImportError("serve() needs uvicorn: pip install uvicorn") from exc
         self._server = uvicorn.Server(uvicorn.Config(self._app, **self._options))
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self._listener = listen()
         self._thread = threading.Thread(target=self._run, name="serve", daemon=True)
         self._thread.start()
         with contextlib.suppress(AssertionError):

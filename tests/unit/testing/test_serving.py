@@ -1,6 +1,7 @@
 """`serve` runs an app on a real uvicorn, and stops it."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -15,9 +16,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asgi_upstream import StreamedResponse, get_client
 from asgi_upstream.testing import Upstream, serve
+from asgi_upstream.testing._listening import LoopbackServer
 from tests.support.flavor import client_lifespan, httpx
 from tests.support.waiting import eventually
 
@@ -172,6 +175,33 @@ def test_websockets_are_served() -> None:
 
     with serve(Starlette(routes=[WebSocketRoute("/ws", echo)])) as url:
         assert asyncio.run(call(url)) == "there and back"
+
+
+def test_no_response_waits_for_a_delayed_acknowledgement() -> None:
+    """The head and the body are two writes. Nagle's algorithm would delay the second one."""
+    no_delay: list[int] = []
+
+    def record(transport: asyncio.Transport) -> None:
+        sock: socket.socket = transport.get_extra_info("socket")
+        no_delay.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            record(transport)
+            super().connection_made(transport)
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        record(writer.transport)  # type: ignore[arg-type]
+        writer.close()
+
+    with serve(Starlette(routes=ROUTES), http=Protocol) as url:
+        get(f"{url}/hello")
+    with (
+        LoopbackServer(close) as upstream,
+        socket.create_connection(("127.0.0.1", upstream.port), timeout=60) as sock,
+    ):
+        assert sock.recv(1) == b""
+    assert no_delay == [1, 1]
 
 
 def run(code: str, **modules: None) -> subprocess.CompletedProcess[str]:
