@@ -245,6 +245,7 @@ def traced(telemetry: Telemetry, upstream: Upstream, transport: str) -> Iterator
         yield caller
 
 
+@pytest.mark.of_httpx  # HTTPXClientInstrumentor knows no other
 def test_a_trace_goes_on_to_the_upstream(
     traced: httpx.Client, telemetry: Telemetry, upstream: Upstream
 ) -> None:

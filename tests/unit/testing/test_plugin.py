@@ -126,7 +126,7 @@ def test_fixture(served, upstream, no_leaks):
 def test_unclosed_response_of_any_length_is_reported(run: Run) -> None:
     told = run(
         """# preamble
-from asgi_upstream.transport import AsyncioTransport
+from tests.support.flavor import AsyncioTransport
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -385,7 +385,7 @@ def test_without_any_exchange():
     )
 
 
-@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+@pytest.mark.parametrize("name", [pytest.param("httpx", marks=pytest.mark.of_httpx), "httpx2"])
 def test_test_clients_on_httpx_and_on_httpx2_are_seen(run: Run, name: str) -> None:
     hide = "" if name == "httpx2" else "import sys; sys.modules['httpx2'] = None"
     told = run(
